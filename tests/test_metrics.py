@@ -2,6 +2,7 @@
 
 import os
 
+import evaluate
 import numpy as np
 import pytest
 from sklearn.metrics import f1_score, precision_score, recall_score, roc_auc_score
