@@ -1,0 +1,688 @@
+"""A Hugging Face Hub on loopback, for tests: standard library only, everything kept in memory.
+
+It speaks the part of the Hub's HTTP interface that `huggingface_hub`, `transformers` and `datasets` use to create,
+fill, list and read repositories, so that the real clients can be pointed at it with `HF_ENDPOINT`:
+
+```python
+with HubServer() as hub:
+    api = HfApi(endpoint=hub.url, token=hub.token)
+    api.create_repo("org/name")
+```
+
+Beyond the plain paths it can misbehave on request: cut an upload or a download in the middle, answer a range request
+with the whole file, or send less than it announced elsewhere. It never sends Xet headers; clients need
+`HF_HUB_DISABLE_XET=1` to take the LFS path.
+"""
+
+import argparse
+import base64
+import hashlib
+import json
+import re
+import secrets
+import socket
+import threading
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, quote, unquote, urlsplit
+
+
+# Files of these kinds, and larger ones, go through LFS, as a new repository's .gitattributes has it.
+LFS_SUFFIXES = (".safetensors", ".bin", ".parquet", ".arrow", ".pt", ".npz", ".mp4", ".wav", ".onnx")
+LFS_SIZE = 1_000_000
+REGULAR, LFS = "regular", "lfs"
+
+
+@dataclass
+class Blob:
+    """Content of one file. `oid` is git's SHA-1 of the blob, `sha256` what LFS calls the object."""
+
+    content: bytes
+    mode: str = REGULAR
+
+    def __post_init__(self):
+        self.sha256 = hashlib.sha256(self.content).hexdigest()
+        self.oid = hashlib.sha1(b"blob %d\0" % len(self.content) + self.content).hexdigest()
+
+    @property
+    def etag(self) -> str:
+        return self.sha256 if self.mode == LFS else self.oid
+
+
+@dataclass
+class Commit:
+    sha: str
+    title: str
+    date: str
+    files: dict[str, Blob]
+    parent: "Commit | None" = None
+
+
+@dataclass
+class Repository:
+    """Commits, branches and tags of one repository. A commit replaces the branch's head only when it is complete."""
+
+    repo_type: str
+    repo_id: str
+    private: bool = False
+    commits: dict[str, Commit] = field(default_factory=dict)
+    branches: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.commit("main", "initial commit", {})
+
+    def commit(self, branch: str, title: str, files: dict[str, Blob]) -> Commit:
+        parent = self.find(branch)
+        date = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+        listing = "\n".join(f"{blob.oid} {path}" for path, blob in sorted(files.items()))
+        seed = f"{self.repo_type} {self.repo_id} {parent.sha if parent else ''} {title} {date}\n{listing}"
+        commit = Commit(hashlib.sha1(seed.encode()).hexdigest(), title, date, files, parent)
+        self.commits[commit.sha] = commit
+        self.branches[branch] = commit.sha
+        return commit
+
+    def find(self, revision: str) -> Commit | None:
+        """The commit that a branch, a tag or a (shortened) commit hash names; None where there is none."""
+        for refs in (self.branches, self.tags):
+            if revision in refs:
+                return self.commits[refs[revision]]
+        if len(revision) >= 7:
+            return next((commit for sha, commit in self.commits.items() if sha.startswith(revision)), None)
+        return None
+
+    def history(self, revision: str) -> list[Commit]:
+        commits, commit = [], self.find(revision)
+        while commit is not None:
+            commits.append(commit)
+            commit = commit.parent
+        return commits
+
+
+@dataclass
+class Fault:
+    """What goes wrong with the next `times` transfers whose path (or LFS object) matches `match`.
+
+    Kinds: `cut_upload` and `cut_commit` close the connection after `after` bytes of the request's body, `cut_download`
+    after `after` bytes of the answer's; `short_download` ends the answer there as if it were complete;
+    `ignore_range` answers a range request with the whole file and status 200.
+    """
+
+    kind: str
+    after: int = 0
+    times: int = 1
+    match: str = ""
+
+
+class HubError(Exception):
+    """An answer that is not 2xx: status, the code that the client's exceptions are chosen by, and a message."""
+
+    def __init__(self, status: int, message: str, code: str | None = None):
+        super().__init__(message)
+        self.status, self.message, self.code = status, message, code
+
+
+class ConnectionCut(Exception):
+    """The connection is to be closed without an answer."""
+
+
+class HubServer:
+    """Serves until the `with` block ends, or `stop()`.
+
+    Attributes:
+        url (`str`): what `HF_ENDPOINT` is set to.
+        token (`str`): may write to every name space. `read_token` may read everything and write nothing.
+        requests (`list[tuple[str, str, int]]`): method, path and status of every request answered.
+        faults (`list[Fault]`): faults that are still to happen; add to it.
+    """
+
+    def __init__(self, port: int = 0, user: str = "tester"):
+        self.user = user
+        # Random, so that a search for it in logs and files finds this token and nothing else.
+        self.token = "hf_" + secrets.token_hex(17)
+        self.read_token = "hf_" + secrets.token_hex(17)
+        self.repositories: dict[tuple[str, str], Repository] = {}
+        self.objects: dict[str, bytes] = {}
+        self.upload_slots: dict[str, tuple[str, int]] = {}
+        self.requests: list[tuple[str, str, int]] = []
+        self.faults: list[Fault] = []
+        self.lock = threading.RLock()
+        self._servers = [self._serve(port), self._serve(0)]
+        # Large files live at a second address, as the Hub's do: clients must not send it their token.
+        self.url, self.storage_url = (f"http://127.0.0.1:{server.server_port}" for server in self._servers)
+
+    def _serve(self, port: int) -> ThreadingHTTPServer:
+        server = ThreadingHTTPServer(("127.0.0.1", port), type("Handler", (_Handler,), {"hub": self}))
+        server.daemon_threads = True
+        return server
+
+    def __enter__(self) -> "HubServer":
+        for server in self._servers:
+            threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        for server in self._servers:
+            server.shutdown()
+            server.server_close()
+
+    def repository(self, repo_id: str, repo_type: str = "model") -> Repository:
+        return self.repositories[repo_type, repo_id]
+
+    def files(self, repo_id: str, repo_type: str = "model", revision: str = "main") -> dict[str, bytes]:
+        """Path → content of all files of a revision, read past HTTP."""
+        commit = self.repository(repo_id, repo_type).find(revision)
+        return {path: blob.content for path, blob in commit.files.items()}
+
+    def environment(self, hf_home: str, token: str | None = None) -> dict[str, str]:
+        """Variables that make a fresh process talk to this server and to nothing else; no token unless given."""
+        variables = {
+            "HF_ENDPOINT": self.url,
+            "HF_HOME": str(hf_home),
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_UPDATE_DOWNLOAD_COUNTS": "0",
+            "DISABLE_SAFETENSORS_CONVERSION": "1",
+            "NO_PROXY": "127.0.0.1,localhost",
+        }
+        return {**variables, "HF_TOKEN": token} if token else variables
+
+    def take_fault(self, kind: str, name: str) -> Fault | None:
+        with self.lock:
+            for fault in self.faults:
+                if fault.kind == kind and fault.match in name and fault.times > 0:
+                    fault.times -= 1
+                    return fault
+        return None
+
+
+REPO = r"(?P<prefix>datasets/|spaces/)?(?P<repo_id>[^/]+/[^/]+)"
+API = r"/api/(?P<plural>models|datasets|spaces)/(?P<repo_id>[^/]+/[^/]+)"
+ROUTES = [
+    (method, re.compile(pattern + "/?"), name)
+    for method, pattern, name in [
+        ("GET", r"/api/whoami-v2", "whoami"),
+        ("POST", r"/api/validate-yaml", "validate_card"),
+        ("POST", r"/api/repos/create", "create_repo"),
+        ("DELETE", r"/api/repos/delete", "delete_repo"),
+        ("GET", API, "repo_info"),
+        ("GET", API + r"/revision/(?P<revision>[^/]+)", "repo_info"),
+        ("GET", API + r"/tree/(?P<revision>[^/]+)(?:/(?P<path>.+))?", "tree"),
+        ("POST", API + r"/paths-info/(?P<revision>[^/]+)", "paths_info"),
+        ("GET", API + r"/refs", "refs"),
+        ("GET", API + r"/commits/(?P<revision>[^/]+)", "commits"),
+        ("POST", API + r"/branch/(?P<branch>[^/]+)", "create_branch"),
+        ("DELETE", API + r"/branch/(?P<branch>[^/]+)", "delete_branch"),
+        ("POST", API + r"/tag/(?P<revision>[^/]+)", "create_tag"),
+        ("PUT", API + r"/settings", "settings"),
+        ("POST", API + r"/preupload/(?P<revision>[^/]+)", "preupload"),
+        ("POST", API + r"/commit/(?P<revision>[^/]+)", "create_commit"),
+        ("POST", "/" + REPO + r"\.git/info/lfs/objects/batch", "lfs_batch"),
+        ("PUT", r"/lfs-upload/(?P<slot>[^/]+)", "lfs_put"),
+        ("POST", r"/lfs-verify", "lfs_verify"),
+        ("GET", r"/lfs-download/(?P<sha256>[0-9a-f]{64})", "lfs_get"),
+        ("GET", "/" + REPO + r"/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),
+    ]
+]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """One request. Route methods return what to answer as JSON, or send the answer themselves and return None."""
+
+    hub: HubServer
+    protocol_version = "HTTP/1.1"
+    server_version = "LoopbackHub"
+
+    # Dispatch
+
+    def do_GET(self):
+        self._dispatch("GET")
+
+    def do_HEAD(self):
+        self._dispatch("GET")
+
+    def do_POST(self):
+        self._dispatch("POST")
+
+    def do_PUT(self):
+        self._dispatch("PUT")
+
+    def do_DELETE(self):
+        self._dispatch("DELETE")
+
+    def log_message(self, format, *arguments):
+        """Requests are kept in `HubServer.requests`; nothing is printed."""
+
+    def _dispatch(self, method: str) -> None:
+        target = urlsplit(self.path)
+        self.query = parse_qs(target.query)
+        self.body = None
+        try:
+            handler, arguments = self._route(method, target.path)
+            self._check_token()
+            if handler not in ("lfs_put", "create_commit"):
+                self.body = self._read_body()
+            answer = getattr(self, handler)(**arguments)
+            if answer is not None:
+                self._send_json(200, answer)
+        except HubError as error:
+            self._drain()
+            headers = {"X-Error-Message": error.message} | ({"X-Error-Code": error.code} if error.code else {})
+            self._send_json(error.status, {"error": error.message}, headers)
+        except (ConnectionCut, ConnectionError):
+            self.hub.requests.append((self.command, target.path, 0))
+            self._cut()
+
+    def _route(self, method: str, path: str) -> tuple[str, dict]:
+        for route_method, pattern, name in ROUTES:
+            match = pattern.fullmatch(path)
+            if match and method == route_method:
+                arguments = {key: unquote(value) for key, value in match.groupdict().items() if value is not None}
+                return name, arguments
+        raise HubError(404, f"no such route: {method} {path}")
+
+    def _check_token(self) -> None:
+        """`self.writer` and `self.reader` say what the request may do; an unknown token may do nothing at all."""
+        header = self.headers.get("Authorization", "")
+        if header and urlsplit(self.path).path.startswith(("/lfs-upload/", "/lfs-download/")):
+            raise HubError(400, "The storage address takes no token")
+        token = header.removeprefix("Bearer ").strip()
+        self.writer = secrets.compare_digest(token, self.hub.token)
+        self.reader = self.writer or secrets.compare_digest(token, self.hub.read_token)
+        if token and not self.reader:
+            raise HubError(401, "Invalid credentials in Authorization header")
+
+    # Bodies and answers
+
+    def _body_chunks(self):
+        """The request's body in pieces, whether its length was announced or it comes chunked."""
+        if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
+            while size := int(self.rfile.readline().split(b";")[0], 16):
+                yield self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+            return
+        left = int(self.headers.get("Content-Length") or 0)
+        while left > 0:
+            chunk = self.rfile.read(min(left, 16384))
+            if not chunk:
+                raise ConnectionCut
+            left -= len(chunk)
+            yield chunk
+
+    def _read_body(self, fault: Fault | None = None) -> bytes:
+        body = bytearray()
+        for chunk in self._body_chunks():
+            body += chunk
+            if fault is not None and len(body) > fault.after:
+                raise ConnectionCut
+        if fault is not None:
+            raise ConnectionCut
+        self.body = bytes(body)
+        return self.body
+
+    def _drain(self) -> None:
+        """An unread body would be taken for the connection's next request."""
+        if self.body is None:
+            for _ in self._body_chunks():
+                pass
+
+    def _json(self) -> dict:
+        return json.loads(self.body or b"{}")
+
+    def _send(self, status: int, content: bytes, headers: dict[str, str], cut_after: int | None = None) -> None:
+        self.hub.requests.append((self.command, urlsplit(self.path).path, status))
+        self.send_response(status)
+        for name, value in ({"Content-Length": str(len(content))} | headers).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        self.wfile.write(content if cut_after is None else content[:cut_after])
+        if cut_after is not None:
+            self._cut()
+
+    def _send_json(self, status: int, value, headers: dict[str, str] | None = None) -> None:
+        self._send(status, json.dumps(value).encode(), {"Content-Type": "application/json", **(headers or {})})
+
+    def _cut(self) -> None:
+        self.wfile.flush()
+        self.close_connection = True
+        self.connection.shutdown(socket.SHUT_RDWR)
+
+    def _send_file(self, content: bytes, name: str, headers: dict[str, str]) -> None:
+        """Sends a whole file or the asked-for range of it, with the faults that are due."""
+        status, start, stop = 200, 0, len(content)
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if asked and self.command == "GET" and not self.hub.take_fault("ignore_range", name):
+            start = int(asked[1])
+            stop = min(int(asked[2]) + 1 if asked[2] else len(content), len(content))
+            if start >= len(content):
+                headers = {**headers, "Content-Range": f"bytes */{len(content)}"}
+                return self._send(416, b"", headers)
+            status = 206
+            headers = {**headers, "Content-Range": f"bytes {start}-{stop - 1}/{len(content)}"}
+        part = content[start:stop]
+        cut_after = None
+        if self.command == "GET":
+            if fault := self.hub.take_fault("short_download", name):
+                part = part[: fault.after]
+            if fault := self.hub.take_fault("cut_download", name):
+                cut_after = fault.after
+        self._send(status, part, {"Content-Type": "application/octet-stream", **headers}, cut_after)
+
+    # Looking up, with the rights that it takes
+
+    def _repository(self, repo_id: str, plural: str = "", prefix: str = "", write: bool = False) -> Repository:
+        repo_type = (plural or prefix.rstrip("/") or "models").removesuffix("s")
+        repository = self.hub.repositories.get((repo_type, repo_id))
+        # As on the Hub, a private repository and one that does not exist look the same from outside.
+        if repository is None or (repository.private and not self.reader):
+            raise HubError(404 if self.reader else 401, "Repository not found", "RepoNotFound")
+        if write:
+            self._require_write(repo_id)
+        return repository
+
+    def _require_write(self, repo_id: str) -> None:
+        if not self.reader:
+            raise HubError(401, "Invalid username or password.")
+        if not self.writer:
+            raise HubError(403, f"You do not have the rights to write to {repo_id}")
+
+    def _commit(self, repository: Repository, revision: str) -> Commit:
+        commit = repository.find(revision)
+        if commit is None:
+            raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+        return commit
+
+    def _url(self, repository: Repository) -> str:
+        prefix = "" if repository.repo_type == "model" else f"{repository.repo_type}s/"
+        return f"{self.hub.url}/{prefix}{repository.repo_id}"
+
+    # Accounts and repositories
+
+    def whoami(self):
+        if not self.reader:
+            raise HubError(401, "Invalid username or password.")
+        role = "write" if self.writer else "read"
+        access = {"displayName": "test", "role": role}
+        return {
+            "type": "user",
+            "name": self.hub.user,
+            "orgs": [],
+            "auth": {"type": "access_token", "accessToken": access},
+        }
+
+    def validate_card(self):
+        return {"errors": [], "warnings": []}
+
+    def create_repo(self):
+        request = self._json()
+        repo_id = f"{request.get('organization') or self.hub.user}/{request['name']}"
+        repo_type = request.get("type") or "model"
+        self._require_write(repo_id)
+        with self.hub.lock:
+            existing = self.hub.repositories.get((repo_type, repo_id))
+            private = bool(request.get("private")) or request.get("visibility") == "private"
+            repository = existing or Repository(repo_type, repo_id, private)
+            self.hub.repositories[repo_type, repo_id] = repository
+        answer = {"url": self._url(repository), "name": repo_id, "id": repo_id}
+        if existing is None:
+            return answer
+        self._send_json(409, {"error": "You already created this repo", **answer})
+
+    def delete_repo(self):
+        request = self._json()
+        repo_id = f"{request.get('organization') or self.hub.user}/{request['name']}"
+        self._require_write(repo_id)
+        if self.hub.repositories.pop((request.get("type") or "model", repo_id), None) is None:
+            raise HubError(404, "Repository not found", "RepoNotFound")
+        return {}
+
+    def settings(self, **repo):
+        repository = self._repository(write=True, **repo)
+        request = self._json()
+        repository.private = request.get("private", request.get("visibility") == "private")
+        return {"private": repository.private}
+
+    def repo_info(self, revision: str = "main", **repo):
+        repository = self._repository(**repo)
+        commit = self._commit(repository, revision)
+        return {
+            "_id": hashlib.sha1(repository.repo_id.encode()).hexdigest()[:24],
+            "id": repository.repo_id,
+            "modelId": repository.repo_id,
+            "author": repository.repo_id.split("/")[0],
+            "sha": commit.sha,
+            "lastModified": commit.date,
+            "createdAt": repository.history(revision)[-1].date,
+            "private": repository.private,
+            "gated": False,
+            "disabled": False,
+            "downloads": 0,
+            "likes": 0,
+            "tags": [],
+            "siblings": [
+                {"rfilename": path, "size": len(blob.content), "blobId": blob.oid}
+                for path, blob in sorted(commit.files.items())
+            ],
+        }
+
+    # Listings
+
+    def _file_entry(self, path: str, commit: Commit) -> dict:
+        blob = commit.files[path]
+        entry = {"type": "file", "oid": blob.oid, "size": len(blob.content), "path": path}
+        if blob.mode == LFS:
+            entry["lfs"] = {"oid": blob.sha256, "size": len(blob.content), "pointerSize": 134}
+        if self._expanded():
+            entry["lastCommit"] = {"id": commit.sha, "title": commit.title, "date": commit.date}
+        return entry
+
+    def _folder_entry(self, path: str, commit: Commit) -> dict:
+        entry = {"type": "directory", "oid": hashlib.sha1(path.encode()).hexdigest(), "size": 0, "path": path}
+        if self._expanded():
+            entry["lastCommit"] = {"id": commit.sha, "title": commit.title, "date": commit.date}
+        return entry
+
+    def _expanded(self) -> bool:
+        return self.query.get("expand", ["false"])[0].lower() in ("true", "1")
+
+    def tree(self, revision: str, path: str = "", **repo):
+        commit = self._commit(self._repository(**repo), revision)
+        inside = f"{path}/" if path else ""
+        files = sorted(name for name in commit.files if name.startswith(inside))
+        if path and not files:
+            raise HubError(404, f"{path} does not exist on {revision}", "EntryNotFound")
+        recursive = self.query.get("recursive", ["false"])[0].lower() in ("true", "1")
+        folders = set()
+        for name in files:
+            parts = name.removeprefix(inside).split("/")[:-1]
+            folders.update(inside + "/".join(parts[: depth + 1]) for depth in range(len(parts)))
+        if not recursive:
+            files = [name for name in files if "/" not in name.removeprefix(inside)]
+            folders = {name for name in folders if "/" not in name.removeprefix(inside)}
+        entries = [self._folder_entry(name, commit) for name in sorted(folders)]
+        return entries + [self._file_entry(name, commit) for name in files]
+
+    def paths_info(self, revision: str, **repo):
+        commit = self._commit(self._repository(**repo), revision)
+        if self.headers.get("Content-Type", "").startswith("application/json"):
+            paths = self._json()["paths"]
+        else:
+            form = parse_qs(self.body.decode())
+            paths = form.get("paths", [])
+            self.query["expand"] = form.get("expand", ["false"])
+        entries = []
+        for path in paths:
+            if path in commit.files:
+                entries.append(self._file_entry(path, commit))
+            elif any(name.startswith(f"{path}/") for name in commit.files):
+                entries.append(self._folder_entry(path, commit))
+        return entries
+
+    def refs(self, **repo):
+        repository = self._repository(**repo)
+
+        def listed(kind, refs):
+            return [{"name": n, "ref": f"refs/{kind}/{n}", "targetCommit": sha} for n, sha in refs.items()]
+
+        branches, tags = listed("heads", repository.branches), listed("tags", repository.tags)
+        return {"branches": branches, "tags": tags, "converts": [], "pullRequests": []}
+
+    def commits(self, revision: str, **repo):
+        repository = self._repository(**repo)
+        self._commit(repository, revision)
+        author = {"user": self.hub.user}
+        return [
+            {"id": commit.sha, "title": commit.title, "message": "", "date": commit.date, "authors": [author]}
+            for commit in repository.history(revision)
+        ]
+
+    def create_branch(self, branch: str, **repo):
+        repository = self._repository(write=True, **repo)
+        if branch in repository.branches:
+            raise HubError(409, f"Reference already exists: refs/heads/{branch}")
+        repository.branches[branch] = self._commit(repository, self._json().get("startingPoint", "main")).sha
+        return {}
+
+    def delete_branch(self, branch: str, **repo):
+        repository = self._repository(write=True, **repo)
+        if branch == "main" or repository.branches.pop(branch, None) is None:
+            raise HubError(404, f"Reference does not exist: refs/heads/{branch}", "RevisionNotFound")
+        return {}
+
+    def create_tag(self, revision: str, **repo):
+        repository = self._repository(write=True, **repo)
+        tag = self._json()["tag"]
+        if tag in repository.tags:
+            raise HubError(409, f"Reference already exists: refs/tags/{tag}")
+        repository.tags[tag] = self._commit(repository, revision).sha
+        return {}
+
+    # Uploads
+
+    def preupload(self, revision: str, **repo):
+        repository = self._repository(write=True, **repo)
+        commit = self._commit(repository, revision)
+        answers = []
+        for file in self._json()["files"]:
+            large = file["size"] > LFS_SIZE or file["path"].endswith(LFS_SUFFIXES)
+            answer = {"path": file["path"], "uploadMode": LFS if large else REGULAR, "shouldIgnore": False}
+            if file["path"] in commit.files:
+                answer["oid"] = commit.files[file["path"]].etag
+            answers.append(answer)
+        return {"files": answers}
+
+    def lfs_batch(self, **repo):
+        self._repository(write=True, **repo)
+        objects = []
+        for item in self._json()["objects"]:
+            answer = {"oid": item["oid"], "size": item["size"]}
+            if item["oid"] not in self.hub.objects:
+                # The address itself is the permission, as with the Hub's presigned ones: no token is sent to it.
+                slot = secrets.token_hex(16)
+                self.hub.upload_slots[slot] = (item["oid"], item["size"])
+                answer["actions"] = {
+                    "upload": {"href": f"{self.hub.storage_url}/lfs-upload/{slot}"},
+                    "verify": {"href": f"{self.hub.url}/lfs-verify"},
+                }
+            objects.append(answer)
+        return {"transfer": "basic", "objects": objects}
+
+    def lfs_put(self, slot: str):
+        if slot not in self.hub.upload_slots:
+            raise HubError(403, "This upload address is not valid")
+        sha256, size = self.hub.upload_slots[slot]
+        content = self._read_body(self.hub.take_fault("cut_upload", sha256))
+        if len(content) != size or hashlib.sha256(content).hexdigest() != sha256:
+            raise HubError(400, "The content's SHA-256 is not the announced one")
+        self.hub.objects[sha256] = content
+        return {}
+
+    def lfs_verify(self):
+        request = self._json()
+        if len(self.hub.objects.get(request["oid"], b"")) != request["size"]:
+            raise HubError(404, f"object {request['oid']} has not been uploaded")
+        return {}
+
+    def create_commit(self, revision: str, **repo):
+        repository = self._repository(write=True, **repo)
+        body = self._read_body(self.hub.take_fault("cut_commit", repository.repo_id))
+        lines = [json.loads(line) for line in body.splitlines() if line.strip()]
+        with self.hub.lock:
+            if revision not in repository.branches:
+                raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+            head = self._commit(repository, revision)
+            if lines[0]["value"].get("parentCommit", head.sha) != head.sha:
+                raise HubError(412, "A commit has happened since. Please refresh and try again.")
+            files = dict(head.files)
+            for line in lines[1:]:
+                self._apply(files, line["key"], line["value"])
+            commit = repository.commit(revision, lines[0]["value"]["summary"], files)
+        url = f"{self._url(repository)}/commit/{commit.sha}"
+        return {"success": True, "commitOid": commit.sha, "commitUrl": url, "hookOutput": ""}
+
+    def _apply(self, files: dict[str, Blob], key: str, value: dict) -> None:
+        path = value["path"]
+        if key == "file":
+            files[path] = Blob(base64.b64decode(value["content"]))
+        elif key == "lfsFile":
+            if value["oid"] not in self.hub.objects:
+                raise HubError(400, f"{path}: its LFS object {value['oid']} has not been uploaded")
+            files[path] = Blob(self.hub.objects[value["oid"]], LFS)
+        elif key == "deletedFile":
+            if files.pop(path, None) is None:
+                raise HubError(404, f"{path} does not exist", "EntryNotFound")
+        elif key == "deletedFolder":
+            for name in [name for name in files if name.startswith(path.rstrip("/") + "/")]:
+                del files[name]
+        else:
+            raise HubError(400, f"unknown operation {key} in the commit")
+
+    # Downloads
+
+    def resolve(self, revision: str, path: str, **repo):
+        commit = self._commit(self._repository(**repo), revision)
+        headers = {"X-Repo-Commit": commit.sha, "Accept-Ranges": "bytes"}
+        blob = commit.files.get(path)
+        if blob is None:
+            headers |= {"X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"}
+            return self._send_json(404, {"error": "Entry not found"}, headers)
+        headers["ETag"] = f'"{blob.etag}"'
+        if blob.mode == REGULAR:
+            return self._send_file(blob.content, path, headers)
+        # Large files come from another address, as they do on the Hub; what they are is said here already.
+        headers |= {
+            "X-Linked-Size": str(len(blob.content)),
+            "X-Linked-ETag": f'"{blob.sha256}"',
+            "Location": f"{self.hub.storage_url}/lfs-download/{blob.sha256}?name={quote(path, safe='')}",
+        }
+        self._send(302, b"", headers)
+
+    def lfs_get(self, sha256: str):
+        if sha256 not in self.hub.objects:
+            raise HubError(404, "no such object")
+        name = self.query.get("name", [sha256])[0]
+        self._send_file(self.hub.objects[sha256], name, {"ETag": f'"{sha256}"', "Accept-Ranges": "bytes"})
+
+
+def main() -> None:
+    """Serves until interrupted, for trying things by hand: `python tests/hub_server.py --port 8765`."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--port", type=int, default=8765)
+    with HubServer(parser.parse_args().port) as hub:
+        print(f"export HF_ENDPOINT={hub.url} HF_TOKEN={hub.token} HF_HUB_DISABLE_XET=1")
+        try:
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            pass
+
+
+if __name__ == "__main__":
+    main()
