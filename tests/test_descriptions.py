@@ -1,0 +1,142 @@
+"""Label descriptions: the shipped files are complete and tell neighbours apart, and bad ones are named."""
+
+import json
+import re
+
+import pytest
+
+from amess_hf.data.descriptions import (
+    SHIPPED_DESCRIPTIONS,
+    find_description_problems,
+    load_label_descriptions,
+    read_description_file,
+    starts_with_label,
+    validate_label_descriptions,
+)
+
+
+# The authors' lists, in their order.
+MINTREC = (
+    "Complain Praise Apologise Thank Criticize Agree Taunt Flaunt Joke Oppose Comfort Care Inform Advise Arrange "
+    "Introduce Leave Prevent Greet Ask_for_help"
+)
+MINTREC2 = (
+    "Acknowledge Advise Agree Apologise Arrange Ask_for_help Asking_for_opinions Care Comfort Complain Confirm "
+    "Criticize Doubt Emphasize Explain Flaunt Greet Inform Introduce Invite Joke Leave Oppose Plan Praise Prevent "
+    "Refuse Taunt Thank Warn"
+)
+LABELS = {
+    "mintrec": [name.replace("_", " ") for name in MINTREC.split()],
+    "mintrec2.0": [name.replace("_", " ") for name in MINTREC2.split()],
+}
+NEIGHBOURS = {
+    "mintrec": [("Taunt", "joke"), ("Taunt", "criticism"), ("Care", "comfort"), ("Inform", "introducing")],
+    "mintrec2.0": [
+        ("Taunt", "joke"),
+        ("Taunt", "criticism"),
+        ("Care", "comfort"),
+        ("Inform", "explaining"),
+        ("Inform", "introducing"),
+        ("Prevent", "opposing"),
+        ("Prevent", "warning"),
+        ("Refuse", "opposing"),
+        ("Confirm", "doubt"),
+        ("Acknowledge", "agreeing"),
+    ],
+}
+
+
+def write(path, content):
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("name", SHIPPED_DESCRIPTIONS)
+def test_shipped_descriptions_are_complete(name):
+    descriptions = load_label_descriptions(name)
+    assert list(descriptions) == LABELS[name]
+    for label, sentences in descriptions.items():
+        assert 8 <= len(sentences) <= 10, label
+        assert find_description_problems(label, sentences, LABELS[name], min_sentences=3) == []
+        typical = [s for s in sentences if s.startswith("The speaker says something like: ")]
+        assert 5 <= len(typical) <= 6 and len(sentences) - len(typical) >= 3, label
+
+
+@pytest.mark.parametrize("name", SHIPPED_DESCRIPTIONS)
+def test_no_sentence_serves_two_intents(name):
+    every = [" ".join(s.lower().split()) for sentences in load_label_descriptions(name).values() for s in sentences]
+    assert len(every) == len(set(every))
+
+
+@pytest.mark.parametrize(
+    ("name", "label", "neighbour"), [(name, *pair) for name, pairs in NEIGHBOURS.items() for pair in pairs]
+)
+def test_near_neighbours_are_told_apart_by_name(name, label, neighbour):
+    contrasts = [sentence for sentence in load_label_descriptions(name)[label] if "nlike" in sentence]
+    assert any(re.search(rf"\b{neighbour}", sentence) for sentence in contrasts), contrasts
+
+
+@pytest.mark.parametrize("name", SHIPPED_DESCRIPTIONS)
+def test_shipped_origin_says_what_wrote_them(name):
+    content = read_description_file(name.upper())  # names are matched without case
+    assert content["dataset"] == name
+    assert "Claude" in content["origin"]["model"]
+    assert re.fullmatch(r"\d{4}-\d{2}-\d{2}", content["origin"]["date"])
+    assert all(label in content["origin"]["prompt"] for label in LABELS[name])
+
+
+def test_labels_choose_and_order(tmp_path):
+    path = write(tmp_path / "own.json", {"descriptions": {"A": ["First. "], "B": ["Second."], "C": ["Third."]}})
+    assert load_label_descriptions(path, labels=["C", "A"]) == {"C": ["Third."], "A": ["First."]}
+    with pytest.raises(ValueError, match=r"own\.json: no description for `D`, `E`; add them"):
+        load_label_descriptions(path, labels=["A", "D", "E"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{not json", "no valid JSON"),
+        ([1, 2], "expected"),
+        ({"origin": {}}, "expected"),
+        ({"descriptions": {}}, "expected a mapping"),
+        ({"descriptions": {"A": "one sentence"}}, "`A` must have a list of sentences, got str"),
+        ({"descriptions": {"A": []}}, "`A` has 0 sentences"),
+        ({"descriptions": {"A": ["fine", "  "]}}, "`A`, sentence 2 is empty"),
+        ({"descriptions": {"A": ["fine", 3]}}, "`A`, sentence 2 is empty or no text: 3"),
+        ({"descriptions": {"A": ["So it is.", "other", "so  IT is"]}}, "sentence 3 repeats sentence 1"),
+        ({"descriptions": {"A": ["one\ntwo"]}}, "more than one line"),
+        ({"descriptions": {"A": ["B: the other one."], "B": ["fine"]}}, "begins with the name of another intent, `B`"),
+    ],
+)
+def test_bad_files_are_named_with_what_is_wrong(tmp_path, content, message):
+    path = write(tmp_path / "bad.json", content)
+    with pytest.raises(ValueError, match=message) as error:
+        load_label_descriptions(path)
+    assert "bad.json" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_unknown_name_lists_the_shipped_ones():
+    with pytest.raises(ValueError, match="mintrec3.*mintrec, mintrec2.0"):
+        load_label_descriptions("mintrec3")
+
+
+def test_all_problems_of_a_label_are_found():
+    problems = find_description_problems("Thank", ["", "Thanks.", "thanks", "Care is shown."], ["Thank", "Care"], 5)
+    assert len(problems) == 4
+    assert [
+        word in problem for word, problem in zip(["at least 5", "1 is empty", "3 repeats", "`Care`"], problems)
+    ] == [True] * 4
+
+
+def test_label_as_first_words():
+    assert starts_with_label("Ask for help: the speaker ...", "Ask for help")
+    assert starts_with_label('"Warn" means', "warn")
+    assert not starts_with_label("Ask for a favour", "Ask for help")
+    assert not starts_with_label("Careful people", "Care")
+    # A label that begins like another one may name itself.
+    assert find_description_problems("Ask for help", ["Ask for help, please."], ["Ask", "Ask for help"]) == []
+
+
+def test_validation_strips_and_keeps_every_label():
+    given = {"A": [" one ", "two"], "B": ("three",)}
+    assert validate_label_descriptions(given) == {"A": ["one", "two"], "B": ["three"]}
