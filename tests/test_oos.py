@@ -1,0 +1,269 @@
+"""Each out-of-scope score against its formula, written out in numpy's float64, and the detector's life cycle."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers.utils import ModelOutput
+
+from amess_hf.evaluation.metrics import compute_oos_metrics
+from amess_hf.oos_amess import OOS_METHODS, OutOfScopeDetector
+
+
+NUM_LABELS, WIDTH, PROJECTION = 5, 12, 6
+
+
+class TinyHead(torch.nn.Module):
+    """A classifier over features that lie around one mean for each class; stands for a trained model."""
+
+    def __init__(self, num_labels=NUM_LABELS, width=WIDTH):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.means = torch.randn(num_labels, width, generator=generator) * 3
+        self.classifier = torch.nn.Linear(width, num_labels)
+        with torch.no_grad():
+            self.classifier.weight.copy_(self.means + torch.randn(num_labels, width, generator=generator) * 0.1)
+            self.classifier.bias.copy_(torch.randn(num_labels, generator=generator))
+        self.label_embeds = torch.nn.functional.normalize(
+            torch.randn(num_labels, PROJECTION, generator=generator), dim=-1
+        )
+
+    def outputs(self, labels, seed):
+        """Out-of-scope clips (-1) have features of their own, away from every mean."""
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(len(labels), self.means.shape[1], generator=generator)
+        features = torch.where(labels[:, None] >= 0, self.means[labels] + noise, 2 * noise)
+        embeds = self.label_embeds[labels] + torch.randn(len(labels), PROJECTION, generator=generator) * 0.3
+        return ModelOutput(
+            logits=self.classifier(features).detach(),
+            pooler_output=features,
+            multimodal_embeds=torch.nn.functional.normalize(embeds, dim=-1),
+            label_embeds=self.label_embeds,
+        )
+
+
+@pytest.fixture
+def model():
+    return TinyHead()
+
+
+def clips(number, seed, num_labels=NUM_LABELS, out_of_scope=0):
+    labels = torch.randint(0, num_labels, (number,), generator=torch.Generator().manual_seed(seed))
+    labels[:out_of_scope] = -1
+    return labels
+
+
+def formula(method, train, train_labels, model, outputs):
+    """The definitions, clip by clip, with general-purpose numpy routines (inverse and not whitening, and so on)."""
+    logits, features, embeds = (
+        np.asarray(outputs[name], dtype=np.float64) for name in ("logits", "pooler_output", "multimodal_embeds")
+    )
+    known = np.asarray(train_labels) >= 0
+    train_features = np.asarray(train["pooler_output"], dtype=np.float64)[known]
+    train_labels = np.asarray(train_labels)[known]
+    weight = model.classifier.weight.detach().double().numpy()
+    bias = model.classifier.bias.detach().double().numpy()
+    if method == "msp":
+        return np.array([max(np.exp(row) / np.exp(row).sum()) for row in logits])
+    if method == "max_logit":
+        return np.array([max(row) for row in logits])
+    if method == "energy":
+        return np.array([np.log(sum(np.exp(value) for value in row)) for row in logits])
+    if method == "label_similarity":
+        descriptions = np.asarray(outputs["label_embeds"], dtype=np.float64)
+        return np.array([max(sum(a * b for a, b in zip(row, d, strict=True)) for d in descriptions) for row in embeds])
+    if method == "mahalanobis":
+        means = {label: train_features[train_labels == label].mean(0) for label in set(train_labels.tolist())}
+        covariance = np.zeros((features.shape[1], features.shape[1]))
+        for row, label in zip(train_features, train_labels, strict=True):
+            covariance += np.outer(row - means[label], row - means[label]) / len(train_features)
+        precision = np.linalg.pinv(covariance)
+        return np.array([-min((row - m) @ precision @ (row - m) for m in means.values()) for row in features])
+    origin = -np.linalg.pinv(weight) @ bias
+    covariance = (train_features - origin).T @ (train_features - origin) / len(train_features)
+    values, vectors = np.linalg.eig(covariance)
+    rest = vectors.real[:, np.argsort(-values.real)[len(weight) :]]
+    residual = np.array([np.linalg.norm(rest.T @ (row - origin)) for row in features])
+    if method == "residual":
+        return -residual
+    train_residual = np.array([np.linalg.norm(rest.T @ (row - origin)) for row in train_features])
+    scale = (train_features @ weight.T + bias).max(-1).mean() / train_residual.mean()
+    return np.log(np.exp(features @ weight.T + bias).sum(-1)) - scale * residual
+
+
+@pytest.mark.parametrize("method", OOS_METHODS)
+class TestEveryMethod:
+    def test_score_equals_the_formula(self, method, model):
+        labels = clips(80, 1, out_of_scope=4)  # out-of-scope training clips have no say
+        train, test = model.outputs(labels, 2), model.outputs(clips(30, 3, out_of_scope=10), 4)
+        scores = OutOfScopeDetector(method).fit(train, labels, model).score(test)
+        assert scores.dtype == torch.float64 and scores.shape == (30,)
+        np.testing.assert_allclose(scores.numpy(), formula(method, train, labels, model, test), rtol=1e-9, atol=1e-9)
+
+    def test_higher_is_in_scope(self, method, model):
+        labels = clips(80, 1)
+        detector = OutOfScopeDetector(method).fit(model.outputs(labels, 2), labels, model)
+        test_labels = clips(200, 3, out_of_scope=80)
+        test = model.outputs(test_labels, 4)
+        if method == "label_similarity":  # the stand-in's out-of-scope embeddings are near the last label: move them
+            test["multimodal_embeds"] = torch.where(
+                test_labels[:, None] < 0, test["multimodal_embeds"].flip(-1), test["multimodal_embeds"]
+            )
+        assert compute_oos_metrics(detector.score(test), (test_labels >= 0).numpy())["auroc"] > 0.6
+
+    def test_batches_and_arrays_score_alike(self, method, model):
+        labels = clips(60, 1)
+        whole, parts = model.outputs(labels, 2), []
+        for rows in (slice(0, 7), slice(7, 60)):
+            parts.append({name: value[rows] for name, value in whole.items() if name != "label_embeds"})
+            parts[-1]["label_embeds"] = whole["label_embeds"]
+        arrays = {name: value.numpy() for name, value in whole.items()}
+        expected = OutOfScopeDetector(method).fit(whole, labels, model).score(whole)
+        split = OutOfScopeDetector(method).fit(parts, [labels[:7], labels[7:]], model).score(parts)
+        torch.testing.assert_close(split, expected, rtol=1e-12, atol=1e-12)
+        from_arrays = OutOfScopeDetector(method).fit(arrays, labels.tolist(), model).score(arrays)
+        torch.testing.assert_close(from_arrays, expected, rtol=0, atol=0)
+
+    def test_saved_and_loaded_scores_the_same(self, method, model, tmp_path):
+        labels = clips(60, 1)
+        detector = OutOfScopeDetector(method).fit(model.outputs(labels, 2), labels, model)
+        detector.calibrate(model.outputs(clips(40, 3), 4), keep=0.9)
+        detector.save_pretrained(tmp_path / "model")
+        assert sorted(file.name for file in (tmp_path / "model").iterdir()) == [
+            "oos_detector.json",
+            "oos_detector.safetensors",
+        ]
+        loaded = OutOfScopeDetector.from_pretrained(tmp_path / "model")
+        test = model.outputs(clips(50, 5, out_of_scope=25), 6)
+        assert torch.equal(loaded.score(test), detector.score(test))
+        assert torch.equal(loaded.predict(test), detector.predict(test))
+        assert (loaded.threshold, loaded.keep, loaded.calibration_clips) == (detector.threshold, 0.9, 40)
+
+
+class TestThreshold:
+    @pytest.mark.parametrize(("keep", "kept"), [(0.95, 19), (1.0, 20), (0.5, 10), (0.01, 1), (0.93, 19)])
+    def test_keeps_the_share(self, keep, kept):
+        logits = torch.randperm(20, generator=torch.Generator().manual_seed(0))[:, None].float()
+        detector = OutOfScopeDetector("max_logit").calibrate({"logits": logits}, keep=keep)
+        assert detector.threshold == 20 - kept
+        assert detector.predict({"logits": logits}).sum() == kept
+
+    def test_ties_stay_together(self):
+        logits = torch.tensor([[3.0], [2.0], [2.0], [2.0], [1.0]])
+        detector = OutOfScopeDetector("max_logit").calibrate({"logits": logits}, keep=0.5)
+        assert detector.predict({"logits": logits}).tolist() == [True, True, True, True, False]
+
+    def test_out_of_scope_clips_have_no_say(self):
+        logits = torch.tensor([[9.0], [3.0], [2.0], [8.0]])
+        labels = torch.tensor([-1, 0, 0, -1])
+        detector = OutOfScopeDetector("max_logit").calibrate({"logits": logits}, keep=0.5, labels=labels)
+        assert detector.threshold == 3.0 and detector.calibration_clips == 2
+
+    def test_fit_forgets_the_threshold(self, model):
+        labels = clips(60, 1)
+        train = model.outputs(labels, 2)
+        detector = OutOfScopeDetector("residual").fit(train, labels, model).calibrate(train)
+        assert detector.fit(train, labels, model).threshold is None
+
+    @pytest.mark.parametrize("keep", [0, -0.1, 1.1, 95])
+    def test_share_out_of_range(self, keep):
+        with pytest.raises(ValueError, match="`keep` is"):
+            OutOfScopeDetector("msp").calibrate({"logits": torch.ones(2, 2)}, keep=keep)
+
+    def test_nothing_to_calibrate_on(self):
+        with pytest.raises(ValueError, match="no in-scope dev clip"):
+            OutOfScopeDetector("msp").calibrate({"logits": torch.ones(2, 2)}, labels=[-1, -1])
+        with pytest.raises(ValueError, match="NaN or infinite"):
+            OutOfScopeDetector("energy").calibrate({"logits": torch.tensor([[torch.nan, 1.0]])})
+        with pytest.raises(ValueError, match="2 clips and `labels` 1"):
+            OutOfScopeDetector("msp").calibrate({"logits": torch.ones(2, 2)}, labels=[0])
+
+
+class TestFit:
+    @pytest.mark.parametrize("method", ["mahalanobis", "residual", "vim"])
+    def test_needs_the_training_split(self, method, model):
+        outputs = model.outputs(clips(4, 0), 0)
+        with pytest.raises(ValueError, match="has not seen the training split"):
+            OutOfScopeDetector(method).score(outputs)
+        with pytest.raises(ValueError, match="learns from the training split"):
+            OutOfScopeDetector(method).fit()
+        with pytest.raises(ValueError, match="4 clips and `labels` 3"):
+            OutOfScopeDetector(method).fit(outputs, [0, 1, 2], model)
+        with pytest.raises(ValueError, match="no in-scope clip to learn from"):
+            OutOfScopeDetector(method).fit(outputs, [-1] * 4, model)
+
+    @pytest.mark.parametrize("method", ["residual", "vim"])
+    def test_needs_the_classifier(self, method, model):
+        with pytest.raises(ValueError, match="give `model` to `fit`"):
+            OutOfScopeDetector(method).fit(model.outputs(clips(4, 0), 0), clips(4, 0))
+
+    @pytest.mark.parametrize("method", ["mahalanobis", "residual", "vim"])
+    def test_few_clips_and_missing_classes_stay_finite(self, method, model):
+        """Fewer clips than dimensions: the covariance has no inverse; three classes have no clip at all."""
+        labels = torch.tensor([0, 0, 0, 3, 3])
+        train, test = model.outputs(labels, 1), model.outputs(clips(20, 2), 3)
+        scores = OutOfScopeDetector(method).fit(train, labels, model).score(test)
+        assert scores.isfinite().all()
+
+    @pytest.mark.parametrize("method", ["residual", "vim"])
+    def test_more_intents_than_dimensions(self, method):
+        model = TinyHead(num_labels=20, width=8)
+        labels = clips(100, 1, num_labels=20)
+        detector = OutOfScopeDetector(method).fit(model.outputs(labels, 2), labels, model)
+        assert detector.state["null_space"].shape == (8, 4)
+        assert detector.score(model.outputs(clips(20, 3, num_labels=20), 4)).std() > 0
+
+    def test_other_model(self, model):
+        labels = clips(60, 1)
+        detector = OutOfScopeDetector("mahalanobis").fit(model.outputs(labels, 2), labels, model)
+        with pytest.raises(ValueError, match="7 wide and this detector was fitted on 12"):
+            detector.score({"pooler_output": torch.ones(2, 7)})
+
+    def test_missing_field(self):
+        with pytest.raises(ValueError, match="no `multimodal_embeds`"):
+            OutOfScopeDetector("label_similarity").score({"logits": torch.ones(2, 3)})
+
+    def test_unknown_method(self):
+        with pytest.raises(ValueError, match="`method` is 'odin'.*label_similarity"):
+            OutOfScopeDetector("odin")
+
+
+class TestFiles:
+    def test_missing(self, tmp_path):
+        assert OutOfScopeDetector.from_pretrained(tmp_path, missing_ok=True) is None
+        with pytest.raises(OSError, match="oos_detector.json"):
+            OutOfScopeDetector.from_pretrained(tmp_path)
+
+    def test_no_threshold_is_kept_as_none(self, tmp_path):
+        OutOfScopeDetector("energy").save_pretrained(tmp_path)
+        loaded = OutOfScopeDetector.from_pretrained(tmp_path)
+        with pytest.raises(ValueError, match="has no threshold"):
+            loaded.predict({"logits": torch.ones(2, 3)})
+
+    def test_not_fitted_cannot_be_saved(self, tmp_path):
+        with pytest.raises(ValueError, match="before saving"):
+            OutOfScopeDetector("vim").save_pretrained(tmp_path)
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize("text", ["{", "[]", "{}", json.dumps({"method": "odin"})])
+    def test_damaged_settings(self, text, tmp_path):
+        OutOfScopeDetector("energy").save_pretrained(tmp_path)
+        (tmp_path / "oos_detector.json").write_text(text)
+        with pytest.raises(ValueError, match="oos_detector.json does not describe"):
+            OutOfScopeDetector.from_pretrained(tmp_path)
+
+    def test_damaged_weights(self, model, tmp_path):
+        labels = clips(60, 1)
+        OutOfScopeDetector("vim").fit(model.outputs(labels, 2), labels, model).save_pretrained(tmp_path)
+        weights = tmp_path / "oos_detector.safetensors"
+        whole = weights.read_bytes()
+        weights.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(ValueError, match="oos_detector.safetensors cannot be read"):
+            OutOfScopeDetector.from_pretrained(tmp_path)
+        weights.write_bytes(whole)
+        OutOfScopeDetector("energy").save_pretrained(tmp_path)
+        settings = json.loads((tmp_path / "oos_detector.json").read_text())
+        (tmp_path / "oos_detector.json").write_text(json.dumps(settings | {"method": "residual"}))
+        with pytest.raises(ValueError, match="lacks origin, null_space"):
+            OutOfScopeDetector.from_pretrained(tmp_path)
