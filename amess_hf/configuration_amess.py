@@ -1,0 +1,232 @@
+"""A-MESS model configuration."""
+
+from numbers import Integral, Real
+
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+
+FUSION_TYPES = ("anchor", "cross_modal", "mean", "text")
+
+# Written into every saved config. A checkpoint whose number is higher than this was made by a later version.
+FORMAT_VERSION = 1
+
+
+class AMESSConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`AMESSModel`] and [`AMESSForIntentClassification`] (A-MESS, arXiv 2503.19474).
+
+    Args:
+        text_config (`PreTrainedConfig` or `dict`, *optional*, defaults to a BERT config):
+            The text encoder's configuration; a dict names its `model_type`.
+        audio_feature_size (`int`, *optional*):
+            Width of an audio frame's features, e.g. 768 for WavLM. `None`: the model takes no audio.
+        video_feature_size (`int`, *optional*):
+            Width of a video frame's features, e.g. 256 for Swin ROI. `None`: the model takes no video.
+        max_text_length (`int`, *optional*, defaults to 30):
+            Tokens of an utterance, its dialogue context included; longer ones are cut by the collator.
+        max_audio_length (`int`, *optional*, defaults to 480):
+            Audio frames of a clip; longer ones are cut by the collator.
+        max_video_length (`int`, *optional*, defaults to 230):
+            Video frames of a clip; longer ones are cut by the collator.
+        hidden_size (`int`, *optional*, defaults to 128):
+            Width of the fusion module (the text encoder keeps its own).
+        intermediate_size (`int`, *optional*, defaults to 256):
+            Width of the fusion layers' feed-forward part.
+        num_attention_heads (`int`, *optional*, defaults to 4):
+            Attention heads of a fusion layer.
+        num_fusion_layers (`int`, *optional*, defaults to 2):
+            Fusion layers.
+        num_anchors (`int`, *optional*, defaults to 8):
+            Anchors chosen in each modality.
+        fusion_type (`str`, *optional*, defaults to `"anchor"`):
+            `"anchor"` (A-ME), `"cross_modal"` (pairwise cross-modal attention, as in MulT), `"mean"` (pooling,
+            concatenation, MLP) or `"text"` (no fusion).
+        projection_dim (`int`, *optional*, defaults to 256):
+            Width of `multimodal_embeds` and `label_embeds`.
+        dropout (`float`, *optional*, defaults to 0.1):
+            Dropout of the fusion module and before the classifier.
+        modality_dropout (`float`, *optional*, defaults to 0.1):
+            In training, the share of clips whose words, sound or picture (one of them, drawn evenly) are masked.
+            Nothing is masked in a model of words alone, nor where a clip would have no modality left.
+        layer_norm_eps (`float`, *optional*, defaults to 1e-5):
+            Epsilon of the fusion module's layer normalisations.
+        initializer_range (`float`, *optional*, defaults to 0.02):
+            Deviation of the normal distribution that initialises new weights.
+        logit_scale_init_value (`float`, *optional*, defaults to 2.6592):
+            Logarithm of the initial scale (1 / temperature) of similarities; 2.6592 is a temperature of 0.07.
+        triplet_margin (`float`, *optional*, defaults to 0.2):
+            Margin of both triplet losses, in cosine similarity.
+        triplet_loss_weight (`float`, *optional*, defaults to 0.5):
+            Weight of the margin triplet (clip, own description, hardest other description).
+        label_contrastive_loss_weight (`float`, *optional*, defaults to 0.5):
+            Weight of the softmax over all descriptions.
+        clip_contrastive_loss_weight (`float`, *optional*, defaults to 0.1):
+            Weight of the triplets between clips of a batch.
+        consistency_loss_weight (`float`, *optional*, defaults to 0.0):
+            Weight of the divergence between two dropout passes of the same clip (R-Drop, arXiv 2106.14448). Above
+            zero, a training step costs two forward passes.
+        outlier_exposure_loss_weight (`float`, *optional*, defaults to 0.0):
+            Weight of the cross-entropy to the uniform distribution on out-of-scope training clips (label -1;
+            Outlier Exposure, arXiv 1812.04606).
+        label_smoothing (`float`, *optional*, defaults to 0.0):
+            Label smoothing of the cross-entropy.
+        label_similarity_weight (`float`, *optional*, defaults to 0.0):
+            Share of the similarity to descriptions in the logits at inference: 0 is the classifier alone, 1 the
+            similarity alone.
+        label_descriptions (`dict[str, list[str]]`, *optional*):
+            Sentences that describe each label.
+        zero_shot_labels (`list[str]`, *optional*):
+            Labels that the classifier has not been trained on; they are scored by their descriptions alone.
+        audio_encoder (`str`, *optional*):
+            What turned sound into `audio_features`: a Hub model, `"log-mel"`, or `None` where it is not known.
+        video_encoder (`str`, *optional*):
+            What turned frames into `video_features`: a Hub model, `"frame-difference"`, or `None`.
+        format_version (`int`, *optional*, defaults to 1):
+            Version of the checkpoint format.
+
+    Raises:
+        `ValueError`: if a field has a value that is not allowed; the message names the field, the value and what is.
+
+    Example:
+
+    ```python
+    >>> from amess_hf import AMESSConfig, AMESSModel
+
+    >>> config = AMESSConfig(audio_feature_size=768, video_feature_size=256)
+    >>> model = AMESSModel(config)
+    ```
+    """
+
+    model_type = "amess"
+    sub_configs_defaults = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert")}
+
+    text_config: dict | PreTrainedConfig | None = None
+    audio_feature_size: int | None = None
+    video_feature_size: int | None = None
+    max_text_length: int = 30
+    max_audio_length: int = 480
+    max_video_length: int = 230
+    hidden_size: int = 128
+    intermediate_size: int = 256
+    num_attention_heads: int = 4
+    num_fusion_layers: int = 2
+    num_anchors: int = 8
+    fusion_type: str = "anchor"
+    projection_dim: int = 256
+    dropout: float | int = 0.1
+    modality_dropout: float | int = 0.1
+    layer_norm_eps: float = 1e-5
+    initializer_range: float = 0.02
+    logit_scale_init_value: float | int = 2.6592
+    triplet_margin: float | int = 0.2
+    triplet_loss_weight: float | int = 0.5
+    label_contrastive_loss_weight: float | int = 0.5
+    clip_contrastive_loss_weight: float | int = 0.1
+    consistency_loss_weight: float | int = 0.0
+    outlier_exposure_loss_weight: float | int = 0.0
+    label_smoothing: float | int = 0.0
+    label_similarity_weight: float | int = 0.0
+    label_descriptions: dict[str, list[str]] | None = None
+    zero_shot_labels: list[str] | None = None
+    audio_encoder: str | None = None
+    video_encoder: str | None = None
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        if self.label2id is None and self.id2label is not None:
+            self.label2id = {name: index for index, name in self.id2label.items()}
+        self.validate()
+
+    def validate(self):
+        """
+        Check every field, and the fields against one another; also called by `save_pretrained`.
+
+        Raises:
+            `ValueError`: naming the field, its value and what is allowed.
+        """
+        super().validate()
+        for name in ("audio_feature_size", "video_feature_size"):
+            if getattr(self, name) is not None:
+                self._check_integer(name)
+        for name in (
+            "max_text_length",
+            "max_audio_length",
+            "max_video_length",
+            "hidden_size",
+            "intermediate_size",
+            "num_attention_heads",
+            "num_fusion_layers",
+            "num_anchors",
+            "projection_dim",
+            "format_version",
+        ):
+            self._check_integer(name)
+        for name in (
+            "triplet_margin",
+            "triplet_loss_weight",
+            "label_contrastive_loss_weight",
+            "clip_contrastive_loss_weight",
+            "consistency_loss_weight",
+            "outlier_exposure_loss_weight",
+            "layer_norm_eps",
+            "initializer_range",
+        ):
+            self._check_number(name, 0, float("inf"))
+        for name in ("dropout", "modality_dropout", "label_smoothing", "label_similarity_weight"):
+            self._check_number(name, 0, 1)
+        self._check_number("logit_scale_init_value", -10, 10)
+        self._check_relations()
+
+    def _check_relations(self):
+        if self.fusion_type not in FUSION_TYPES:
+            self._refuse("fusion_type", f"one of {', '.join(FUSION_TYPES)}")
+        if self.hidden_size % self.num_attention_heads:
+            self._refuse("hidden_size", f"a multiple of `num_attention_heads` ({self.num_attention_heads})")
+        if self.hidden_size % 2:
+            self._refuse("hidden_size", "an even number (half sines, half cosines in the positions)")
+        if self.format_version > FORMAT_VERSION:
+            self._refuse("format_version", f"at most {FORMAT_VERSION}; update amess_hf to load this checkpoint")
+        for name in ("audio_encoder", "video_encoder"):
+            if not isinstance(getattr(self, name), str | None):
+                self._refuse(name, "a model's name, or None")
+        if self.id2label is not None and len(set(self.id2label.values())) != len(self.id2label):
+            self._refuse("id2label", "a different name for each label")
+        self._check_descriptions()
+
+    def _check_descriptions(self):
+        names = set((self.id2label or {}).values())
+        for label, sentences in (self.label_descriptions or {}).items():
+            if (
+                not isinstance(sentences, list)
+                or not sentences
+                or not all(isinstance(s, str) and s for s in sentences)
+            ):
+                raise ValueError(
+                    f"`label_descriptions` has {sentences!r} for {label!r}; it must be a list of at least one sentence"
+                )
+        if self.label_descriptions is not None and names != set(self.label_descriptions):
+            self._refuse(
+                "label_descriptions", f"given for exactly the labels {sorted(names)}", set(self.label_descriptions)
+            )
+        if self.zero_shot_labels is not None and not set(self.zero_shot_labels) <= names:
+            self._refuse("zero_shot_labels", f"among the labels {sorted(names)}")
+
+    def _check_integer(self, name):
+        value = getattr(self, name)
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+            self._refuse(name, "a whole number of at least 1")
+
+    def _check_number(self, name, low, high):
+        value = getattr(self, name)
+        if not isinstance(value, Real) or isinstance(value, bool) or not low <= value <= high:
+            self._refuse(
+                name, f"a number from {low} to {high}" if high < float("inf") else f"a number of at least {low}"
+            )
+
+    def _refuse(self, name, allowed, value=None):
+        raise ValueError(f"`{name}` is {getattr(self, name) if value is None else value!r}; it must be {allowed}")
+
+
+__all__ = ["AMESSConfig"]

@@ -1,0 +1,149 @@
+"""
+Losses of semantic synchronization: pure functions of embeddings, logits and labels.
+
+All are computed in float32, whatever the inputs' precision, and return one value per clip, so that a caller takes
+the mean over the clips of all processes. A clip that a loss does not apply to (no label, no positive in the batch) gets
+exactly zero. `labels` holds -1 for a clip without a label in the label set (out of scope).
+
+A-MESS (arXiv 2503.19474) names the triplet contrastive learning; its formulas are not at hand, and the ones below are
+the textbook forms: the margin triplet of FaceNet (Schroff et al., CVPR 2015, eq. 2) on cosine similarity, the softmax
+over candidates of InfoNCE (van den Oord et al., arXiv 1807.03748, eq. 4), R-Drop (Liang et al., arXiv 2106.14448,
+eq. 2) and Outlier Exposure (Hendrycks et al., arXiv 1812.04606, section 3).
+"""
+
+import torch
+from torch import nn
+
+
+def _restrict(scores, candidate_mask):
+    """`scores` (batch, labels) in float32, with minus infinity where `candidate_mask` (same shape, bool) is False."""
+    scores = scores.float()
+    return scores if candidate_mask is None else scores.masked_fill(~candidate_mask, float("-inf"))
+
+
+def classification_loss(logits, labels, label_smoothing=0.0, candidate_mask=None):
+    """
+    Cross-entropy with label smoothing spread evenly over the candidates.
+
+    Args:
+        logits (`torch.Tensor` of shape `(batch_size, num_labels)`): Scores of the labels.
+        labels (`torch.LongTensor` of shape `(batch_size,)`): Label of each clip, -1 for none.
+        label_smoothing (`float`): Share of the target that is spread over all candidates.
+        candidate_mask (`torch.BoolTensor` of shape `(batch_size, num_labels)`, *optional*): Labels a clip may have.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch_size,)`.
+    """
+    log_probs = _restrict(logits, candidate_mask).log_softmax(-1)
+    present = labels >= 0
+    own = -log_probs.gather(1, labels.clamp(min=0)[:, None]).squeeze(1)
+    if label_smoothing:
+        if candidate_mask is None:
+            spread = -log_probs.mean(-1)
+        else:
+            spread = -log_probs.masked_fill(~candidate_mask, 0.0).sum(-1) / candidate_mask.sum(-1)
+        own = (1 - label_smoothing) * own + label_smoothing * spread
+    return own.where(present, 0.0)
+
+
+def label_triplet_loss(multimodal_embeds, label_embeds, labels, margin, candidate_mask=None):
+    """
+    Margin triplet (clip, description of its intent, hardest other description): max(0, margin + s⁻ - s⁺), where s⁺ is
+    the cosine similarity to the own description and s⁻ the largest similarity to another one.
+
+    Args:
+        multimodal_embeds (`torch.Tensor` of shape `(batch_size, projection_dim)`): Clips, unit length.
+        label_embeds (`torch.Tensor` of shape `(num_labels, projection_dim)`): Descriptions, unit length.
+        labels (`torch.LongTensor` of shape `(batch_size,)`): Label of each clip, -1 for none.
+        margin (`float`): Margin in cosine similarity.
+        candidate_mask (`torch.BoolTensor` of shape `(batch_size, num_labels)`, *optional*): Labels a clip may have.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch_size,)`; zero where there is no other description.
+    """
+    similarities = _restrict(multimodal_embeds.float() @ label_embeds.float().T, candidate_mask)
+    index = labels.clamp(min=0)[:, None]
+    own = similarities.gather(1, index).squeeze(1)
+    hardest = similarities.scatter(1, index, float("-inf")).amax(-1)
+    return (margin + hardest - own).clamp(min=0).where(labels >= 0, 0.0)
+
+
+def label_contrastive_loss(similarity_logits, labels, candidate_mask=None):
+    """
+    Softmax over all descriptions: cross-entropy of scaled similarities.
+
+    Args:
+        similarity_logits (`torch.Tensor` of shape `(batch_size, num_labels)`): Cosine similarities over temperature.
+        labels (`torch.LongTensor` of shape `(batch_size,)`): Label of each clip, -1 for none.
+        candidate_mask (`torch.BoolTensor` of shape `(batch_size, num_labels)`, *optional*): Labels a clip may have.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch_size,)`.
+    """
+    return classification_loss(similarity_logits, labels, candidate_mask=candidate_mask)
+
+
+def clip_triplet_loss(embeds, labels, margin, all_embeds=None, all_labels=None, first=0):
+    """
+    Triplets between clips. For a clip a: the mean over clips p of the same intent of max(0, margin + s(a, n) - s(a, p)),
+    n being the most similar clip of another intent.
+
+    Args:
+        embeds (`torch.Tensor` of shape `(batch_size, projection_dim)`): Clips of this process, unit length.
+        labels (`torch.LongTensor` of shape `(batch_size,)`): Their labels, -1 for none.
+        margin (`float`): Margin in cosine similarity.
+        all_embeds (`torch.Tensor` of shape `(all_clips, projection_dim)`, *optional*):
+            Clips of all processes; without it those of this process.
+        all_labels (`torch.LongTensor` of shape `(all_clips,)`, *optional*): Their labels.
+        first (`int`): Row of `all_embeds` at which this process' clips begin.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch_size,)`; zero for a clip without a label, without another clip of its
+        intent, or without a clip of another intent.
+    """
+    all_embeds, all_labels = (embeds, labels) if all_embeds is None else (all_embeds, all_labels)
+    similarities = embeds.float() @ all_embeds.float().T
+    rows = torch.arange(embeds.shape[0], device=embeds.device)[:, None] + first
+    itself = rows == torch.arange(all_embeds.shape[0], device=embeds.device)
+    labelled = (labels >= 0)[:, None] & (all_labels >= 0)
+    same = labels[:, None] == all_labels
+    positive = labelled & same & ~itself
+    negative = labelled & ~same
+    hardest = similarities.masked_fill(~negative, float("-inf")).amax(-1, keepdim=True)
+    # Where nothing is negative the hardest is minus infinity and the hinge below is zero: no gradient, no NaN.
+    hinge = (margin + hardest - similarities).clamp(min=0).masked_fill(~positive, 0.0)
+    return hinge.sum(-1) / positive.sum(-1).clamp(min=1)
+
+
+def consistency_loss(logits, other_logits, candidate_mask=None):
+    """
+    Half the sum of both Kullback-Leibler divergences between two dropout passes of the same clips (R-Drop).
+
+    Args:
+        logits, other_logits (`torch.Tensor` of shape `(batch_size, num_labels)`): Scores of the two passes.
+        candidate_mask (`torch.BoolTensor` of shape `(batch_size, num_labels)`, *optional*): Labels a clip may have.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch_size,)`.
+    """
+    first = logits.float() if candidate_mask is None else logits.float().masked_fill(~candidate_mask, -1e9)
+    second = (
+        other_logits.float() if candidate_mask is None else other_logits.float().masked_fill(~candidate_mask, -1e9)
+    )
+    first, second = first.log_softmax(-1), second.log_softmax(-1)
+    return 0.5 * ((first.exp() - second.exp()) * (first - second)).sum(-1)
+
+
+def outlier_exposure_loss(logits, labels):
+    """
+    Cross-entropy between the uniform distribution and the prediction, for out-of-scope clips only.
+
+    Args:
+        logits (`torch.Tensor` of shape `(batch_size, num_labels)`): Scores of the labels.
+        labels (`torch.LongTensor` of shape `(batch_size,)`): Labels; the loss applies where they are -1.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch_size,)`; zero for clips that have a label.
+    """
+    uniform = -nn.functional.log_softmax(logits.float(), dim=-1).mean(-1)
+    return uniform.where(labels < 0, 0.0)
