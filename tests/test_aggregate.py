@@ -1,0 +1,142 @@
+"""Figures over seeds, against numbers worked out by hand."""
+
+import csv
+import json
+import statistics
+
+import numpy as np
+import pytest
+
+from amess_hf.evaluation.aggregation import (
+    aggregate_runs,
+    correct_clips,
+    format_spread,
+    load_seed_results,
+    paired_difference,
+    seed_folder,
+    write_aggregate,
+)
+
+
+RUNS = {
+    0: {"eval_accuracy": 0.70, "eval_loss": 1.5, "best": "epoch 3", "test_accuracy": 0.1},
+    1: {"eval_accuracy": 0.74, "eval_loss": 1.1, "best": "epoch 5"},
+    2: {"eval_accuracy": 0.69, "eval_loss": 1.6, "best": "epoch 4"},
+}
+
+
+class TestAggregateRuns:
+    def test_hand_computed(self):
+        aggregate = aggregate_runs(RUNS)
+        assert list(aggregate) == ["eval_accuracy", "eval_loss"]  # no words, and nothing that a seed lacks
+        accuracy = aggregate["eval_accuracy"]
+        assert accuracy["mean"] == pytest.approx(0.71)
+        # deviations -0.01, 0.03, -0.02: squares sum to 0.0014, over n - 1 = 2
+        assert accuracy["deviation"] == pytest.approx(0.0007**0.5)
+        assert (accuracy["min"], accuracy["max"], accuracy["runs"]) == (0.69, 0.74, 3)
+
+    def test_single_run_has_no_deviation(self):
+        accuracy = aggregate_runs({0: RUNS[0]})["eval_accuracy"]
+        assert accuracy["deviation"] is None and accuracy["mean"] == 0.70
+        assert format_spread(accuracy) == "70.0"
+
+    def test_no_run(self):
+        with pytest.raises(ValueError, match="no run to aggregate"):
+            aggregate_runs({})
+
+    def test_format(self):
+        assert format_spread(aggregate_runs(RUNS)["eval_accuracy"]) == "71.0 ± 2.6"
+
+
+class TestPairedDifference:
+    def test_seeds(self):
+        first, second = {0: 0.70, 1: 0.74, 2: 0.69, 9: 0.0}, {2: 0.68, 0: 0.69, 1: 0.71, 7: 1.0}
+        result = paired_difference(first, second)
+        differences = [0.01, 0.03, 0.01]
+        assert result["pairs"] == 3
+        assert result["mean"] == pytest.approx(statistics.mean(differences))
+        assert result["deviation"] == pytest.approx(statistics.stdev(differences))
+        assert result["min"] - 1e-12 <= result["low"] <= result["mean"] <= result["high"] <= result["max"] + 1e-12
+
+    def test_interval_agrees_with_the_normal_one_over_many_pairs(self):
+        values = np.random.default_rng(0).normal(0.02, 0.3, 900)
+        result = paired_difference(dict(enumerate(values)), dict.fromkeys(range(900), 0.0))
+        half_width = 1.96 * values.std(ddof=1) / 30
+        assert result["low"] == pytest.approx(values.mean() - half_width, abs=0.15 * half_width)
+        assert result["high"] == pytest.approx(values.mean() + half_width, abs=0.15 * half_width)
+
+    def test_repeats_itself(self):
+        values = dict(enumerate(np.random.default_rng(1).normal(size=40)))
+        zeros = dict.fromkeys(range(40), 0.0)
+        assert paired_difference(values, zeros) == paired_difference(values, zeros)
+
+    def test_wider_confidence_is_a_wider_interval(self):
+        values = dict(enumerate(np.random.default_rng(1).normal(size=40)))
+        zeros = dict.fromkeys(range(40), 0.0)
+        narrow, wide = paired_difference(values, zeros, 0.5), paired_difference(values, zeros, 0.99)
+        assert wide["low"] < narrow["low"] < narrow["high"] < wide["high"]
+
+    def test_nothing_in_common(self):
+        with pytest.raises(ValueError, match="no seed or clip in common"):
+            paired_difference({0: 1.0}, {1: 1.0})
+
+
+class TestCorrectClips:
+    def write(self, path, rows):
+        path.write_text("id\tlabel\tprediction\tscore\n" + "".join("\t".join(row) + "\n" for row in rows))
+        return path
+
+    def test_share_of_runs(self, tmp_path):
+        first = self.write(tmp_path / "0.tsv", [("a", "Joke", "Joke", "1"), ("b", 'Say "hi"', "Care", "1")])
+        second = self.write(tmp_path / "1.tsv", [("b", 'Say "hi"', 'Say "hi"', "1"), ("a", "Joke", "Joke", "1")])
+        assert correct_clips([first, second]) == pytest.approx({"a": 1.0, "b": 0.5})
+
+    def test_other_clips(self, tmp_path):
+        first = self.write(tmp_path / "0.tsv", [("a", "Joke", "Joke", "1")])
+        second = self.write(tmp_path / "1.tsv", [("c", "Joke", "Joke", "1")])
+        with pytest.raises(ValueError, match="1.tsv is not about the same clips"):
+            correct_clips([first, second])
+
+    def test_missing_column(self, tmp_path):
+        (tmp_path / "0.tsv").write_text("id\tlabel\na\tJoke\n")
+        with pytest.raises(ValueError, match="0.tsv has no column prediction"):
+            correct_clips([tmp_path / "0.tsv"])
+
+
+class TestFiles:
+    def test_reads_the_seeds_that_are_done(self, tmp_path):
+        assert load_seed_results(tmp_path / "nothing") == {}
+        for seed in (10, 2):
+            (tmp_path / f"seed_{seed}").mkdir()
+            (tmp_path / f"seed_{seed}" / "all_results.json").write_text(json.dumps({"eval_accuracy": seed / 100}))
+        (tmp_path / "seed_3").mkdir()  # begun, not done
+        (tmp_path / "seed_x").mkdir()
+        assert seed_folder(tmp_path, 10) == str(tmp_path / "seed_10")
+        assert list(load_seed_results(tmp_path).items()) == [
+            (2, {"eval_accuracy": 0.02}),
+            (10, {"eval_accuracy": 0.1}),
+        ]
+
+    @pytest.mark.parametrize(("text", "message"), [('{"eval_acc', "is not JSON"), ("[1]", "holds a list")])
+    def test_damaged_results(self, text, message, tmp_path):
+        (tmp_path / "seed_0").mkdir()
+        (tmp_path / "seed_0" / "all_results.json").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            load_seed_results(tmp_path)
+
+    def test_written_tables(self, tmp_path):
+        markdown = write_aggregate(aggregate_runs(RUNS), tmp_path)
+        assert "| eval_accuracy (%) | 71.00 | 2.65 | 69.00 | 74.00 | 3 |" in markdown
+        assert "| eval_loss | 1.4 | 0.26458 | 1.1 | 1.6 | 3 |" in markdown
+        assert (tmp_path / "aggregate.md").read_text() == markdown
+        with open(tmp_path / "aggregate.csv", newline="") as file:
+            rows = {row["figure"]: row for row in csv.DictReader(file)}
+        assert float(rows["eval_loss"]["mean"]) == np.mean([1.5, 1.1, 1.6])
+        first = (tmp_path / "aggregate.csv").read_bytes()
+        write_aggregate(aggregate_runs(RUNS), tmp_path)
+        assert (tmp_path / "aggregate.csv").read_bytes() == first
+
+    def test_single_run_table(self, tmp_path):
+        assert "| eval_accuracy (%) | 70.00 | – | 70.00 | 70.00 | 1 |" in write_aggregate(
+            aggregate_runs({0: RUNS[0]}), tmp_path
+        )
