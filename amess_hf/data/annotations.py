@@ -1,0 +1,252 @@
+"""Annotation tables: rows of MIntRec, of MIntRec2.0 and of a folder of one's own, as one kind of record."""
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .labels import OUT_OF_SCOPE_LABEL, nearest
+
+
+# The file that holds each split: official names first, then those usual elsewhere.
+SPLIT_FILES = {"train": ("train",), "validation": ("dev", "validation", "valid", "val"), "test": ("test",)}
+
+# Fields that only some sources have, and the columns (lower case) that hold them.
+OPTIONAL_FIELDS = {
+    "speaker": ("speakername", "speaker"),
+    "source": ("source",),
+    "dialogue_id": ("dialogue_id",),
+    "utterance_id": ("utterance_id",),
+    "start": ("start_timestamp", "start"),
+    "end": ("end_timestamp", "end"),
+}
+
+
+@dataclass
+class Clip:
+    """One row of an annotation table.
+
+    Attributes:
+        id: Clip id, the key of the clip in feature files.
+        text: What is said; may be empty.
+        label: Name of the intent, spelled as in the label list, or `"UNK"`.
+        where: File and line, for error messages.
+        fields: What else the table says: speaker, source, dialogue_id, utterance_id, start and end (seconds),
+            and for a folder of one's own the paths of its files.
+        context: Earlier turns of the dialogue, oldest first, each `"speaker: text"`.
+    """
+
+    id: str
+    text: str
+    label: str
+    where: str
+    fields: dict[str, Any] = field(default_factory=dict)
+    context: list[str] = field(default_factory=list)
+
+    @property
+    def in_scope(self) -> bool:
+        return self.label != OUT_OF_SCOPE_LABEL
+
+
+def find_split_files(folder: Path, suffixes: Sequence[str] = (".tsv",)) -> dict[str, Path]:
+    """Return {split: file} for the annotation tables that lie directly in `folder`."""
+    found = {}
+    for split, stems in SPLIT_FILES.items():
+        paths = [folder / (stem + suffix) for stem in stems for suffix in suffixes]
+        paths = [path for path in paths if path.is_file()]
+        if len(paths) > 1:
+            names = ", ".join(path.name for path in paths)
+            raise ValueError(f"{folder} holds several files for the split {split}: {names}; leave one of them there.")
+        if paths:
+            found[split] = paths[0]
+    return found
+
+
+def read_tsv(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield (`"file:line"`, {lower-case column: cell}) for a tab-separated file in which nothing is quoted."""
+    yield from _read_separated(path, delimiter="\t", quoting=csv.QUOTE_NONE)
+
+
+def read_csv(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield (`"file:line"`, {lower-case column: cell}) for a comma-separated file, quoted as spreadsheets do."""
+    yield from _read_separated(path, delimiter=",")
+
+
+def _read_separated(path: Path, **csv_options) -> Iterator[tuple[str, dict[str, str]]]:
+    with path.open(encoding="utf-8-sig", newline="") as lines:
+        rows = csv.reader(lines, **csv_options)
+        try:
+            header = [name.strip().lower() for name in next(rows, [])]
+            for row in rows:
+                where = f"{path}:{rows.line_num}"
+                if not row:
+                    continue
+                if len(row) != len(header):
+                    raise ValueError(
+                        f"{where}: {len(row)} cells, but the header names {len(header)}; correct the row."
+                    )
+                yield where, dict(zip(header, row, strict=True))
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: not UTF-8 text ({error.reason}); save the file as UTF-8.") from None
+        except csv.Error as error:
+            raise ValueError(f"{path}:{rows.line_num}: {error}; correct the row.") from None
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (`"file:line"`, {lower-case column: value}) for a file with one JSON object a line."""
+    with path.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            where = f"{path}:{number}"
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{where}: not a JSON object ({error.msg}); correct the line.") from None
+            if not isinstance(row, dict):
+                raise ValueError(
+                    f"{where}: a JSON {type(row).__name__}, not an object with columns; correct the line."
+                )
+            yield where, {key.strip().lower(): value for key, value in row.items()}
+
+
+def read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (`"file:row"`, {lower-case column: value}) for a Parquet file, a few rows in memory at a time."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.ParquetFile(path)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]}).") from None
+    number = 0
+    for batch in table.iter_batches(batch_size=64):
+        for row in batch.to_pylist():
+            number += 1
+            yield f"{path}:{number}", {key.strip().lower(): value for key, value in row.items()}
+
+
+def need_columns(path: Path, row: dict, columns: Iterable[str]) -> None:
+    """Raise `ValueError` if `row` of the table at `path` lacks one of `columns` (lower case)."""
+    missing = [column for column in columns if column not in row]
+    if missing:
+        raise ValueError(f"{path}: no column {', '.join(missing)}; its header names {', '.join(row) or 'nothing'}.")
+
+
+def read_mintrec(path: Path) -> list[Clip]:
+    """Read a table of MIntRec: columns season, episode, clip, text, label; id `S05_E16_329`."""
+    return _read_official(path, ("season", "episode", "clip"), "{season}_{episode}_{clip}")
+
+
+def read_mintrec2(path: Path) -> list[Clip]:
+    """Read a table of MIntRec2.0: columns Dialogue_id, Utterance_id, Text, Label and others; id `dia0_utt3`."""
+    return _read_official(path, ("dialogue_id", "utterance_id"), "dia{dialogue_id}_utt{utterance_id}")
+
+
+def _read_official(path: Path, id_columns: tuple[str, ...], id_format: str) -> list[Clip]:
+    clips = []
+    for where, row in read_tsv(path):
+        if not clips:
+            need_columns(path, row, (*id_columns, "text", "label"))
+        fields = optional_fields(row, where)
+        clips.append(Clip(id_format.format(**row), row["text"].strip(), row["label"].strip(), where, fields))
+    return clips
+
+
+def optional_fields(row: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return what `row` holds of speaker, source, dialogue_id, utterance_id, start and end (seconds)."""
+    fields = {}
+    for name, columns in OPTIONAL_FIELDS.items():
+        for column in columns:
+            if column in row:
+                value = row[column]
+                fields[name] = parse_seconds(value, where) if name in ("start", "end") else str(value or "")
+                break
+    return fields
+
+
+def parse_seconds(value: str | float | None, where: str) -> float | None:
+    """Return seconds from a number, from `00:01:02,345`, or None for an empty cell."""
+    if value is None or value == "":
+        return None
+    seconds = 0.0
+    try:
+        for part in str(value).replace(",", ".").split(":"):
+            seconds = 60 * seconds + float(part)
+    except ValueError:
+        raise ValueError(f"{where}: {value!r} is no time; write seconds or hh:mm:ss,mmm.") from None
+    return seconds
+
+
+def resolve_labels(clips: list[Clip], labels: Sequence[str]) -> None:
+    """Give every clip its label in the spelling of `labels`, matched without case.
+
+    Raises:
+        ValueError: For the first clip with a label that is neither in `labels` nor `UNK`.
+    """
+    spelling = {name.casefold(): name for name in (*labels, OUT_OF_SCOPE_LABEL)}
+    for clip in clips:
+        label = spelling.get(clip.label.casefold())
+        if label is None:
+            raise ValueError(
+                f"{clip.where}: unknown label {clip.label!r} of clip {clip.id}; "
+                f"the nearest known one is {nearest(clip.label, labels)!r}."
+            )
+        clip.label = label
+
+
+def check_unique(clips: list[Clip]) -> None:
+    """Raise `ValueError` if two clips of one split have the same id."""
+    seen: dict[str, str] = {}
+    for clip in clips:
+        if clip.id in seen:
+            raise ValueError(
+                f"{clip.where}: clip id {clip.id} again, first at {seen[clip.id]}; remove one of the rows."
+            )
+        seen[clip.id] = clip.where
+
+
+def add_context(clips: list[Clip], turns: list[Clip], context_turns: int) -> None:
+    """Give every clip the `context_turns` turns of its dialogue that come last before it, oldest first.
+
+    Turns are ordered by `utterance_id`, whatever their order in the file. Turns that are not in the table are
+    skipped, so the context reaches further back where an utterance in between is missing.
+
+    Args:
+        clips: Clips of one split.
+        turns: All clips of that split that may serve as context, `clips` themselves among them.
+        context_turns: Most turns to add.
+
+    Raises:
+        ValueError: If a clip has no `dialogue_id` or a numeric `utterance_id`.
+    """
+    dialogues: dict[str, dict[int, Clip]] = {}
+    for turn in turns:
+        dialogue_id, position = _place(turn)
+        dialogues.setdefault(dialogue_id, {})[position] = turn
+    for clip in clips:
+        dialogue_id, position = _place(clip)
+        dialogue = dialogues[dialogue_id]
+        earlier = sorted(other for other in dialogue if other < position)[-context_turns:]
+        clip.context = [_spoken(dialogue[other]) for other in earlier]
+
+
+def _place(clip: Clip) -> tuple[str, int]:
+    dialogue_id, utterance_id = clip.fields.get("dialogue_id"), clip.fields.get("utterance_id")
+    if dialogue_id is None or utterance_id is None:
+        raise ValueError(
+            f"{clip.where}: `context_turns` needs the columns dialogue_id and utterance_id; leave `context_turns` at 0."
+        )
+    try:
+        return dialogue_id, int(utterance_id)
+    except ValueError:
+        raise ValueError(
+            f"{clip.where}: utterance_id {utterance_id!r} is no whole number; correct the cell."
+        ) from None
+
+
+def _spoken(clip: Clip) -> str:
+    speaker = clip.fields.get("speaker")
+    return f"{speaker}: {clip.text}" if speaker else clip.text

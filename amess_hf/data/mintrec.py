@@ -1,0 +1,351 @@
+"""MIntRec, MIntRec2.0 and a folder of one's own data as a `datasets.DatasetDict`.
+
+MIntRec: Zhang et al., "MIntRec: A New Dataset for Multimodal Intent Recognition", ACM MM 2022.
+MIntRec2.0: Zhang et al., "MIntRec2.0: A Large-scale Benchmark Dataset for Multimodal Intent Recognition and
+Out-of-scope Detection in Conversations", ICLR 2024.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from datasets.exceptions import DatasetGenerationError
+from transformers.utils import logging
+
+from .annotations import Clip, add_context, check_unique, read_mintrec, read_mintrec2, resolve_labels
+from .feature_files import DTYPES, open_features
+from .folder import CLIP_COLUMNS, NumpyFeatures, label_names, read_folder_table
+from .labels import COARSE_LABELS, LABELS, OUT_OF_SCOPE_ID, coarse_label
+from .layout import NO_FEATURES, SCOPES, Layout, find_layout, fingerprint
+
+
+logger = logging.get_logger(__name__)
+
+# Part of the cache's path: raise it whenever the rows that the builder writes change.
+VERSION = datasets.Version("1.0.0")
+
+NAMES = ("mintrec", "mintrec2.0", "folder")
+GRANULARITIES = ("fine", "coarse")
+MODALITIES = ("audio", "video")
+
+_FIELD_TYPES = {
+    "speaker": "string",
+    "source": "string",
+    "dialogue_id": "string",
+    "utterance_id": "string",
+    "start": "float64",
+    "end": "float64",
+    "clip": "string",
+    "audio": "string",
+    "video": "string",
+}
+
+
+@dataclass
+class MIntRecConfig(datasets.BuilderConfig):
+    """What to read, and how; see [`load_mintrec`]."""
+
+    version: datasets.Version = VERSION
+    scope: str = "in"
+    label_granularity: str = "fine"
+    audio_features: str | None = None
+    video_features: str | None = None
+    context_turns: int = 0
+    allow_missing_features: bool = False
+    dtype: str = "float32"
+
+    def layout(self) -> Layout:
+        """Find the files; see [`find_layout`]."""
+        self._check()
+        return find_layout(Path(self.data_dir), self.name, self.scope, self.audio_features, self.video_features)
+
+    def _check(self) -> None:
+        allowed = {"name": NAMES, "scope": SCOPES, "label_granularity": GRANULARITIES, "dtype": DTYPES}
+        for argument, values in allowed.items():
+            value = getattr(self, argument)
+            if value not in values:
+                raise ValueError(f"`{argument}` is {value!r}; choose one of {', '.join(values)}.")
+        if self.context_turns < 0:
+            raise ValueError(f"`context_turns` is {self.context_turns}; give 0 or more.")
+        if self.name == "folder" and self.label_granularity == "coarse":
+            raise ValueError("`label_granularity='coarse'` is known for mintrec and mintrec2.0 only; use 'fine'.")
+        if self.data_dir is None:
+            raise ValueError("`data_dir` is missing; give the folder that holds the annotation tables.")
+
+    def create_config_id(self, config_kwargs: dict, custom_features: datasets.Features | None = None) -> str:
+        """Name the cache of this configuration; a changed file gives another name."""
+        layout = self.layout()
+        files = [path for _, path in layout.tables] + list(layout.turn_tables.values()) + list(layout.clips.values())
+        files += [path for paths in layout.features.values() for path in paths]
+        if self.name == "folder":
+            clips = read_clips(layout, self.name)
+            files += [path for clip in clips for path in clip.fields.values() if isinstance(path, Path)]
+        return super().create_config_id({**config_kwargs, "fingerprint": fingerprint(files)}, custom_features)
+
+
+@dataclass
+class Plan:
+    """Everything that the generator needs: clips by split, label names, features by modality, and the columns."""
+
+    splits: dict[str, list[Clip]]
+    labels: list[str]
+    features: dict[str, Any] = field(default_factory=dict)
+    columns: list[str] = field(default_factory=list)
+
+
+def read_clips(layout: Layout, name: str) -> list[Clip]:
+    """Read all annotation tables of `layout`; every clip knows its split as `clip.fields["split"]`."""
+    clips = []
+    for split, path in layout.tables:
+        found = read_table(path, name, split)
+        for clip in found:
+            clip.fields["split"] = split
+        clips += found
+    return clips
+
+
+def read_table(path: Path, name: str, split: str) -> list[Clip]:
+    """Read one annotation table of the data set `name`."""
+    readers = {"mintrec": read_mintrec, "mintrec2.0": read_mintrec2}
+    return readers[name](path) if name in readers else read_folder_table(path, split)
+
+
+def make_plan(config: MIntRecConfig, cache_dir: Path) -> Plan:
+    """Read the annotation tables, check them, and open the feature files.
+
+    Raises:
+        ValueError: For whatever is wrong with the files, naming file and row.
+    """
+    layout = config.layout()
+    clips = read_clips(layout, config.name)
+    labels = LABELS[config.name] if config.name in LABELS else label_names(clips)
+    resolve_labels(clips, labels)
+    splits = {split: [clip for clip in clips if clip.fields["split"] == split] for split, _ in layout.tables}
+    for split, members in splits.items():
+        check_unique(members)
+        if config.context_turns:
+            turn_table = layout.turn_tables.get(split)
+            turns = read_table(turn_table, config.name, split) if turn_table else []
+            add_context(members, turns + members, config.context_turns)
+        wanted = {"in": [True], "out": [False], "all": [True, False]}[config.scope]
+        splits[split] = [clip for clip in members if clip.in_scope in wanted]
+    splits = {split: members for split, members in splits.items() if members}
+    if not splits:
+        raise ValueError(
+            f"{config.data_dir}: no clip of scope={config.scope!r} in its tables; choose another `scope`."
+        )
+    plan = Plan(splits, COARSE_LABELS if config.label_granularity == "coarse" else labels)
+    plan.features = open_modalities(layout, plan, cache_dir)
+    if not config.allow_missing_features:
+        check_features_present(plan, layout)
+    add_clip_paths(plan, layout)
+    present = {name for members in splits.values() for clip in members for name in clip.fields}
+    plan.columns = [name for name in _FIELD_TYPES if name in present]
+    return plan
+
+
+def open_modalities(layout: Layout, plan: Plan, cache_dir: Path) -> dict[str, Any]:
+    """Return {modality: features that map a clip id to float32 [frames, dim]} for the modalities that are there."""
+    cached = partial(converted_path, cache_dir)
+    clips = [clip for members in plan.splits.values() for clip in members]
+    features = {}
+    for modality in MODALITIES:
+        column = f"{modality}_features"
+        own_files = {clip.id: clip.fields[column] for clip in clips if column in clip.fields}
+        parts = [open_features(path, cached) for path in layout.features.get(modality, [])]
+        if own_files:
+            parts.append(NumpyFeatures(own_files))
+        if parts:
+            features[modality] = ChainedFeatures(parts, layout.features.get(modality, [layout.tables[0][1]]))
+    return features
+
+
+def converted_path(cache_dir: Path, path: Path) -> Path:
+    """Return where the safetensors form of the pickle `path` belongs in the cache."""
+    return cache_dir / "amess_features" / f"{path.stem}-{fingerprint([path])}"
+
+
+class ChainedFeatures:
+    """Features of several files as one; the first file that holds a clip counts."""
+
+    def __init__(self, parts: list[Any], paths: list[Path]):
+        widths = {str(path): part.feature_size for path, part in zip(paths, parts, strict=False) if part.feature_size}
+        if len(set(widths.values())) > 1:
+            found = ", ".join(f"{path}: {width}" for path, width in widths.items())
+            raise ValueError(f"features of different width ({found}); choose files of one kind.")
+        self.parts, self.paths = parts, paths
+        self.feature_size = next(iter(widths.values()), 0)
+
+    def __contains__(self, clip_id: str) -> bool:
+        return any(clip_id in part for part in self.parts)
+
+    def __getitem__(self, clip_id: str) -> np.ndarray:
+        """Return float32 [frames, feature_size], of zero frames for a clip that has none.
+
+        Raises:
+            ValueError: If a number is NaN or infinite.
+        """
+        part = next((part for part in self.parts if clip_id in part), None)
+        if part is None:
+            return np.empty((0, self.feature_size), np.float32)
+        frames = part[clip_id]
+        if not np.isfinite(frames).all():
+            frame = int(np.argwhere(~np.isfinite(frames))[0][0])
+            raise ValueError(
+                f"{self.paths[0]}: clip {clip_id} has NaN or infinite features, first in frame {frame}; extract it again."
+            )
+        return frames
+
+
+def check_features_present(plan: Plan, layout: Layout) -> None:
+    """Raise `ValueError`, listing clips, if some have no features of a modality that the data set has."""
+    for modality, features in plan.features.items():
+        missing = [clip.id for members in plan.splits.values() for clip in members if clip.id not in features]
+        if missing:
+            more = ", ..." if len(missing) > 8 else ""
+            raise ValueError(
+                f"{features.paths[0]}: no {modality} features for {len(missing)} clips: {', '.join(missing[:8])}{more}; "
+                "set `allow_missing_features` to treat the modality as absent there."
+            )
+
+
+def add_clip_paths(plan: Plan, layout: Layout) -> None:
+    """Give every clip the path of its raw clip as `clip`, where there is one."""
+    for members in plan.splits.values():
+        for clip in members:
+            own = next((clip.fields[column] for column in CLIP_COLUMNS if column in clip.fields), None)
+            path = own or layout.clips.get(clip.id)
+            if path is not None:
+                clip.fields["clip"] = path
+
+
+class MIntRec(datasets.GeneratorBasedBuilder):
+    """Builds the Arrow data set that [`load_mintrec`] returns, a few clips in memory at a time."""
+
+    VERSION = VERSION
+    BUILDER_CONFIG_CLASS = MIntRecConfig
+    BUILDER_CONFIGS = [MIntRecConfig(name=name) for name in NAMES]
+    DEFAULT_WRITER_BATCH_SIZE = 32
+
+    def _info(self) -> datasets.DatasetInfo:
+        # The columns depend on what is in the folder; reading that waits until there is no cache to use.
+        return datasets.DatasetInfo(description=f"{self.config.name} for multimodal intent recognition")
+
+    def _split_generators(self, dl_manager: datasets.DownloadManager) -> list[datasets.SplitGenerator]:
+        self.plan = make_plan(self.config, Path(self._cache_dir_root))
+        self.info.features = self._features()
+        return [datasets.SplitGenerator(name=split, gen_kwargs={"split": split}) for split in self.plan.splits]
+
+    def _features(self) -> datasets.Features:
+        columns = {
+            "id": datasets.Value("string"),
+            "text": datasets.Value("string"),
+            "label": datasets.ClassLabel(names=self.plan.labels),
+            "label_name": datasets.Value("string"),
+            "in_scope": datasets.Value("bool"),
+        }
+        columns.update({name: datasets.Value(_FIELD_TYPES[name]) for name in self.plan.columns})
+        if self.config.context_turns:
+            columns["context"] = datasets.List(datasets.Value("string"))
+        for modality, features in self.plan.features.items():
+            # The first axis varies. Rows of this type come back as numpy arrays without going through lists.
+            columns[f"{modality}_features"] = datasets.Array2D((None, features.feature_size), self.config.dtype)
+        return datasets.Features(columns)
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        for number, clip in enumerate(self.plan.splits[split]):
+            yield number, self._example(clip)
+
+    def _example(self, clip: Clip) -> dict[str, Any]:
+        label_name = clip.label
+        if clip.in_scope and self.config.label_granularity == "coarse":
+            label_name = coarse_label(clip.label)
+        label = self.plan.labels.index(label_name) if clip.in_scope else OUT_OF_SCOPE_ID
+        example = {"id": clip.id, "text": clip.text, "label": label, "label_name": label_name}
+        example["in_scope"] = clip.in_scope
+        for name in self.plan.columns:
+            value = clip.fields.get(name)
+            example[name] = str(value) if isinstance(value, Path) else value
+        if self.config.context_turns:
+            example["context"] = clip.context
+        for modality, features in self.plan.features.items():
+            example[f"{modality}_features"] = features[clip.id].astype(self.config.dtype)
+        return example
+
+
+def load_mintrec(
+    data_dir: str | os.PathLike,
+    name: str = "mintrec",
+    scope: str = "in",
+    *,
+    label_granularity: str = "fine",
+    audio_features: str | None = None,
+    video_features: str | None = None,
+    context_turns: int = 0,
+    allow_missing_features: bool = False,
+    dtype: str = "float32",
+    cache_dir: str | os.PathLike | None = None,
+) -> datasets.DatasetDict:
+    """Load MIntRec, MIntRec2.0 or a folder of one's own data.
+
+    Args:
+        data_dir: Folder in the layout of the published archive: for `"mintrec"` the tsv files, `audio_data/` and
+            `video_data/`, out-of-scope clips in a folder `MIntRec-OOD` inside or beside it; for `"mintrec2.0"`
+            `in-scope/`, `out-of-scope/<name>/` and `total/`, or the tsv files directly; for `"folder"` tables
+            `train.csv`, `dev.csv`, `test.csv` (or tsv, jsonl, parquet) with the columns `text` and `label`.
+        name: `"mintrec"`, `"mintrec2.0"` or `"folder"`.
+        scope: Which clips: `"in"` scope, `"out"` of scope, or `"all"`.
+        label_granularity: `"fine"` (20 or 30 intents), or `"coarse"`: `Emotion` and `Goal`.
+        audio_features: Name (`"wavlm_feats"`) or path of the audio features; `"none"` leaves them out. Default: those
+            that are there.
+        video_features: The same for video (`"swin_roi"`, `"swin_feats"`, `"video_feats"`).
+        context_turns: Number of earlier turns of the dialogue to give as the column `context`.
+        allow_missing_features: Treat a clip without features as one of zero frames; otherwise it is an error.
+        dtype: How features are stored, `"float32"` or `"float16"` (half the space; rows come back as float32).
+        cache_dir: Where the built data set is kept. Default: that of `datasets`.
+
+    Returns:
+        Splits `train`, `validation` and `test`, as far as they are in the folder. A row has `id`, `text`, `label`
+        (-1 out of scope), `label_name` (`"UNK"` out of scope), `in_scope`; `audio_features` and `video_features`,
+        float32 arrays [frames, dim] (zero frames: absent for this clip), where the data set has them; and as far as
+        the tables have them `speaker`, `source`, `dialogue_id`, `utterance_id`, `start`, `end` (seconds), `clip`.
+
+    Raises:
+        ValueError: For whatever is wrong with the arguments or the files, naming file and row.
+    """
+    builder = MIntRec(
+        config_name=_known_name(name),
+        data_dir=str(Path(data_dir).expanduser().resolve()),
+        cache_dir=None if cache_dir is None else str(cache_dir),
+        scope=scope,
+        label_granularity=label_granularity,
+        audio_features=audio_features,
+        video_features=video_features,
+        context_turns=context_turns,
+        allow_missing_features=allow_missing_features,
+        dtype=dtype,
+    )
+    try:
+        builder.download_and_prepare()
+    except DatasetGenerationError as error:
+        if isinstance(error.__cause__, ValueError):
+            raise error.__cause__ from None
+        raise
+    dataset = builder.as_dataset()
+    columns = [column for column in builder.info.features if column.endswith("_features")]
+    if columns:
+        return dataset.with_format("numpy", columns=columns, output_all_columns=True)
+    if NO_FEATURES not in (audio_features, video_features):
+        logger.warning_once(f"{data_dir} holds no feature files: words only.")
+    return dataset
+
+
+def _known_name(name: str) -> str:
+    if name not in NAMES:
+        raise ValueError(f"`name` is {name!r}; choose one of {', '.join(NAMES)}.")
+    return name
