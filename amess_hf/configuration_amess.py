@@ -1,6 +1,10 @@
 """A-MESS model configuration."""
 
+import copy
+import os
+import shutil
 from numbers import Integral, Real
+from pathlib import Path
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
@@ -10,6 +14,23 @@ FUSION_TYPES = ("anchor", "cross_modal", "mean", "text")
 
 # Written into every saved config. A checkpoint whose number is higher than this was made by a later version.
 FORMAT_VERSION = 1
+
+# Saved with every config: where the Auto classes and `pipeline` find this code in a checkpoint's folder. The entries that
+# transformers writes by itself (`register_for_auto_class`) are one for each class, and none for a pipeline.
+REMOTE_CODE = {
+    "auto_map": {
+        "AutoConfig": "configuration_amess.AMESSConfig",
+        "AutoModel": "modeling_amess.AMESSModel",
+        "AutoModelForSequenceClassification": "modeling_amess.AMESSForIntentClassification",
+        "AutoProcessor": "processing_amess.AMESSProcessor",
+    },
+    "custom_pipelines": {
+        "intent-recognition": {
+            "impl": "pipeline_amess.IntentRecognitionPipeline",
+            "pt": ["AutoModelForSequenceClassification"],
+        }
+    },
+}
 
 
 class AMESSConfig(PreTrainedConfig):
@@ -134,10 +155,25 @@ class AMESSConfig(PreTrainedConfig):
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self, **kwargs):
+        if not __name__.startswith("transformers_modules."):
+            # The installed package has registered all this; transformers asks for `trust_remote_code` where it is set.
+            kwargs = {name: value for name, value in kwargs.items() if name not in REMOTE_CODE}
         super().__post_init__(**kwargs)
         if self.label2id is None and self.id2label is not None:
             self.label2id = {name: index for index, name in self.id2label.items()}
         self.validate()
+
+    def to_dict(self):
+        """The fields, and where the checkpoint's folder has the code that reads them."""
+        return {**super().to_dict(), **copy.deepcopy(REMOTE_CODE)}
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """Save the config and this package's flat set of code, so that the folder loads where the package is not."""
+        super().save_pretrained(save_directory, **kwargs)
+        for file in Path(__file__).parent.glob("*_amess.py"):
+            target = Path(save_directory, file.name)
+            if not (target.exists() and os.path.samefile(file, target)):
+                shutil.copyfile(file, target)
 
     def validate(self):
         """
