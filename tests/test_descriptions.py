@@ -123,9 +123,8 @@ def test_unknown_name_lists_the_shipped_ones():
 def test_all_problems_of_a_label_are_found():
     problems = find_description_problems("Thank", ["", "Thanks.", "thanks", "Care is shown."], ["Thank", "Care"], 5)
     assert len(problems) == 4
-    assert [
-        word in problem for word, problem in zip(["at least 5", "1 is empty", "3 repeats", "`Care`"], problems)
-    ] == [True] * 4
+    for word, problem in zip(["at least 5", "1 is empty", "3 repeats", "`Care`"], problems, strict=True):
+        assert word in problem
 
 
 def test_label_as_first_words():

@@ -11,7 +11,7 @@ DESCRIPTIONS_FOLDER = Path(__file__).parent / "label_descriptions"
 SHIPPED_DESCRIPTIONS = ("mintrec", "mintrec2.0")
 
 
-def _normalize(text: str) -> str:
+def normalize_sentence(text: str) -> str:
     """Lower-case words with single spaces and no final punctuation: the form in which two sentences are compared."""
     return " ".join(text.lower().split()).rstrip(" .!?")
 
@@ -44,7 +44,7 @@ def find_description_problems(
             continue
         if "\n" in sentence.strip():
             problems.append(f"{where} has more than one line: {sentence!r}")
-        first = seen.setdefault(_normalize(sentence), number)
+        first = seen.setdefault(normalize_sentence(sentence), number)
         if first != number:
             problems.append(f"{where} repeats sentence {first}: {sentence!r}")
         other = next((name for name in labels if name != label and starts_with_label(sentence, name)), None)

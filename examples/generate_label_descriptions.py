@@ -1,0 +1,364 @@
+#!/usr/bin/env python
+"""Write label descriptions for any set of intents with a large language model.
+
+A model on this machine, through transformers:
+
+    python examples/generate_label_descriptions.py --labels "Complain,Praise,Ask for help" \\
+        --model Qwen/Qwen2.5-1.5B-Instruct --output_file descriptions.json
+
+A model behind Hugging Face's inference providers (token from `hf auth login` or HF_TOKEN), or behind any server that
+speaks OpenAI's chat-completions API (key, if it wants one, from OPENAI_API_KEY; the Hub's token is never sent there):
+
+    python examples/generate_label_descriptions.py --labels mintrec2.0 --backend inference_client \\
+        --model meta-llama/Llama-3.3-70B-Instruct --output_file descriptions.json
+    python examples/generate_label_descriptions.py --labels labels.txt --base_url http://localhost:8000/v1 \\
+        --model my-model --train_file MIntRec/train.tsv --output_file descriptions.json
+
+The file is written after each intent, so that a second start goes on where the first one stopped. Train with it by
+`run_mir.py --label_descriptions descriptions.json`.
+"""
+
+import json
+import os
+import random
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+
+from huggingface_hub.errors import HfHubHTTPError, HTTPError
+from tqdm.auto import tqdm
+from transformers import HfArgumentParser, set_seed
+from transformers.utils import logging
+
+from amess_hf.data.annotations import SPLIT_FILES, need_columns, read_tsv
+from amess_hf.data.descriptions import (
+    find_description_problems,
+    normalize_sentence,
+    read_description_file,
+    validate_label_descriptions,
+)
+from amess_hf.data.labels import LABELS
+
+
+logger = logging.get_logger(__name__)
+
+PROMPT = (
+    "The intents that a classifier of what people say must tell apart are: {intents}.\n"
+    "Write {count} different sentences in plain English that describe a speaker whose intent is '{intent}'. Some "
+    "define the intent and say what tells it apart from the intents nearest to it in the list; the others give, in new "
+    "situations, the typical wording of such an utterance, each beginning with 'The speaker says something like:'.\n"
+    "{examples}{known}"
+    "Begin no sentence with the name of another intent. Answer with the {count} sentences alone, one a line, without "
+    "numbers, bullets or any other text."
+)
+EXAMPLES = "Utterances with this intent, for its sense only; do not repeat them:\n{lines}\n"
+KNOWN = "These sentences exist already; write others:\n{lines}\n"
+
+MIN_WORDS = 3
+# Wrong key, no right, no such address or model: asking again would not help.
+HOPELESS_STATUS = (400, 401, 403, 404)
+
+
+@dataclass
+class DescriptionArguments:
+    """Which intents to describe, with which model, and where to write the result."""
+
+    labels: str = field(
+        metadata={"help": "Intent names, separated by commas; or a file with one a line; or mintrec, mintrec2.0."}
+    )
+    model: str = field(metadata={"help": "Name or folder of the language model."})
+    output_file: Path = field(metadata={"help": "The JSON file to write, or to go on with if it is there."})
+    backend: str = field(
+        default="local",
+        metadata={
+            "help": "Where the model runs: here with transformers, or elsewhere through InferenceClient.",
+            "choices": ["local", "inference_client"],
+        },
+    )
+    base_url: str | None = field(
+        default=None, metadata={"help": "Address of a server with the chat-completions API; implies inference_client."}
+    )
+    num_sentences: int = field(default=8, metadata={"help": "Sentences for each intent."})
+    train_file: Path | None = field(
+        default=None, metadata={"help": "train.tsv with columns text and label: example utterances for the prompt."}
+    )
+    examples_per_intent: int = field(default=3, metadata={"help": "Utterances of train_file shown for an intent."})
+    max_attempts: int = field(default=5, metadata={"help": "Requests for one intent before it is given up."})
+    retry_seconds: float = field(default=2.0, metadata={"help": "Pause after a failed request, doubled each time."})
+    timeout: float = field(default=120.0, metadata={"help": "Seconds to wait for an answer of a server."})
+    temperature: float = field(default=0.8, metadata={"help": "Sampling temperature."})
+    max_new_tokens: int = field(default=768, metadata={"help": "Longest answer, in tokens."})
+    seed: int = field(default=0, metadata={"help": "Seed of sampling and of the choice of example utterances."})
+
+    def __post_init__(self):
+        if self.base_url is not None:
+            self.backend = "inference_client"
+        for name, least in (("num_sentences", 1), ("max_attempts", 1), ("examples_per_intent", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
+        if self.temperature <= 0:
+            raise ValueError(f"`temperature` must be above 0, got {self.temperature}: paraphrases are sampled.")
+
+
+class GenerationError(Exception):
+    """A request failed in a way that may pass: asked again, the model may answer."""
+
+
+def read_labels(value: str) -> list[str]:
+    """The intent names that `--labels` stands for: those of a data set, of a file, or the list itself."""
+    if value.lower() in LABELS:
+        return list(LABELS[value.lower()])
+    path = Path(value)
+    names = path.read_text(encoding="utf-8").splitlines() if path.is_file() else value.split(",")
+    labels = [name.strip() for name in names if name.strip()]
+    folded = [label.casefold() for label in labels]
+    twice = next((label for label in labels if folded.count(label.casefold()) > 1), None)
+    if not labels or twice is not None:
+        problem = "no intent names" if not labels else f"the intent `{twice}` is named twice"
+        raise ValueError(f"--labels {value}: {problem}; give names separated by commas or a file with one a line.")
+    return labels
+
+
+def read_examples(path: Path | None, labels: list[str], count: int, seed: int) -> dict[str, list[str]]:
+    """Up to `count` utterances of each intent, drawn from a training split.
+
+    Raises:
+        ValueError: if the file is not named as a training split (dev and test clips must not reach a prompt), is not
+            there or lacks a column.
+    """
+    if path is None or count == 0:
+        return {}
+    if path.stem.lower() not in SPLIT_FILES["train"] or not path.is_file():
+        raise ValueError(f"--train_file {path}: needs the train.tsv of a data set; no other split may be shown.")
+    rows = [row for _, row in read_tsv(path)]
+    need_columns(path, rows[0] if rows else {}, ("text", "label"))
+    rng = random.Random(seed)
+    examples = {}
+    for label in labels:
+        texts = sorted({row["text"].strip() for row in rows if row["label"].strip().casefold() == label.casefold()})
+        if texts:
+            examples[label] = rng.sample(texts, min(count, len(texts)))
+    return examples
+
+
+def build_prompt(label: str, labels: list[str], count: int, examples: list[str], known: list[str]) -> str:
+    """What the model is asked for one intent."""
+    return PROMPT.format(
+        intents=", ".join(labels),
+        intent=label,
+        count=count,
+        examples=EXAMPLES.format(lines="\n".join(examples)) if examples else "",
+        known=KNOWN.format(lines="\n".join(known)) if known else "",
+    )
+
+
+def parse_answer(answer: str) -> list[str]:
+    """The sentences of an answer: its lines without numbers, bullets, quotation marks and thoughts, or a JSON list."""
+    answer = re.sub(r"<think>.*?(</think>|\Z)", "", answer, flags=re.DOTALL)
+    bracketed = re.search(r"\[.*\]", answer, flags=re.DOTALL)
+    if bracketed:
+        try:
+            items = json.loads(bracketed[0])
+        except json.JSONDecodeError:
+            items = []
+        if items and all(isinstance(item, str) for item in items):
+            return [" ".join(item.split()) for item in items]
+    lines = (re.sub(r"^\s*(?:[-*•]+|\(?\d+[.):])\s+", "", line).strip() for line in answer.splitlines())
+    lines = (line[1:-1].strip() if len(line) > 1 and line[0] == line[-1] == '"' else line for line in lines)
+    return [line for line in lines if line and not line.startswith("```")]
+
+
+def local_model(arguments: DescriptionArguments) -> Callable[[str, int], str]:
+    """A function (prompt, attempt) -> answer that runs a transformers model on this machine."""
+    from transformers import pipeline
+
+    generator = pipeline("text-generation", model=arguments.model)
+    chat = generator.tokenizer.chat_template is not None
+
+    def ask(prompt: str, attempt: int) -> str:
+        outputs = generator(
+            [{"role": "user", "content": prompt}] if chat else prompt + "\n",
+            max_new_tokens=arguments.max_new_tokens,
+            do_sample=True,
+            temperature=arguments.temperature,
+            return_full_text=False,
+        )
+        answer = outputs[0]["generated_text"]
+        return answer if isinstance(answer, str) else answer[-1]["content"]
+
+    return ask
+
+
+def remote_model(arguments: DescriptionArguments) -> Callable[[str, int], str]:
+    """A function (prompt, attempt) -> answer that asks a server; raises `GenerationError` if asking again may help."""
+    from huggingface_hub import InferenceClient
+
+    # Without a key of its own the client would send the Hub's token to whatever address it is given.
+    key = os.environ.get("OPENAI_API_KEY", "none") if arguments.base_url else None
+    client = InferenceClient(base_url=arguments.base_url, api_key=key, timeout=arguments.timeout)
+
+    def ask(prompt: str, attempt: int) -> str:
+        try:
+            completion = client.chat_completion(
+                [{"role": "user", "content": prompt}],
+                model=arguments.model,
+                max_tokens=arguments.max_new_tokens,
+                temperature=arguments.temperature,
+                seed=arguments.seed + attempt,
+            )
+            answer = completion.choices[0].message.content
+        except HfHubHTTPError as error:
+            status = error.response.status_code
+            if status in HOPELESS_STATUS:
+                where = arguments.base_url or "the inference provider"
+                reason = " ".join(str(error.server_message or "no reason given").split())
+                raise ValueError(f"{where} refuses `{arguments.model}`: HTTP {status}, {reason}.") from error
+            raise GenerationError(f"HTTP {status}") from error
+        except HTTPError as error:
+            raise GenerationError(f"{type(error).__name__}: {error}") from error
+        except (ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
+            raise GenerationError(f"the answer is no chat completion ({type(error).__name__})") from error
+        if not isinstance(answer, str):
+            raise GenerationError("the answer has no text")
+        return answer
+
+    return ask
+
+
+class DescriptionWriter:
+    """Asks a model for sentences and keeps the good ones in `known`, {label: [sentence, ...]}."""
+
+    def __init__(
+        self,
+        arguments: DescriptionArguments,
+        labels: list[str],
+        examples: dict[str, list[str]],
+        known: dict[str, list[str]],
+        ask: Callable[[str, int], str],
+    ):
+        self.arguments = arguments
+        self.labels = labels
+        self.examples = examples
+        self.known = known
+        self.ask = ask
+
+    def describe(self, label: str, progress: tqdm):
+        """Bring `label` to `num_sentences` sentences, or as near as `max_attempts` requests do."""
+        pause = self.arguments.retry_seconds
+        for attempt in range(self.arguments.max_attempts):
+            kept = self.known.get(label, [])
+            wanted = self.arguments.num_sentences - len(kept)
+            if wanted <= 0:
+                return
+            prompt = build_prompt(label, self.labels, wanted, self.examples.get(label, []), kept)
+            try:
+                answer = self.ask(prompt, attempt)
+            except GenerationError as error:
+                logger.warning(f"`{label}`, attempt {attempt + 1} of {self.arguments.max_attempts}: {error}.")
+                if attempt + 1 < self.arguments.max_attempts:
+                    time.sleep(pause)
+                    pause *= 2
+                continue
+            added = self.accept(label, parse_answer(answer))[:wanted]
+            if added:
+                self.known[label] = [*kept, *added]
+                progress.update(len(added))
+
+    def accept(self, label: str, candidates: list[str]) -> list[str]:
+        """Those of `candidates` that may join what `label` has; what is wrong with the others is logged."""
+        every = self.known.items()
+        elsewhere = {normalize_sentence(s) for name, sentences in every if name != label for s in sentences}
+        accepted = list(self.known.get(label, []))
+        start = len(accepted)
+        for sentence in candidates:
+            problems = find_description_problems(label, [*accepted, sentence], self.labels)
+            if len(sentence.split()) < MIN_WORDS or sentence.endswith(":"):
+                problems.append(f"`{label}`: no sentence: {sentence!r}")
+            if normalize_sentence(sentence) in elsewhere:
+                problems.append(f"`{label}`: describes another intent already: {sentence!r}")
+            if problems:
+                logger.info(f"Left out: {problems[0]}.")
+            else:
+                accepted.append(sentence)
+        return accepted[start:]
+
+
+def write_json(path: Path, content: dict):
+    """Write `content` beside `path` and move it there, so that no half-written file ever has that name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump(content, file, indent=2, ensure_ascii=False)
+            file.write("\n")
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def start_or_resume(arguments: DescriptionArguments) -> dict:
+    """The content of the output file where it is there, otherwise one without descriptions.
+
+    Raises:
+        ValueError: if the file was written by another model or with another prompt; its origin would be untrue.
+    """
+    origin = {"model": arguments.model, "date": date.today().isoformat(), "prompt": PROMPT}
+    origin["temperature"] = arguments.temperature
+    if arguments.train_file is not None:
+        origin["examples"] = f"{arguments.examples_per_intent} utterances an intent from {arguments.train_file.name}"
+    if not arguments.output_file.exists():
+        return {"dataset": arguments.output_file.stem, "origin": origin, "descriptions": {}}
+    content = read_description_file(arguments.output_file)
+    for key in ("model", "prompt"):
+        if content.get("origin", {}).get(key) != origin[key]:
+            raise ValueError(f"{arguments.output_file}: has another {key} in its origin; give another --output_file.")
+    if content["descriptions"]:
+        content["descriptions"] = validate_label_descriptions(
+            content["descriptions"], source=str(arguments.output_file)
+        )
+    return content
+
+
+def generate(arguments: DescriptionArguments) -> list[str]:
+    """Describe all intents, write the file after each, and return those that have fewer sentences than asked for."""
+    labels = read_labels(arguments.labels)
+    examples = read_examples(arguments.train_file, labels, arguments.examples_per_intent, arguments.seed)
+    content = start_or_resume(arguments)
+    known = content["descriptions"]
+
+    def short() -> list[str]:
+        return [label for label in labels if len(known.get(label, [])) < arguments.num_sentences]
+
+    if not short():
+        return []
+    set_seed(arguments.seed)
+    ask = local_model(arguments) if arguments.backend == "local" else remote_model(arguments)
+    writer = DescriptionWriter(arguments, labels, examples, known, ask)
+    done = sum(min(len(known.get(label, [])), arguments.num_sentences) for label in labels)
+    with tqdm(total=len(labels) * arguments.num_sentences, initial=done, unit="sentence") as progress:
+        for label in short():
+            progress.set_description(label)
+            writer.describe(label, progress)
+            # Intents of an earlier start that are not asked for now stay, after the others.
+            order = [name for name in (*labels, *known) if name in known]
+            write_json(arguments.output_file, {**content, "descriptions": {name: known[name] for name in order}})
+    return short()
+
+
+def main(arguments: list[str] | None = None):
+    (arguments,) = HfArgumentParser(DescriptionArguments).parse_args_into_dataclasses(arguments)
+    short = generate(arguments)
+    if short:
+        names = ", ".join(f"`{label}`" for label in short)
+        sys.exit(f"{arguments.output_file}: too few sentences for {names}; start again to go on with these.")
+    print(f"{arguments.output_file}: {arguments.num_sentences} sentences for each intent.")
+
+
+if __name__ == "__main__":
+    main()
