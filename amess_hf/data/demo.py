@@ -323,16 +323,17 @@ def _features(
 def demo_clips(seed: int = 0, clips_per_split: dict[str, int] | None = None) -> Iterator[tuple[str, DemoClip]]:
     """Yield (split, clip) for every clip of the corpus, the same ones for the same arguments.
 
-    Every split has the intents equally often (up to one clip). No utterance occurs twice, within or across splits,
-    as long as there are words enough (some 2,500 clips).
+    Every split has the intents equally often (up to one clip), and each intent its share of plain clips. No utterance
+    occurs twice, within or across splits, as long as there are words enough (some 2,500 clips).
     """
     used = set()
     for season, (split, count) in enumerate((clips_per_split or CLIPS_PER_SPLIT).items(), start=1):
         rng = np.random.default_rng([seed, season])
-        labels = rng.permutation([list(EVIDENCE)[number % len(EVIDENCE)] for number in range(count)])
-        for number, label in enumerate(labels.tolist()):
+        for number, place in enumerate(rng.permutation(count).tolist()):
+            turn, label = place // len(EVIDENCE), list(EVIDENCE)[place % len(EVIDENCE)]
             group, tone, face = EVIDENCE[label]
-            plain = bool(rng.random() < PLAIN_SHARE)
+            # The third and fifth of five clips of an intent, for a share of 0.4.
+            plain = int((turn + 1) * PLAIN_SHARE + 1e-9) > int(turn * PLAIN_SHARE + 1e-9)
             text = _new_text(PLAIN_TEMPLATES[label] if plain else GROUP_TEMPLATES[group], used, rng)
             audio, audio_burst = _features(tone, AUDIO_WIDTH, AUDIO_FRAMES, seed, rng)
             video, video_burst = _features(face, VIDEO_WIDTH, VIDEO_FRAMES, seed, rng)
