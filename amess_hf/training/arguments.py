@@ -1,0 +1,98 @@
+"""Training arguments: transformers' own, with this project's defaults, and a few more."""
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+
+@dataclass
+class AMESSTrainingArguments(TrainingArguments):
+    r"""
+    [`~transformers.TrainingArguments`] with the recommended recipe as defaults, and
+
+    Args:
+        learning_rate (`float`, *optional*, defaults to 1e-4):
+            Learning rate of the text encoder's last layer.
+        head_learning_rate (`float`, *optional*, defaults to 1e-3):
+            Learning rate of everything but the text encoder.
+        head_weight_decay (`float`, *optional*, defaults to 0.01):
+            Weight decay of everything but the text encoder.
+        layer_decay (`float`, *optional*, defaults to 1.0):
+            Factor between the learning rates of a text encoder layer and the one above it; 1 is the same for all.
+        label_update (`str`, *optional*, defaults to `"4"`):
+            How often each label's description is encoded with gradient: `"step"`, `"epoch"` or a number of steps. In
+            between, the memory of its last embedding stands in. The labels take turns, so that steps cost the same.
+        weight_averaging (`float`, *optional*, defaults to 0.99):
+            Decay per step of the moving average of the weights that is evaluated and kept; 0 is none.
+        early_stopping_patience (`int`, *optional*):
+            Evaluations without a better `metric_for_best_model` after which training stops.
+
+    Raises:
+        `ValueError`: naming the argument, its value and what is allowed.
+    """
+
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Folder for the model, the metrics and checkpoints."}
+    )
+    learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate of the text encoder's last layer."})
+    head_learning_rate: float = field(
+        default=1e-3, metadata={"help": "Learning rate of everything but the text encoder."}
+    )
+    weight_decay: float = field(default=0.01, metadata={"help": "Weight decay of the text encoder."})
+    head_weight_decay: float = field(
+        default=0.01, metadata={"help": "Weight decay of everything but the text encoder."}
+    )
+    layer_decay: float = field(
+        default=1.0, metadata={"help": "Learning rate of a text encoder layer, relative to the layer above it."}
+    )
+    label_update: str = field(
+        default="4",
+        metadata={"help": "How often each description is encoded with gradient: step, epoch, or a number of steps."},
+    )
+    weight_averaging: float = field(
+        default=0.99, metadata={"help": "Decay per step of the moving average of the weights; 0 is none."}
+    )
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Evaluations without improvement after which training stops."}
+    )
+    num_train_epochs: float = field(default=12.0, metadata={"help": "Passes over the training clips."})
+    per_device_train_batch_size: int = field(default=16, metadata={"help": "Clips a step and device, in training."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Clips a step and device, in evaluation."})
+    warmup_steps: float = field(
+        default=0.1, metadata={"help": "Steps of linear warm-up; below 1, their share of all steps."}
+    )
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
+    save_strategy: str = field(
+        default="epoch", metadata={"help": "When to save a checkpoint: no, steps, epoch, best."}
+    )
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
+    load_best_model_at_end: bool = field(
+        default=True, metadata={"help": "Whether to end with the checkpoint of the best `metric_for_best_model`."}
+    )
+    metric_for_best_model: str | None = field(
+        default="accuracy", metadata={"help": "What the best checkpoint is best in: accuracy, weighted_f1, f1 ..."}
+    )
+    remove_unused_columns: bool | None = field(
+        default=False, metadata={"help": "The collator reads the columns by name; leave this off."}
+    )
+    logging_steps: float = field(default=20, metadata={"help": "Steps between two lines of the log."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("head_learning_rate", "head_weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 0")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"`layer_decay` is {self.layer_decay}; it must be above 0 and at most 1")
+        if not 0 <= self.weight_averaging < 1:
+            raise ValueError(f"`weight_averaging` is {self.weight_averaging}; it must be at least 0 and below 1")
+        if self.label_update not in ("step", "epoch") and not (
+            self.label_update.isdigit() and int(self.label_update) > 0
+        ):
+            raise ValueError(
+                f"`label_update` is {self.label_update!r}; it must be 'step', 'epoch' or a number of steps of at least 1"
+            )
+
+    def label_update_period(self, steps_per_epoch):
+        """Steps between two encodings of the same label's description; `steps_per_epoch` optimizer steps make an epoch."""
+        return {"step": 1, "epoch": max(1, steps_per_epoch)}.get(self.label_update) or int(self.label_update)

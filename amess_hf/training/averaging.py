@@ -1,0 +1,88 @@
+"""A moving average of the weights, kept beside the model."""
+
+import os
+from contextlib import contextmanager
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+
+AVERAGED_WEIGHTS_NAME = "averaged_weights.safetensors"
+
+
+class WeightAverage:
+    """
+    Exponential moving average of a model's trainable parameters.
+
+    The decay grows to its value as min(decay, (1 + t) / (10 + t)) at update t, so that the first, untrained weights
+    are soon forgotten.
+
+    Args:
+        model (`torch.nn.Module`): The model whose parameters are averaged.
+        decay (`float`): Share of the average that a step keeps, at least 0 and below 1.
+    """
+
+    def __init__(self, model, decay):
+        self.decay = decay
+        self.updates = torch.zeros((), dtype=torch.long)
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.averages = {name: p.detach().clone() for name, p in self.parameters.items()}
+
+    @torch.no_grad()
+    def update(self):
+        """Take the parameters' present values into the average."""
+        self.updates += 1
+        updates = int(self.updates)
+        average = get_ema_multi_avg_fn(min(self.decay, (1 + updates) / (10 + updates)))
+        average(list(self.averages.values()), [p.detach() for p in self.parameters.values()], updates)
+
+    @torch.no_grad()
+    def _exchange(self):
+        for name, parameter in self.parameters.items():
+            present = parameter.detach().clone()
+            parameter.copy_(self.averages[name])
+            self.averages[name].copy_(present)
+
+    @contextmanager
+    def applied(self):
+        """Within it, the model has the averaged weights."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    @torch.no_grad()
+    def apply(self):
+        """Give the model the averaged weights for good."""
+        for name, parameter in self.parameters.items():
+            parameter.copy_(self.averages[name])
+
+    def save(self, directory):
+        """Write the average to `directory`, aside first and then under its name."""
+        path = os.path.join(directory, AVERAGED_WEIGHTS_NAME)
+        tensors = {name: average.contiguous() for name, average in self.averages.items()}
+        save_file({**tensors, "updates": self.updates}, f"{path}.partial", metadata={"format": "pt"})
+        os.replace(f"{path}.partial", path)
+
+    @torch.no_grad()
+    def load(self, directory):
+        """
+        Read the average that `save` wrote.
+
+        Raises:
+            `ValueError`: if the file is missing or was written for another model.
+        """
+        path = os.path.join(directory, AVERAGED_WEIGHTS_NAME)
+        if not os.path.isfile(path):
+            raise ValueError(
+                f"{path} is missing: the checkpoint was written with `weight_averaging` 0; resume it with the same"
+            )
+        tensors = load_file(path)
+        updates = tensors.pop("updates")
+        if set(tensors) != set(self.averages):
+            raise ValueError(f"{path} holds other weights than this model has; resume with the model that wrote it")
+        self.updates = updates
+        for name, average in self.averages.items():
+            average.copy_(tensors[name])

@@ -1,0 +1,50 @@
+"""Which descriptions to encode at a training step."""
+
+import random
+
+from ..batching_amess import encode_texts
+
+
+class LabelDescriptionSampler:
+    """
+    Draw, for each step, the labels whose turn it is and one sentence for each.
+
+    Label k of L has its turn at the steps s with s mod period = floor(k * period / L): every label once in `period`
+    steps, spread evenly. The draw depends on nothing but the seed and the step, so that every process draws the same
+    and a resumed run draws what the undisturbed one would have.
+
+    Args:
+        label_descriptions (`dict[str, list[str]]`): Sentences for each label, in the order of the labels' ids.
+        tokenizer: The text encoder's tokenizer.
+        period (`int`): Steps between two turns of the same label; 1 is every label at every step.
+        seed (`int`): Seed of the draw.
+        max_length (`int`): Tokens of a sentence at most.
+    """
+
+    def __init__(self, label_descriptions, tokenizer, period, seed, max_length=64):
+        self.sentences = list(label_descriptions.values())
+        self.tokenizer = tokenizer
+        self.period = period
+        self.seed = seed
+        self.max_length = max_length
+        count = len(self.sentences)
+        self.turns = [index * period // count for index in range(count)]
+
+    def __call__(self, step):
+        """
+        The model's description inputs at step `step` (`int`): `description_input_ids` and
+        `description_attention_mask` (descriptions, text_length), `description_indices` (descriptions,); an empty dict
+        if it is no label's turn.
+        """
+        indices = [index for index, turn in enumerate(self.turns) if turn == step % self.period]
+        if not indices:
+            return {}
+        draw = random.Random(f"{self.seed} {step}")
+        batch = encode_texts(
+            self.tokenizer, [draw.choice(self.sentences[index]) for index in indices], max_length=self.max_length
+        )
+        return {
+            "description_input_ids": batch["input_ids"],
+            "description_attention_mask": batch["attention_mask"],
+            "description_indices": batch["input_ids"].new_tensor(indices),
+        }
