@@ -35,6 +35,7 @@ class Clip:
         where: File and line, for error messages.
         fields: What else the table says: speaker, source, dialogue_id, utterance_id, start and end (seconds),
             and for a folder of one's own the paths of its files.
+        split: `"train"`, `"validation"` or `"test"`.
         context: Earlier turns of the dialogue, oldest first, each `"speaker: text"`.
     """
 
@@ -43,6 +44,7 @@ class Clip:
     label: str
     where: str
     fields: dict[str, Any] = field(default_factory=dict)
+    split: str = ""
     context: list[str] = field(default_factory=list)
 
     @property

@@ -5,9 +5,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from transformers.utils import logging
+
 from .annotations import SPLIT_FILES, find_split_files
 from .feature_files import INDEX_NAME, PICKLE_SUFFIXES
 
+
+logger = logging.get_logger(__name__)
 
 SCOPES = ("in", "out", "all")
 NO_FEATURES = "none"
@@ -142,7 +146,9 @@ def _named_features(folder: Path) -> dict[str, Path]:
         if (path / INDEX_NAME).is_file():
             found.setdefault(path.name, path)
         elif path.suffix == ".safetensors" or path.suffix in PICKLE_SUFFIXES:
-            found.setdefault(path.stem, path)
+            preferred = found.setdefault(path.stem, path)
+            if path.stat().st_mtime > preferred.stat().st_mtime:
+                logger.warning(f"{preferred} is read, but {path} is newer: convert it again or remove one of them.")
     return found
 
 
@@ -163,7 +169,10 @@ def _raw_clips(folder: Path) -> dict[str, Path]:
 
 
 def fingerprint(files: Iterable[Path]) -> str:
-    """Return a digest of files that changes when one of them does: its path, size and time of change."""
+    """Return a digest that changes when one of `files`, or a file in one of them that is a folder, changes.
+
+    Feature files are large: path, size and time of change stand for their content.
+    """
     digest = hashlib.sha256()
     for path in sorted(files):
         members = sorted(path.iterdir()) if path.is_dir() else [path]

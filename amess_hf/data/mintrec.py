@@ -99,12 +99,12 @@ class Plan:
 
 
 def read_clips(layout: Layout, name: str) -> list[Clip]:
-    """Read all annotation tables of `layout`; every clip knows its split as `clip.fields["split"]`."""
+    """Read all annotation tables of `layout`; every clip knows its split."""
     clips = []
     for split, path in layout.tables:
         found = read_table(path, name, split)
         for clip in found:
-            clip.fields["split"] = split
+            clip.split = split
         clips += found
     return clips
 
@@ -125,7 +125,7 @@ def make_plan(config: MIntRecConfig, cache_dir: Path) -> Plan:
     clips = read_clips(layout, config.name)
     labels = LABELS[config.name] if config.name in LABELS else label_names(clips)
     resolve_labels(clips, labels)
-    splits = {split: [clip for clip in clips if clip.fields["split"] == split] for split, _ in layout.tables}
+    splits = {split: [clip for clip in clips if clip.split == split] for split, _ in layout.tables}
     for split, members in splits.items():
         check_unique(members)
         if config.context_turns:
