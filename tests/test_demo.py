@@ -181,12 +181,19 @@ def test_descriptions_tell_the_intents_in_official_order():
 
 
 def test_bad_requests_are_named(tmp_path):
-    demo.write_demo_corpus(tmp_path, clips_per_split={"dev": 20})
-    with pytest.raises(ValueError, match="dev.tsv: is there already"):
-        demo.write_demo_corpus(tmp_path)
+    demo.write_demo_corpus(tmp_path / "here", clips_per_split={"dev": 20})
+    with pytest.raises(ValueError, match="here: is there already"):
+        demo.write_demo_corpus(tmp_path / "here")
     for counts in ({"train": 0}, {"validation": 20}):
         with pytest.raises(ValueError, match="counts above 0 for train, dev, test"):
             demo.write_demo_corpus(tmp_path / "new", clips_per_split=counts)
+
+
+def test_interrupted_writing_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "write_features", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        demo.write_demo_corpus(tmp_path / "demo", clips_per_split={"dev": 20})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_load_mintrec_reads_it(corpus, tmp_path, monkeypatch):

@@ -31,6 +31,8 @@ So, with all intents equally frequent and a share p = 0.4 of plain clips, the be
 
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -367,7 +369,7 @@ def write_demo_corpus(
     `video_data/swin_feats`, the features as safetensors.
 
     Args:
-        folder: where to write; made if it is not there.
+        folder: where to write; it gets this name only when it is complete.
         seed: the same seed and counts give the same files, byte for byte.
         clips_per_split: clips of each split, `{"train": 1000, "dev": 200, "test": 200}` unless given.
 
@@ -375,19 +377,31 @@ def write_demo_corpus(
         The clips of each split, with where their bursts are.
 
     Raises:
-        ValueError: if `folder` holds a corpus already, or a count is no positive number.
+        ValueError: if `folder` is there and not empty, or a count is no positive number.
     """
     folder = Path(folder)
     clips_per_split = clips_per_split or CLIPS_PER_SPLIT
     for split, count in clips_per_split.items():
         if split not in CLIPS_PER_SPLIT or count < 1:
             raise ValueError(f"`clips_per_split` takes counts above 0 for train, dev, test; got {split!r}: {count}.")
-    taken = [folder / f"{split}.tsv" for split in CLIPS_PER_SPLIT if (folder / f"{split}.tsv").exists()]
-    if taken:
-        raise ValueError(f"{taken[0]}: is there already; write the demo corpus to another folder.")
-    clips = {split: [] for split in clips_per_split}
-    for split, clip in demo_clips(seed, clips_per_split):
-        clips[split].append(clip)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder}: is there already; write the demo corpus to another folder.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        clips = {split: [] for split in clips_per_split}
+        for split, clip in demo_clips(seed, clips_per_split):
+            clips[split].append(clip)
+        _write_files(partial, clips)
+        partial.chmod(0o755)
+        os.replace(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return clips
+
+
+def _write_files(folder: Path, clips: dict[str, list[DemoClip]]) -> None:
     every = [clip for of_split in clips.values() for clip in of_split]
     for modality, name in (("audio", "audio_data/wavlm_feats"), ("video", "video_data/swin_feats")):
         write_features(((clip.id, getattr(clip, modality)) for clip in every), folder / name, source=Path("demo.py"))
@@ -395,7 +409,6 @@ def write_demo_corpus(
         rows = ["season\tepisode\tclip\ttext\tlabel"]
         rows += [f"{clip.id.replace('_', chr(9))}\t{clip.text}\t{clip.label}" for clip in of_split]
         (folder / f"{split}.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    return clips
 
 
 def demo_label_descriptions() -> dict[str, list[str]]:
