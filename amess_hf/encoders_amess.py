@@ -1,0 +1,440 @@
+"""
+From sound and frames to features: frozen encoders of the Hub, and two front ends that need no download.
+
+An encoder turns a clip's sound, or its frames, into one feature vector per step of time. What an encoder gives for a clip
+does not depend on which clips are encoded with it, and the features of the beginning of a clip do not depend on how much
+of the clip follows beyond the current window: training on whole clips and inference on the first seconds agree.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, AutoModel
+from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
+
+from .clips_amess import iter_frames, read_sound
+
+
+LOG_MEL = "log-mel"
+FRAME_DIFFERENCE = "frame-difference"
+
+# Sound is encoded in windows of this many features (20 s at 50 a second): attention over a long clip would need memory
+# that grows with the square of its length.
+WINDOW_FEATURES = 1000
+# Frames, and seconds of sound, that go through a Hub model at once.
+FRAMES_PER_BATCH = 32
+SECONDS_PER_BATCH = 80.0
+DEFAULT_MODEL_FRAME_RATE = 8.0
+
+
+class AudioEncoder:
+    """
+    Base of the sound encoders.
+
+    Attributes:
+        name (`str`): As in `config.audio_encoder`.
+        sampling_rate (`int`): Samples a second that the encoder takes.
+        feature_size (`int`): Width of a feature.
+        hop_length (`int`): Samples from the beginning of one feature to that of the next.
+        receptive_length (`int`): Samples that a feature is made of; less sound than that is padded with silence.
+    """
+
+    name: str
+    sampling_rate: int
+    feature_size: int
+    hop_length: int
+    receptive_length: int
+
+    @property
+    def frame_rate(self) -> float:
+        """Features a second."""
+        return self.sampling_rate / self.hop_length
+
+    def seconds_needed(self, length: int) -> float:
+        """Seconds of sound that settle the first `length` features: whole windows."""
+        windows = math.ceil(length / WINDOW_FEATURES)
+        return (windows * WINDOW_FEATURES * self.hop_length + self._overlap) / self.sampling_rate
+
+    def __call__(self, sounds: list[np.ndarray]) -> list[np.ndarray]:
+        """
+        Args:
+            sounds (`list[np.ndarray]`): Mono sound of each clip, shape `(samples,)`; none where a clip has no sound.
+
+        Returns:
+            `list[np.ndarray]`: For each clip `float32` of shape `(frames, feature_size)`; no frames without sound.
+        """
+        windows = [(clip, window) for clip, sound in enumerate(sounds) for window in self._windows(sound)]
+        features = self._encode([window for _, window in windows])
+        pieces = [[np.zeros((0, self.feature_size), dtype=np.float32)] for _ in sounds]
+        for (clip, _), piece in zip(windows, features, strict=True):
+            pieces[clip].append(piece)
+        return [np.concatenate(piece) for piece in pieces]
+
+    @property
+    def _overlap(self) -> int:
+        """Samples that a window reads beyond its last hop, so that windows join without a gap."""
+        return max(self.receptive_length - self.hop_length, 0)
+
+    def _windows(self, sound: np.ndarray) -> Iterator[np.ndarray]:
+        sound = np.asarray(sound, dtype=np.float32)
+        if 0 < len(sound) < self.receptive_length:
+            sound = np.pad(sound, (0, self.receptive_length - len(sound)))
+        stride = WINDOW_FEATURES * self.hop_length
+        for begin in range(0, len(sound), stride):
+            window = sound[begin : begin + stride + self._overlap]
+            if len(window) >= self.receptive_length:
+                yield window
+
+    def _encode(self, windows: list[np.ndarray]) -> list[np.ndarray]:
+        """Features of each window, in order."""
+        raise TypeError(f"{type(self).__name__} is a base class: use `load_audio_encoder`.")
+
+
+class LogMelEncoder(AudioEncoder):
+    """
+    Log-mel filterbanks: 80 bands, 25 ms windows, 50 a second, as `transformers.audio_utils` computes them.
+
+    The logarithms (base 10, of power; digital silence is -10) are moved and scaled by constants to about [-1.5, 1.5].
+    """
+
+    name = LOG_MEL
+    sampling_rate = 16000
+    feature_size = 80
+    hop_length = 320
+    receptive_length = 400
+
+    def __init__(self):
+        self.window = window_function(self.receptive_length, "hann")
+        self.mel_filters = mel_filter_bank(257, self.feature_size, 0.0, self.sampling_rate / 2, self.sampling_rate)
+
+    def _encode(self, windows: list[np.ndarray]) -> list[np.ndarray]:
+        return [self._log_mel(window) for window in windows]
+
+    def _log_mel(self, window: np.ndarray) -> np.ndarray:
+        bands = spectrogram(
+            window,
+            self.window,
+            frame_length=self.receptive_length,
+            hop_length=self.hop_length,
+            fft_length=512,
+            power=2.0,
+            center=False,
+            mel_filters=self.mel_filters,
+            log_mel="log10",
+        )
+        return np.ascontiguousarray((bands.T + 4) / 4, dtype=np.float32)
+
+
+class AudioModelEncoder(AudioEncoder):
+    """
+    A speech model of the Hub that reads raw samples (WavLM, wav2vec 2.0, HuBERT, ...): its last hidden states.
+
+    Args:
+        name (`str`): Hub id or folder.
+        device (`str` or `torch.device`): Where to run.
+        dtype (`torch.dtype`, *optional*): By default float32, and bfloat16 (else float16) on a GPU.
+        feature_extractor (*optional*): The model's own preprocessing, loaded from `name` if not given.
+    """
+
+    def __init__(
+        self, name: str, device: Any = "cpu", dtype: torch.dtype | None = None, feature_extractor: Any = None
+    ):
+        self.name = name
+        config = _load("audio_encoder", name, AutoConfig)
+        if not hasattr(config, "conv_stride"):
+            raise ValueError(
+                f"`audio_encoder` is {name!r}, a {config.model_type} model, which does not read raw samples. "
+                f"Give a WavLM, wav2vec 2.0 or HuBERT model, or {LOG_MEL!r}."
+            )
+        self.feature_extractor = feature_extractor or _load("audio_encoder", name, AutoFeatureExtractor)
+        self.model = _frozen("audio_encoder", name, device, dtype)
+        self.sampling_rate = self.feature_extractor.sampling_rate
+        self.feature_size = config.hidden_size
+        self.hop_length = math.prod(config.conv_stride)
+        self.receptive_length = 1
+        for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
+            self.receptive_length = (self.receptive_length - 1) * stride + kernel
+        # Models with group normalisation over time were trained without a mask, and padding would change what they say.
+        self.takes_padding = config.feat_extract_norm == "layer"
+
+    @torch.no_grad()
+    def _encode(self, windows: list[np.ndarray]) -> list[np.ndarray]:
+        features: list[Any] = [None] * len(windows)
+        for batch in self._batches(windows):
+            inputs = self.feature_extractor(
+                [windows[index] for index in batch],
+                sampling_rate=self.sampling_rate,
+                padding=True,
+                return_attention_mask=self.takes_padding,
+                return_tensors="pt",
+            )
+            inputs = {key: value.to(self.model.device) for key, value in inputs.items()}
+            inputs["input_values"] = inputs["input_values"].to(self.model.dtype)
+            hidden = self.model(**inputs).last_hidden_state.float().cpu().numpy()
+            for row, index in zip(hidden, batch, strict=True):
+                length = (len(windows[index]) - self.receptive_length) // self.hop_length + 1
+                features[index] = row[:length]
+        return features
+
+    def _batches(self, windows: list[np.ndarray]) -> Iterator[list[int]]:
+        """Indices that go through the model together: of like length, or of equal length where padding would count."""
+        order = sorted(range(len(windows)), key=lambda index: len(windows[index]))
+        limit = SECONDS_PER_BATCH * self.sampling_rate
+        batch: list[int] = []
+        for index in order:
+            full = len(windows[index]) * (len(batch) + 1) > limit
+            if batch and (full or (not self.takes_padding and len(windows[index]) != len(windows[batch[0]]))):
+                yield batch
+                batch = []
+            batch.append(index)
+        if batch:
+            yield batch
+
+
+class VideoEncoder:
+    """
+    Base of the picture encoders.
+
+    Attributes:
+        name (`str`): As in `config.video_encoder`.
+        feature_size (`int`): Width of a feature.
+        clip_frame_rate (`float`): Frames a second that the encoder takes.
+        frames_per_feature (`int`): Frames that make one feature.
+        frame_size (`int` or `(height, width)`): What `iter_frames` should shrink frames to.
+        gray (`bool`): Whether frames have one channel.
+    """
+
+    name: str
+    feature_size: int
+    clip_frame_rate: float
+    frames_per_feature: int = 1
+    frame_size: int | tuple[int, int]
+    gray: bool = False
+
+    @property
+    def frame_rate(self) -> float:
+        """Features a second."""
+        return self.clip_frame_rate / self.frames_per_feature
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """Arguments with which `iter_frames` gives this encoder's frames."""
+        return {"frame_rate": self.clip_frame_rate, "size": self.frame_size, "gray": self.gray}
+
+    def frames_needed(self, length: int) -> int:
+        """Frames that settle the first `length` features."""
+        return length * self.frames_per_feature
+
+    def __call__(self, clips: list[Iterable[np.ndarray]]) -> list[np.ndarray]:
+        """
+        Args:
+            clips (`list[Iterable[np.ndarray]]`):
+                Frames of each clip, `uint8` of shape `(height, width, 3)` (or `(height, width)` with `gray`), at
+                `clip_frame_rate`. An iterator is consumed as it comes, so that only a batch of frames is in memory.
+
+        Returns:
+            `list[np.ndarray]`: For each clip `float32` of shape `(features, feature_size)`; none without frames.
+        """
+        raise TypeError(f"{type(self).__name__} is a base class: use `load_video_encoder`.")
+
+
+class FrameDifferenceEncoder(VideoEncoder):
+    """
+    Small grey frames (16 x 16) and what changed since the frame before: 512 numbers in [-1, 1], 10 times a second.
+
+    Args:
+        frame_rate (`float`, *optional*): Frames a second, by default 10.
+    """
+
+    name = FRAME_DIFFERENCE
+    side = 16
+    feature_size = 2 * side * side
+    frame_size = (side, side)
+    gray = True
+
+    def __init__(self, frame_rate: float | None = None):
+        self.clip_frame_rate = frame_rate or 10.0
+
+    def __call__(self, clips: list[Iterable[np.ndarray]]) -> list[np.ndarray]:
+        return [self._encode(frames) for frames in clips]
+
+    def _encode(self, frames: Iterable[np.ndarray]) -> np.ndarray:
+        small = [self._shrink(frame).ravel() for frame in frames]
+        if not small:
+            return np.zeros((0, self.feature_size), dtype=np.float32)
+        brightness = np.stack(small) / np.float32(127.5) - 1
+        change = np.diff(brightness, axis=0, prepend=brightness[:1]) / 2
+        return np.concatenate([brightness, change], axis=1).astype(np.float32)
+
+    def _shrink(self, frame: np.ndarray) -> np.ndarray:
+        if frame.ndim == 3:
+            frame = frame @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as the decoder does
+        if frame.shape == self.frame_size:
+            return frame.astype(np.float32)
+        pixels = torch.from_numpy(np.ascontiguousarray(frame, dtype=np.float32))[None]
+        return torch.nn.functional.adaptive_avg_pool2d(pixels, self.frame_size)[0].numpy()
+
+
+class VideoModelEncoder(VideoEncoder):
+    """
+    A vision model of the Hub (Swin, ViT, ResNet, ...) for each frame, or a clip model (VideoMAE) for runs of frames.
+
+    A frame's feature is the class token where the model has one, else the mean over the picture; VideoMAE gives the mean
+    over the picture for each of its time steps.
+
+    Args:
+        name (`str`): Hub id or folder.
+        frame_rate (`float`, *optional*): Frames a second, by default 8.
+        device, dtype: As in [`AudioModelEncoder`].
+        image_processor (*optional*): The model's own preprocessing, loaded from `name` if not given.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        frame_rate: float | None = None,
+        device: Any = "cpu",
+        dtype: torch.dtype | None = None,
+        image_processor: Any = None,
+    ):
+        self.name = name
+        self.clip_frame_rate = frame_rate or DEFAULT_MODEL_FRAME_RATE
+        config = _load("video_encoder", name, AutoConfig)
+        # Pillow's resizing everywhere: torchvision's differs a little, and a checkpoint may travel between machines.
+        self.image_processor = image_processor or _load("video_encoder", name, AutoImageProcessor, backend="pil")
+        self.model = _frozen("video_encoder", name, device, dtype)
+        sizes = getattr(config, "hidden_sizes", None)
+        self.feature_size = sizes[-1] if sizes else config.hidden_size
+        self.frames_per_feature = getattr(config, "tubelet_size", 1)
+        self.frames_per_input = config.num_frames if self.frames_per_feature > 1 else 1
+        self.frame_size = min(dict(self.image_processor.size).values())
+        self.has_class_token = any(key.endswith("cls_token") for key, _ in self.model.named_parameters())
+
+    def frames_needed(self, length: int) -> int:
+        inputs = math.ceil(length * self.frames_per_feature / self.frames_per_input)
+        return inputs * self.frames_per_input
+
+    def __call__(self, clips: list[Iterable[np.ndarray]]) -> list[np.ndarray]:
+        pieces = [[np.zeros((0, self.feature_size), dtype=np.float32)] for _ in clips]
+        for batch in _chunks(self._inputs(clips), FRAMES_PER_BATCH // self.frames_per_input or 1):
+            features = self._encode([frames for _, frames, _ in batch])
+            for (clip, _, length), feature in zip(batch, features, strict=True):
+                pieces[clip].append(feature[:length])
+        return [np.concatenate(piece) for piece in pieces]
+
+    def _inputs(self, clips: list[Iterable[np.ndarray]]) -> Iterator[tuple[int, list[np.ndarray], int]]:
+        """(clip, frames of one input to the model, features that are of these frames and not of the padding)."""
+        for clip, frames in enumerate(clips):
+            for group in _chunks(iter(frames), self.frames_per_input):
+                length = math.ceil(len(group) / self.frames_per_feature)
+                yield clip, group + [group[-1]] * (self.frames_per_input - len(group)), length
+
+    @torch.no_grad()
+    def _encode(self, inputs: list[list[np.ndarray]]) -> np.ndarray:
+        """Features of shape `(inputs, features, feature_size)`."""
+        frames = [frame for group in inputs for frame in group]
+        pixels = self.image_processor(frames, return_tensors="pt")["pixel_values"]
+        pixels = pixels.to(self.model.device, self.model.dtype)
+        if self.frames_per_input > 1:
+            # VideoMAE's own preprocessing takes the list for one video: (1, frames, channels, height, width)
+            pixels = pixels.reshape(len(inputs), self.frames_per_input, *pixels.shape[-3:])
+        hidden = self.model(pixel_values=pixels).last_hidden_state
+        if self.frames_per_input > 1:
+            steps = self.frames_per_input // self.frames_per_feature
+            hidden = hidden.reshape(len(inputs), steps, -1, self.feature_size).mean(dim=2)
+        elif hidden.ndim == 4:
+            hidden = hidden.mean(dim=(2, 3))[:, None]  # (frames, channels, height, width)
+        else:
+            hidden = hidden[:, :1] if self.has_class_token else hidden.mean(dim=1, keepdim=True)
+        return hidden.float().cpu().numpy()
+
+
+def load_audio_encoder(
+    name: str, device: Any = "cpu", dtype: torch.dtype | None = None, feature_extractor: Any = None
+) -> AudioEncoder:
+    """
+    The sound encoder of that name: `"log-mel"`, or a Hub id or folder of a WavLM, wav2vec 2.0 or HuBERT model.
+
+    Raises:
+        ValueError: The model cannot be loaded, or is of another kind.
+    """
+    if name == LOG_MEL:
+        return LogMelEncoder()
+    return AudioModelEncoder(name, device, dtype, feature_extractor)
+
+
+def load_video_encoder(
+    name: str,
+    frame_rate: float | None = None,
+    device: Any = "cpu",
+    dtype: torch.dtype | None = None,
+    image_processor: Any = None,
+) -> VideoEncoder:
+    """
+    The picture encoder of that name: `"frame-difference"`, or a Hub id or folder of a Swin, ViT, ResNet or VideoMAE model.
+
+    Raises:
+        ValueError: The model cannot be loaded.
+    """
+    if name == FRAME_DIFFERENCE:
+        return FrameDifferenceEncoder(frame_rate)
+    return VideoModelEncoder(name, frame_rate, device, dtype, image_processor)
+
+
+def sound_for(
+    source: Any,
+    encoder: AudioEncoder,
+    max_length: int | None = None,
+    start: float | None = None,
+    end: float | None = None,
+) -> np.ndarray:
+    """The sound of a clip as the encoder takes it, no more of it than the first `max_length` features depend on."""
+    if max_length is not None:
+        limit = (start or 0.0) + encoder.seconds_needed(max_length)
+        end = limit if end is None else min(end, limit)
+    return read_sound(source, encoder.sampling_rate, start, end)
+
+
+def frames_for(
+    source: Any,
+    encoder: VideoEncoder,
+    max_length: int | None = None,
+    start: float | None = None,
+    end: float | None = None,
+) -> Iterator[np.ndarray]:
+    """The frames of a clip as the encoder takes them, no more than the first `max_length` features depend on."""
+    limit = None if max_length is None else encoder.frames_needed(max_length)
+    return iter_frames(source, start=start, end=end, max_frames=limit, **encoder.reading)
+
+
+def _load(field: str, name: str, auto_class: Any, **kwargs) -> Any:
+    try:
+        return auto_class.from_pretrained(name, **kwargs)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        front_end = LOG_MEL if field == "audio_encoder" else FRAME_DIFFERENCE
+        raise ValueError(
+            f"`{field}` is {name!r}, which cannot be loaded ({reason}). Give a model of the Hub, a folder, or {front_end!r}."
+        ) from error
+
+
+def _frozen(field: str, name: str, device: Any, dtype: torch.dtype | None) -> torch.nn.Module:
+    """The model in eval mode, without gradients."""
+    if dtype is None:
+        on_gpu = torch.device(device).type == "cuda"
+        dtype = (torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16) if on_gpu else torch.float32
+    return _load(field, name, AutoModel, dtype=dtype).eval().requires_grad_(False).to(device)
+
+
+def _chunks(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    chunk: list[Any] = []
+    for item in items:
+        chunk.append(item)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
