@@ -75,7 +75,7 @@ class SafetensorsFeatures:
     """
 
     # Mapped pages count as memory of this process until the file is closed, so files are opened anew now and then.
-    REOPEN_BYTES = 64 * 2**20
+    REOPEN_BYTES = 32 * 2**20
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)

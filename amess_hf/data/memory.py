@@ -39,3 +39,21 @@ def release_mapped_pages(suffix: str = ".arrow") -> int:
             if libc.madvise(start, end - start, _MADV_DONTNEED) == 0:
                 released += end - start
     return released
+
+
+class PageReleaser:
+    """Calls [`release_mapped_pages`] each time that `every` bytes have been read.
+
+    Args:
+        every: Bytes after which pages are released: about what the process holds of a mapped data set at most.
+    """
+
+    def __init__(self, every: int = 32 * 2**20):
+        self.every = every
+        self.pending = 0
+
+    def __call__(self, bytes_read: int) -> None:
+        self.pending += bytes_read
+        if self.pending >= self.every:
+            release_mapped_pages()
+            self.pending = 0
