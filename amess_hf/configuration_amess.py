@@ -122,6 +122,23 @@ class AMESSConfig(PreTrainedConfig):
     model_type = "amess"
     sub_configs_defaults = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert")}
 
+    # What an evaluation loop need not gather from every process for every clip.
+    keys_to_ignore_at_inference = [
+        "multimodal_embeds",
+        "label_embeds",
+        "pooler_output",
+        "anchor_indices",
+        "anchor_scores",
+        "classification_loss",
+        "triplet_loss",
+        "label_contrastive_loss",
+        "clip_contrastive_loss",
+        "consistency_loss",
+        "outlier_exposure_loss",
+        "hidden_states",
+        "attentions",
+    ]
+
     text_config: dict | PreTrainedConfig | None = None
     audio_feature_size: int | None = None
     video_feature_size: int | None = None

@@ -599,23 +599,6 @@ class AMESSModel(AMESSPreTrainedModel):
 class AMESSForIntentClassification(AMESSPreTrainedModel):
     """A-MESS with a classifier over intents and the embeddings of their descriptions."""
 
-    # What an evaluation loop need not gather from every process for every clip.
-    keys_to_ignore_at_inference = [
-        "multimodal_embeds",
-        "label_embeds",
-        "pooler_output",
-        "anchor_indices",
-        "anchor_scores",
-        "classification_loss",
-        "triplet_loss",
-        "label_contrastive_loss",
-        "clip_contrastive_loss",
-        "consistency_loss",
-        "outlier_exposure_loss",
-        "hidden_states",
-        "attentions",
-    ]
-
     def __init__(self, config: AMESSConfig):
         super().__init__(config)
         self.amess = AMESSModel(config)

@@ -79,6 +79,8 @@ class AMESSTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        # Pinned memory is for copies to an accelerator; without one torch only warns.
+        self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type != "cpu"
         for name in ("head_learning_rate", "head_weight_decay"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 0")

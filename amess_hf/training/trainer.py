@@ -120,7 +120,7 @@ class AMESSTrainer(Trainer):
         # The parts were kept on the device, and are fetched once a log line.
         if "loss" in logs and self._parts:
             for name, values in self._parts.items():
-                logs[name] = self._nested_gather(torch.stack(values).mean()).mean().item()
+                logs[name] = self.accelerator.reduce(torch.stack(values).mean(), "mean").item()
             self._parts.clear()
         super().log(logs, start_time)
 

@@ -1,0 +1,263 @@
+"""From script arguments to data, tokenizer and model: what the training scripts share."""
+
+import random
+from collections import defaultdict
+from dataclasses import dataclass, replace
+
+from datasets import DatasetDict, Value, concatenate_datasets
+from transformers import AutoTokenizer
+from transformers.utils import logging
+
+from ..data.collator import AMESSDataCollator
+from ..data.descriptions import load_label_descriptions
+from ..data.mintrec import load_mintrec
+from ..modeling_amess import AMESSForIntentClassification
+
+
+logger = logging.get_logger(__name__)
+
+# Tokens and frames that the published experiments on each data set keep.
+USUAL_LIMITS = {
+    "mintrec": {"max_text_length": 30, "max_audio_length": 480, "max_video_length": 230},
+    "mintrec2.0": {"max_text_length": 50, "max_audio_length": 400, "max_video_length": 180},
+}
+
+
+@dataclass
+class TaskData:
+    """
+    Splits with the label set that they share.
+
+    Args:
+        splits (`DatasetDict`): `train`, `validation`, `test`, as far as there are.
+        labels (`list[str]`): Names of the label ids.
+        label_descriptions (`dict[str, list[str]]`, *optional*): Sentences for each label.
+        candidates (`dict[str, list[int]]`, *optional*): Ids that a clip of each data set may have, where sets differ.
+    """
+
+    splits: DatasetDict
+    labels: list[str]
+    label_descriptions: dict[str, list[str]] | None
+    candidates: dict[str, list[int]] | None = None
+
+    def feature_sizes(self):
+        """Widths of the features: `audio_feature_size` and `video_feature_size`, as far as there are."""
+        split = next(iter(self.splits.values()))
+        sizes = {}
+        for modality in ("audio", "video"):
+            name = f"{modality}_features"
+            if name in split.column_names:
+                sizes[f"{modality}_feature_size"] = feature_width(split, name)
+        return sizes
+
+
+def feature_width(split, name):
+    """Width of the frames in column `name` of a split."""
+    shape = getattr(split.features[name], "shape", None)
+    return shape[-1] if shape else next(len(row[name][0]) for row in split if len(row[name]))
+
+
+def with_labels(split, ids):
+    """`split` with the label ids `ids` (one for each row) as plain integers."""
+    return split.remove_columns("label").add_column("label", ids, feature=Value("int64"))
+
+
+def load_task(data_args, seed):
+    """
+    Load what `data_args` names: one data set, or several with one label set.
+
+    Args:
+        data_args ([`DataArguments`]): The arguments.
+        seed (`int`): Seed of the draw of `train_clips_per_intent`.
+
+    Raises:
+        `ValueError`: if names and folders do not match, or an intent is not known.
+    """
+    names = [name.strip() for name in data_args.dataset_name.split(",")]
+    folders = [folder.strip() for folder in (data_args.data_dir or "").split(",") if folder.strip()]
+    if len(names) != len(folders):
+        raise ValueError(
+            f"`--dataset_name` names {len(names)} data set(s) and `--data_dir` {len(folders)} folder(s); give one folder for each"
+        )
+    tasks = [_load_one(name, folder, data_args) for name, folder in zip(names, folders, strict=True)]
+    task = tasks[0] if len(tasks) == 1 else merge_tasks(dict(zip(names, tasks, strict=True)))
+    if data_args.train_clips_per_intent is not None:
+        task.splits["train"] = few_clips(task.splits["train"], data_args.train_clips_per_intent, seed)
+    return task
+
+
+def _load_one(name, folder, data_args):
+    splits = load_mintrec(
+        folder,
+        name=name,
+        label_granularity=data_args.label_granularity,
+        audio_features=data_args.audio_features,
+        video_features=data_args.video_features,
+        context_turns=data_args.context_turns,
+        allow_missing_features=data_args.allow_missing_features,
+    )
+    labels = next(iter(splits.values())).features["label"].names
+    return TaskData(splits, labels, task_descriptions(name, labels, data_args))
+
+
+def task_descriptions(name, labels, data_args):
+    """
+    Descriptions of `labels`: from the file that was named, or those shipped for the data set.
+
+    Raises:
+        `ValueError`: if a label has none.
+    """
+    source = data_args.label_descriptions
+    if source is None:
+        if name not in USUAL_LIMITS or data_args.label_granularity != "fine":
+            logger.warning("no label descriptions: semantic synchronization is off (give `--label_descriptions FILE`)")
+            return None
+        source = name
+    descriptions = {label.casefold(): sentences for label, sentences in load_label_descriptions(source).items()}
+    missing = [label for label in labels if label.casefold() not in descriptions]
+    if missing:
+        raise ValueError(f"{source} has no description of {', '.join(missing)}; add at least one sentence for each")
+    return {label: descriptions[label.casefold()] for label in labels}
+
+
+def merge_tasks(tasks):
+    """
+    Several data sets as one, with the union of their labels. A training clip whose words occur in another set's
+    validation or test split is left out, and counted.
+
+    Args:
+        tasks (`dict[str, TaskData]`): The data sets by name.
+    """
+    labels = list(dict.fromkeys(label for task in tasks.values() for label in task.labels))
+    index = {label: position for position, label in enumerate(labels)}
+    splits = defaultdict(list)
+    for name, task in tasks.items():
+        for split_name, split in task.splits.items():
+            if split_name == "train":
+                split = _without_words_of(split, name, tasks)
+            ids = [index[task.labels[label]] if label >= 0 else -1 for label in split["label"]]
+            split = with_labels(split, ids).add_column("dataset", [name] * len(split))
+            splits[split_name].append(split)
+    shared = set.intersection(*[set(split.column_names) for group in splits.values() for split in group])
+    merged = {
+        split_name: concatenate_datasets([split.select_columns(sorted(shared)) for split in group])
+        for split_name, group in splits.items()
+    }
+    descriptions = {}
+    for task in tasks.values():
+        for label, sentences in (task.label_descriptions or {}).items():
+            descriptions[label] = list(dict.fromkeys(descriptions.get(label, []) + sentences))
+    candidates = {name: [index[label] for label in task.labels] for name, task in tasks.items()}
+    complete = descriptions if set(descriptions) == set(labels) else None
+    return TaskData(DatasetDict(merged), labels, complete, candidates)
+
+
+def _words(text):
+    return " ".join(text.lower().split())
+
+
+def _without_words_of(split, name, tasks):
+    """`split` without the clips whose words occur in what another data set is evaluated on."""
+    evaluated = {
+        _words(text)
+        for other, task in tasks.items()
+        if other != name
+        for split_name, other_split in task.splits.items()
+        if split_name != "train"
+        for text in other_split["text"]
+    }
+    kept = [row for row, text in enumerate(split["text"]) if _words(text) not in evaluated]
+    logger.warning(
+        f"{name}: {len(split) - len(kept)} training clips left out, whose words another data set is scored on"
+    )
+    return split.select(kept)
+
+
+def few_clips(split, clips_per_intent, seed):
+    """`clips_per_intent` clips of each intent, drawn with `seed`, in the order of `split`."""
+    rows = defaultdict(list)
+    for row, label in enumerate(split["label"]):
+        rows[label].append(row)
+    draw = random.Random(seed)
+    return split.select(
+        sorted(row for group in rows.values() for row in draw.sample(group, min(clips_per_intent, len(group))))
+    )
+
+
+def hold_out(task, intents):
+    """
+    The task without some intents: the label set and the training and validation clips of the others.
+
+    Args:
+        task ([`TaskData`]): All intents.
+        intents (`list[str]`): The names to leave out, case not regarded.
+
+    Raises:
+        `ValueError`: if a name is not among the labels.
+    """
+    wanted = {intent.casefold() for intent in intents}
+    unknown = wanted - {label.casefold() for label in task.labels}
+    if unknown:
+        raise ValueError(f"`--hold_out_intents` names {sorted(unknown)}; the intents are {', '.join(task.labels)}")
+    seen = [label for label in task.labels if label.casefold() not in wanted]
+    index = {task.labels.index(label): position for position, label in enumerate(seen)}
+    splits = {}
+    for name, split in task.splits.items():
+        split = split.select([row for row, label in enumerate(split["label"]) if label in index])
+        splits[name] = with_labels(split, [index[label] for label in split["label"]])
+    descriptions = task.label_descriptions and {label: task.label_descriptions[label] for label in seen}
+    return replace(task, splits=DatasetDict(splits), labels=seen, label_descriptions=descriptions)
+
+
+def load_tokenizer(model_args):
+    """The tokenizer that goes with the model or the text encoder."""
+    name = model_args.model_name_or_path or model_args.text_model_name_or_path
+    if name is None:
+        raise ValueError("give `--text_model_name_or_path` to train, or `--model_name_or_path` for a saved model")
+    return AutoTokenizer.from_pretrained(name)
+
+
+def build_model(model_args, data_args, task, tokenizer):
+    """
+    The model that the arguments ask for: a saved one, or a new one around a pretrained text encoder.
+
+    Raises:
+        `ValueError`: if a saved model's labels are not those of the data.
+    """
+    if model_args.model_name_or_path is not None:
+        model = AMESSForIntentClassification.from_pretrained(model_args.model_name_or_path)
+        _check_labels(model.config, task)
+        return model
+    return AMESSForIntentClassification.from_text_pretrained(
+        model_args.text_model_name_or_path,
+        labels=task.labels,
+        label_descriptions=task.label_descriptions,
+        tokenizer=tokenizer,
+        **{**_usual_limits(data_args), **task.feature_sizes(), **model_args.config_fields()},
+    )
+
+
+def _usual_limits(data_args):
+    """The largest usual limits among the data sets; each turn of context has as much room as the utterance."""
+    known = [USUAL_LIMITS[name] for name in map(str.strip, data_args.dataset_name.split(",")) if name in USUAL_LIMITS]
+    limits = {name: max(limit[name] for limit in known) for name in (known[0] if known else ())}
+    if limits and data_args.context_turns:
+        limits["max_text_length"] *= 1 + data_args.context_turns
+    return limits
+
+
+def _check_labels(config, task):
+    names = [config.id2label[index] for index in range(config.num_labels)]
+    if names != task.labels:
+        raise ValueError(
+            f"the model's labels are {', '.join(names)}, but those of the data are {', '.join(task.labels)}; "
+            "use the data set that the model was trained on"
+        )
+
+
+def build_collator(tokenizer, model, task):
+    """The collator for `task` and `model`."""
+    return AMESSDataCollator(tokenizer, model.config, task.candidates)
+
+
+__all__ = ["TaskData", "build_collator", "build_model", "hold_out", "load_task", "load_tokenizer", "merge_tasks"]
