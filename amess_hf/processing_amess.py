@@ -424,3 +424,7 @@ def _merge(ready: list[Any], encoded: list[np.ndarray] | None) -> list[Any]:
     if encoded is None:
         return ready
     return [mine if mine is not None else other for mine, other in zip(ready, encoded, strict=True)]
+
+
+# A saved processor carries this file along, and says so to `AutoProcessor` where the package is not installed.
+AMESSProcessor.register_for_auto_class()
