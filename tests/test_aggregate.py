@@ -107,11 +107,11 @@ class TestFiles:
     def test_reads_the_seeds_that_are_done(self, tmp_path):
         assert load_seed_results(tmp_path / "nothing") == {}
         for seed in (10, 2):
-            (tmp_path / f"seed_{seed}").mkdir()
-            (tmp_path / f"seed_{seed}" / "all_results.json").write_text(json.dumps({"eval_accuracy": seed / 100}))
-        (tmp_path / "seed_3").mkdir()  # begun, not done
-        (tmp_path / "seed_x").mkdir()
-        assert seed_folder(tmp_path, 10) == str(tmp_path / "seed_10")
+            (tmp_path / f"seed-{seed}").mkdir()
+            (tmp_path / f"seed-{seed}" / "all_results.json").write_text(json.dumps({"eval_accuracy": seed / 100}))
+        (tmp_path / "seed-3").mkdir()  # begun, not done
+        (tmp_path / "seed-x").mkdir()
+        assert seed_folder(tmp_path, 10) == str(tmp_path / "seed-10")
         assert list(load_seed_results(tmp_path).items()) == [
             (2, {"eval_accuracy": 0.02}),
             (10, {"eval_accuracy": 0.1}),
@@ -119,8 +119,8 @@ class TestFiles:
 
     @pytest.mark.parametrize(("text", "message"), [('{"eval_acc', "is not JSON"), ("[1]", "holds a list")])
     def test_damaged_results(self, text, message, tmp_path):
-        (tmp_path / "seed_0").mkdir()
-        (tmp_path / "seed_0" / "all_results.json").write_text(text)
+        (tmp_path / "seed-0").mkdir()
+        (tmp_path / "seed-0" / "all_results.json").write_text(text)
         with pytest.raises(ValueError, match=message):
             load_seed_results(tmp_path)
 

@@ -1,6 +1,20 @@
-"""Scoring, reports and model cards. Figures need the `report` extra (`pip install "amess_hf[report]"`)."""
+"""Scoring, reports and model cards. Figures and cards need the `report` extra: `pip install "amess_hf[report]"`."""
 
+from .aggregation import aggregate_runs, paired_difference, write_aggregate
 from .metrics import compute_classification_metrics, compute_oos_metrics, compute_open_classification_metrics
+from .prediction import modality_table, predict_clips
+from .reporting import fit_detectors, report
 
 
-__all__ = ["compute_classification_metrics", "compute_oos_metrics", "compute_open_classification_metrics"]
+__all__ = [
+    "aggregate_runs",
+    "compute_classification_metrics",
+    "compute_oos_metrics",
+    "compute_open_classification_metrics",
+    "fit_detectors",
+    "modality_table",
+    "paired_difference",
+    "predict_clips",
+    "report",
+    "write_aggregate",
+]

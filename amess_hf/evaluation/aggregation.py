@@ -9,18 +9,18 @@ from collections.abc import Mapping
 import numpy as np
 
 
-_SEED_FOLDER = "seed_{seed}"
+_SEED_FOLDER = "seed-{seed}"
 _RESULTS_NAME = "all_results.json"
 
 
 def seed_folder(output_dir, seed):
-    """Where the run with this seed belongs: `output_dir/seed_3`."""
+    """Where the run with this seed belongs: `output_dir/seed-3`."""
     return os.path.join(output_dir, _SEED_FOLDER.format(seed=seed))
 
 
 def load_seed_results(output_dir):
     """
-    The results of the seeds that are done: what is in `output_dir/seed_*/all_results.json`.
+    The results of the seeds that are done: what is in `output_dir/seed-*/all_results.json`.
 
     Returns:
         `dict`: seed -> the file's figures, in order of the seeds; empty where nothing is there yet.

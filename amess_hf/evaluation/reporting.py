@@ -1,0 +1,472 @@
+"""The evaluation report: one folder with Markdown, figures and the numbers behind them."""
+
+import json
+import os
+
+import numpy as np
+from transformers.utils import logging
+
+from ..modeling_amess import MODALITIES
+from ..oos_amess import OOS_METHODS, OutOfScopeDetector
+from .calibration import (
+    confidence_and_correct,
+    expected_calibration_error,
+    fit_temperature,
+    negative_log_likelihood,
+    reliability_bins,
+)
+from .metrics import compute_classification_metrics, compute_oos_metrics, compute_open_classification_metrics
+from .prediction import modality_table, predict_clips
+
+
+logger = logging.get_logger(__name__)
+
+_MAIN_FIGURES = {
+    "accuracy": "accuracy",
+    "weighted_f1": "weighted F1",
+    "weighted_precision": "weighted precision",
+    "weighted_recall": "weighted recall",
+    "f1": "macro F1",
+    "precision": "macro precision",
+    "recall": "macro recall",
+}
+_OOS_FIGURES = {
+    "auroc": "AUROC",
+    "aupr_in": "AUPR-in",
+    "aupr_out": "AUPR-out",
+    "fpr95": "FPR95",
+    "eer": "EER",
+    "der": "DER",
+}
+_OPEN_FIGURES = {"accuracy": "accuracy", "f1_known": "F1-known", "f1_open": "F1-open", "f1": "F1"}
+_NUMBER_OF_MISTAKES = 20
+_ANCHORS_SHOWN = 3
+
+
+def fit_detectors(model, train_outputs, dev_outputs, keep=0.95, methods=OOS_METHODS):
+    """
+    Out-of-scope detectors, fitted on the training split and with their thresholds set on dev.
+
+    Args:
+        model (`AMESSForIntentClassification`): what made the outputs.
+        train_outputs, dev_outputs (`ClipOutputs`): clips with label -1 have no say.
+        keep: share of the in-scope dev clips that the threshold keeps.
+        methods: names; `label_similarity` is left out where the model has no descriptions.
+
+    Returns:
+        list of `OutOfScopeDetector`, in the order of `methods`.
+    """
+    return [
+        OutOfScopeDetector(method)
+        .fit(train_outputs.as_model_outputs(), train_outputs.labels, model)
+        .calibrate(dev_outputs.as_model_outputs(), keep, dev_outputs.labels)
+        for method in methods
+        if method != "label_similarity" or dev_outputs.label_embeds is not None
+    ]
+
+
+def report(
+    model,
+    dataset,
+    data_collator,
+    output_dir,
+    name="dev",
+    calibration_dataset=None,
+    detectors=(),
+    batch_size=32,
+):
+    """
+    Evaluates a model on one split and writes `report.md`, its figures and `metrics.json` into a folder. The same input
+    gives the same files, byte for byte.
+
+    Args:
+        model (`AMESSForIntentClassification`): the model.
+        dataset: the split, rows as `load_mintrec` gives them. Clips with label -1 are out of scope: they count in the
+            section on detection, and in no other.
+        data_collator (`AMESSDataCollator`): from rows to a batch, with the model's tokenizer and configuration.
+        output_dir: the folder; it is made if need be.
+        name: what the report calls the split.
+        calibration_dataset: in-scope clips to fit a temperature on, usually the dev split. None: no temperature.
+        detectors: fitted `OutOfScopeDetector`s to compare, the one in use first. Without any, the scores that need no
+            fitting are compared.
+        batch_size: clips at a time.
+
+    Returns:
+        `dict`: what is in `metrics.json`: `clips`, `classification` (with `per_class`), `modalities`, `calibration`, and
+        where there are out-of-scope clips `oos_detection` (method -> figures), with a threshold `open_classification`.
+
+    Raises:
+        ValueError: the split has no in-scope clip.
+        ImportError: matplotlib is missing (the `report` extra).
+    """
+    from . import figures
+
+    names = [model.config.id2label[number] for number in range(model.config.num_labels)]
+    outputs = predict_clips(model, dataset, data_collator, batch_size)
+    in_scope = outputs.labels >= 0
+    if not in_scope.any():
+        raise ValueError(f"every clip of the split {name!r} is out of scope; load it with scope='in' or scope='all'")
+    known = outputs.select(in_scope)
+
+    os.makedirs(output_dir, exist_ok=True)
+    writer = _ReportWriter(output_dir)
+    results = {"split": name, "clips": int(in_scope.sum()), "out_of_scope_clips": int((~in_scope).sum())}
+    writer.heading(f"Evaluation on {name}", level=1)
+    results["classification"] = compute_classification_metrics(known.predictions, known.labels, names)
+    _write_classification(writer, figures, results, known, names)
+    results["modalities"] = modality_table(
+        model, dataset.select(np.flatnonzero(in_scope)), data_collator, batch_size, complete=known
+    )
+    _write_modalities(writer, figures, results["modalities"])
+    calibration_outputs = None
+    if calibration_dataset is not None:
+        calibration_outputs = predict_clips(
+            model, calibration_dataset, data_collator, batch_size, description="Calibrating"
+        )
+        calibration_outputs = calibration_outputs.select(calibration_outputs.labels >= 0)
+    results["calibration"] = _write_calibration(writer, figures, known, calibration_outputs)
+    _write_oos(writer, figures, results, outputs, list(detectors))
+    clips = _ClipAnchors(known, dataset.select(np.flatnonzero(in_scope)), data_collator.tokenizer, model.config)
+    _write_mistakes(writer, known, names, clips)
+    _write_map(writer, figures, outputs, names)
+    if known.anchor_indices is not None:
+        _write_anchors(writer, figures, known, names, clips)
+    writer.save(results)
+    return results
+
+
+class _ReportWriter:
+    """Collects Markdown; figures are written as they come."""
+
+    def __init__(self, output_dir):
+        self.output_dir = output_dir
+        self.parts = []
+
+    def heading(self, text, level=2):
+        self.parts.append(f"{'#' * level} {text}")
+
+    def text(self, text):
+        self.parts.append(text)
+
+    def table(self, header, rows, left=1):
+        """The first `left` columns are words, the others numbers."""
+        rule = ["---"] * left + ["---:"] * (len(header) - left)
+        lines = [header, rule, *rows]
+        self.parts.append("\n".join(f"| {' | '.join(_escape(str(cell)) for cell in line)} |" for line in lines))
+
+    def figure(self, figure, file_name, description):
+        from .figures import save_figure
+
+        save_figure(figure, os.path.join(self.output_dir, file_name))
+        self.parts.append(f"![{description}]({file_name})")
+
+    def save(self, results):
+        with open(os.path.join(self.output_dir, "report.md"), "w", encoding="utf-8") as file:
+            file.write("\n\n".join(self.parts) + "\n")
+        with open(os.path.join(self.output_dir, "metrics.json"), "w", encoding="utf-8") as file:
+            json.dump(results, file, indent=2, ensure_ascii=False)
+            file.write("\n")
+        logger.info(f"The report is in {self.output_dir}")
+
+
+def _escape(text):
+    """A cell that a Markdown table cannot trip over."""
+    return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").split())
+
+
+def _percent(value):
+    return f"{100 * value:.2f}"
+
+
+def _write_classification(writer, figures, results, known, names):
+    metrics, outside = results["classification"], results["out_of_scope_clips"]
+    beside = f", and {outside} out-of-scope clips that the section on detection is about" if outside else ""
+    writer.text(f"{results['clips']} in-scope clips{beside}. All figures are in percent.")
+    writer.table(
+        [f"{label} ↑" for label in _MAIN_FIGURES.values()],
+        [[_percent(metrics[key]) for key in _MAIN_FIGURES]],
+        left=0,
+    )
+    writer.heading("Intents")
+    writer.figure(figures.intent_f1_figure(metrics["per_class"]), "intents.png", "F1 of each intent")
+    rows = sorted(metrics["per_class"].items(), key=lambda item: (-item[1]["support"], item[0]))
+    writer.table(
+        ["intent", "clips", "F1", "precision", "recall"],
+        [
+            [label, values["support"], *(_percent(values[key]) for key in ("f1", "precision", "recall"))]
+            for label, values in rows
+        ],
+    )
+    matrix = np.zeros((len(names), len(names)), dtype=int)
+    np.add.at(matrix, (known.labels, known.predictions), 1)
+    seen = np.flatnonzero(matrix.sum(0) + matrix.sum(1))
+    matrix, seen_names = matrix[np.ix_(seen, seen)], [names[number] for number in seen]
+    order = figures.confusion_order(matrix)
+    writer.heading("Confusion")
+    writer.text("Intents that are taken for one another are neighbours.")
+    writer.figure(
+        figures.confusion_figure(matrix[np.ix_(order, order)], [seen_names[number] for number in order]),
+        "confusion.png",
+        "Confusion matrix",
+    )
+
+
+def _write_modalities(writer, figures, table):
+    writer.heading("Modalities")
+    writer.text(
+        "The same clips with only the named modalities; the others are masked. *Changed*: the share of clips whose answer "
+        "is another one than with all modalities."
+    )
+    writer.table(
+        ["modalities", "accuracy ↑", "weighted F1 ↑", "changed"],
+        [
+            [
+                " + ".join(figures.MODALITY_NAMES[name] for name in row["modalities"]),
+                _percent(row["accuracy"]),
+                _percent(row["weighted_f1"]),
+                _percent(row["changed"]),
+            ]
+            for row in table
+        ],
+    )
+    writer.figure(figures.modality_figure(table), "modalities.png", "Accuracy with some modalities masked")
+
+
+def _write_calibration(writer, figures, known, calibration_outputs):
+    confidence, correct = confidence_and_correct(known.logits, known.labels)
+    result = {
+        "expected_calibration_error": expected_calibration_error(confidence, correct),
+        "negative_log_likelihood": negative_log_likelihood(known.logits, known.labels),
+    }
+    rows = [["as it is", 1.0, result]]
+    calibrated = None
+    if calibration_outputs is not None:
+        temperature = fit_temperature(calibration_outputs.logits, calibration_outputs.labels)
+        scaled_confidence, _ = confidence_and_correct(known.logits, known.labels, temperature)
+        result["calibrated"] = {
+            "temperature": temperature,
+            "fitted_on_clips": len(calibration_outputs),
+            "expected_calibration_error": expected_calibration_error(scaled_confidence, correct),
+            "negative_log_likelihood": negative_log_likelihood(known.logits, known.labels, temperature),
+        }
+        rows.append(["with temperature", temperature, result["calibrated"]])
+        calibrated = {
+            "temperature": temperature,
+            "bins": reliability_bins(scaled_confidence, correct),
+            "error": result["calibrated"]["expected_calibration_error"],
+        }
+    writer.heading("Calibration")
+    writer.text(
+        "ECE: expected calibration error over 15 bins, in percent. NLL: negative log-likelihood. A temperature changes no "
+        "answer."
+    )
+    if calibration_outputs is not None and calibration_outputs.ids == known.ids:
+        writer.text("The temperature was fitted on these very clips, so its row is on the bright side.")
+    writer.table(
+        ["logits", "temperature", "ECE ↓", "NLL ↓"],
+        [
+            [
+                label,
+                f"{temperature:.3f}",
+                _percent(values["expected_calibration_error"]),
+                f"{values['negative_log_likelihood']:.4f}",
+            ]
+            for label, temperature, values in rows
+        ],
+    )
+    writer.figure(
+        figures.calibration_figure(
+            reliability_bins(confidence, correct), result["expected_calibration_error"], calibrated
+        ),
+        "calibration.png",
+        "Reliability diagram",
+    )
+    return result
+
+
+def _write_oos(writer, figures, results, outputs, detectors):
+    in_scope = outputs.labels >= 0
+    if not detectors and in_scope.all():
+        return
+    if not detectors:
+        unfitted = ["energy", "msp", "max_logit"] + ["label_similarity"] * (outputs.label_embeds is not None)
+        detectors = [OutOfScopeDetector(method) for method in unfitted]
+    scores = {detector.method: detector.score(outputs.as_model_outputs()).numpy() for detector in detectors}
+    first = detectors[0]
+    accepted = None if first.threshold is None else scores[first.method] >= first.threshold
+    writer.heading("Out of scope")
+    if accepted is not None:
+        results["kept_in_scope"] = float(accepted[in_scope].mean())
+        writer.text(
+            f"The threshold of `{first.method}` is {first.threshold:.4g}; it was set to keep {100 * first.keep:g} % of the "
+            f"in-scope dev clips and keeps {_percent(results['kept_in_scope'])} % of these."
+        )
+    if in_scope.all():
+        writer.text("There is no out-of-scope clip in this split to score detection on.")
+        return
+    results["oos_detection"] = {
+        method: compute_oos_metrics(values, in_scope.astype(int)) for method, values in scores.items()
+    }
+    lower = {"fpr95", "eer", "der"}
+    writer.table(
+        ["score", *(f"{label} {'↓' if key in lower else '↑'}" for key, label in _OOS_FIGURES.items())],
+        [
+            [f"`{method}`", *(_percent(values[key]) for key in _OOS_FIGURES)]
+            for method, values in results["oos_detection"].items()
+        ],
+    )
+    if accepted is not None:
+        open_predictions = np.where(accepted, outputs.predictions, -1)
+        results["open_classification"] = compute_open_classification_metrics(open_predictions, outputs.labels)
+        writer.text("Known intents and one open class for what the detector turns away:")
+        writer.table(
+            [f"{label} ↑" for label in _OPEN_FIGURES.values()],
+            [[_percent(results["open_classification"][key]) for key in _OPEN_FIGURES]],
+            left=0,
+        )
+    writer.figure(
+        figures.oos_histogram_figure(scores[first.method], in_scope, first.method, first.threshold),
+        "oos_scores.png",
+        "Out-of-scope scores of both kinds of clips",
+    )
+    writer.figure(figures.roc_figure(scores, in_scope), "oos_roc.png", "ROC curves of out-of-scope detection")
+
+
+def _write_mistakes(writer, known, names, clips):
+    confidence, correct = confidence_and_correct(known.logits, known.labels)
+    wrong = [number for number in np.argsort(-confidence, kind="stable") if not correct[number]]
+    writer.heading("The most confident mistakes")
+    if not wrong:
+        writer.text("There is none: every clip is right.")
+        return
+    rows = []
+    for number in wrong[:_NUMBER_OF_MISTAKES]:
+        label, prediction = names[known.labels[number]], names[known.predictions[number]]
+        cells = [known.ids[number], known.texts[number], label, prediction, clips.describe(number)]
+        rows.append([*cells, f"{100 * confidence[number]:.1f}"])
+    writer.table(["clip", "text", "intent", "prediction", "anchors, best first", "confidence"], rows, left=5)
+
+
+def _write_map(writer, figures, outputs, names):
+    points = [outputs.multimodal_embeds]
+    if outputs.label_embeds is not None:
+        points.append(outputs.label_embeds)
+    points = np.concatenate(points)
+    if len(points) < 4:
+        return
+    plane = figures.embed_in_plane(points)
+    descriptions = plane[len(outputs) :] if outputs.label_embeds is not None else None
+    writer.heading("Map of embeddings")
+    writer.figure(
+        figures.embedding_figure(plane[: len(outputs)], outputs.labels, names, descriptions),
+        "embeddings.png",
+        "Map of the clips' embeddings and the label descriptions",
+    )
+
+
+def _write_anchors(writer, figures, known, names, clips):
+    confidence, correct = confidence_and_correct(known.logits, known.labels)
+    order = np.argsort(-confidence, kind="stable")
+    right, wrong = [n for n in order if correct[n]], [n for n in order if not correct[n]]
+    writer.heading("Anchors")
+    writer.text(
+        "The words, sounds and frames that the model chose as anchors: the surest right answer, the least sure right "
+        "answer, and the surest mistake. Words carry no times; they are spread over the clip by their letters."
+    )
+    for kind, numbers in (
+        ("surest_right", right[:1]),
+        ("least_sure_right", right[1:][-1:]),
+        ("surest_mistake", wrong[:1]),
+    ):
+        for number in numbers:
+            label, prediction = names[known.labels[number]], names[known.predictions[number]]
+            verdict = label if label == prediction else f"{label}, taken for {prediction}"
+            title = f"{known.ids[number]}: {verdict} ({100 * confidence[number]:.0f} %)"
+            writer.figure(
+                figures.anchor_figure(title, clips.words(number), clips.tracks(number), clips.duration(number)),
+                f"anchors_{kind}.png",
+                title,
+            )
+
+
+class _ClipAnchors:
+    """The anchors of single clips in terms that people read: words, and positions in the sound and the picture."""
+
+    def __init__(self, outputs, dataset, tokenizer, config):
+        self.outputs, self.dataset, self.tokenizer = outputs, dataset, tokenizer
+        self.limits = {"audio": config.max_audio_length, "video": config.max_video_length}
+        self.sizes = {"audio": config.audio_feature_size, "video": config.video_feature_size}
+
+    def anchors(self, number, modality):
+        """[(position, score)], best first."""
+        if self.outputs.anchor_indices is None:
+            return []
+        row = MODALITIES.index(modality)
+        pairs = zip(self.outputs.anchor_indices[number, row], self.outputs.anchor_scores[number, row], strict=True)
+        return [(int(position), float(score)) for position, score in pairs if position >= 0]
+
+    def words(self, number):
+        """[(word, score of its best anchor or None)] in order; a special token only where it is an anchor."""
+        token_ids = self.outputs.input_ids[number]
+        scores = dict(reversed(self.anchors(number, "text")))
+        words = []
+        for position, (token, starts_word) in enumerate(_word_pieces(self.tokenizer, token_ids)):
+            score = scores.get(position)
+            if starts_word or not words:
+                words.append([token, score, token_ids[position] in self.tokenizer.all_special_ids])
+            else:
+                words[-1][0] += token
+                words[-1][1] = max((value for value in (words[-1][1], score) if value is not None), default=None)
+        return [(word, score) for word, score, special in words if score is not None or not special]
+
+    def frames(self, number, modality):
+        values = self.dataset[int(number)].get(f"{modality}_features")
+        size = self.sizes[modality]
+        return np.asarray(() if values is None else values, dtype=np.float32).reshape(-1, size)
+
+    def tracks(self, number):
+        return [
+            {
+                "modality": modality,
+                "frames": self.frames(number, modality)[: self.limits[modality]],
+                "anchors": self.anchors(number, modality),
+            }
+            for modality in ("audio", "video")
+            if self.sizes[modality]
+        ]
+
+    def duration(self, number):
+        """Seconds, None where the data set does not say."""
+        row = self.dataset[int(number)]
+        start, end = row.get("start"), row.get("end")
+        return float(end - start) if start is not None and end is not None and end > start else None
+
+    def describe(self, number):
+        """`great, again · sound 0.4 s, 1.8 s · picture 66 %`."""
+        best = sorted(
+            ((word, score) for word, score in self.words(number) if score is not None), key=lambda pair: -pair[1]
+        )
+        parts = [", ".join(word for word, _ in best[:_ANCHORS_SHOWN])] if best else []
+        duration = self.duration(number)
+        for track in self.tracks(number):
+            shares = [(position + 0.5) / len(track["frames"]) for position, _ in track["anchors"][:_ANCHORS_SHOWN]]
+            places = [f"{share * duration:.1f} s" if duration else f"{100 * share:.0f} %" for share in shares]
+            if places:
+                parts.append(f"{'sound' if track['modality'] == 'audio' else 'picture'} {', '.join(places)}")
+        return " · ".join(parts) or "–"
+
+
+def _word_pieces(tokenizer, token_ids):
+    """[(text, whether it begins a word)] for WordPiece (`##ing`) and for byte-pair and unigram tokens (`Ġword`, `▁word`)."""
+    tokens = tokenizer.convert_ids_to_tokens(token_ids)
+    marks_starts = any(token.startswith(("Ġ", "▁")) for token in tokens)
+    pieces, after_special = [], True
+    for token, token_id in zip(tokens, token_ids, strict=True):
+        special = token_id in tokenizer.all_special_ids
+        if marks_starts:
+            starts, text = token.startswith(("Ġ", "▁")), tokenizer.decode([token_id]).strip()
+        else:
+            starts, text = not token.startswith("##"), token.removeprefix("##")
+        pieces.append((token if special else text, starts or special or after_special))
+        after_special = special
+    return pieces
