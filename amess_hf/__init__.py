@@ -1,12 +1,15 @@
 """A-MESS for Hugging Face: multimodal intent recognition from words, voice and picture."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoProcessor
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_amess import AMESSConfig
 from .data.collator import AMESSDataCollator
 from .data.mintrec import load_mintrec
 from .modeling_amess import AMESSForIntentClassification, AMESSModel
 from .oos_amess import OutOfScopeDetector
+from .pipeline_amess import IntentRecognitionPipeline
+from .processing_amess import AMESSProcessor
 from .training import AMESSTrainer, AMESSTrainingArguments
 from .version import __version__
 
@@ -14,14 +17,20 @@ from .version import __version__
 AutoConfig.register("amess", AMESSConfig)
 AutoModel.register(AMESSConfig, AMESSModel)
 AutoModelForSequenceClassification.register(AMESSConfig, AMESSForIntentClassification)
+AutoProcessor.register(AMESSConfig, AMESSProcessor)
+PIPELINE_REGISTRY.register_pipeline(
+    "intent-recognition", pipeline_class=IntentRecognitionPipeline, pt_model=AutoModelForSequenceClassification
+)
 
 __all__ = [
     "AMESSConfig",
     "AMESSDataCollator",
     "AMESSForIntentClassification",
     "AMESSModel",
+    "AMESSProcessor",
     "AMESSTrainer",
     "AMESSTrainingArguments",
+    "IntentRecognitionPipeline",
     "OutOfScopeDetector",
     "__version__",
     "load_mintrec",

@@ -27,7 +27,6 @@ WINDOW_FEATURES = 1000
 # Frames, and seconds of sound, that go through a Hub model at once.
 FRAMES_PER_BATCH = 32
 SECONDS_PER_BATCH = 80.0
-DEFAULT_MODEL_FRAME_RATE = 8.0
 
 
 class AudioEncoder:
@@ -201,6 +200,7 @@ class VideoEncoder:
     Attributes:
         name (`str`): As in `config.video_encoder`.
         feature_size (`int`): Width of a feature.
+        default_frame_rate (`float`): Frames a second where none are chosen.
         clip_frame_rate (`float`): Frames a second that the encoder takes.
         frames_per_feature (`int`): Frames that make one feature.
         frame_size (`int` or `(height, width)`): What `iter_frames` should shrink frames to.
@@ -209,6 +209,7 @@ class VideoEncoder:
 
     name: str
     feature_size: int
+    default_frame_rate: float
     clip_frame_rate: float
     frames_per_feature: int = 1
     frame_size: int | tuple[int, int]
@@ -250,13 +251,14 @@ class FrameDifferenceEncoder(VideoEncoder):
     """
 
     name = FRAME_DIFFERENCE
+    default_frame_rate = 10.0
     side = 16
     feature_size = 2 * side * side
     frame_size = (side, side)
     gray = True
 
     def __init__(self, frame_rate: float | None = None):
-        self.clip_frame_rate = frame_rate or 10.0
+        self.clip_frame_rate = frame_rate or self.default_frame_rate
 
     def __call__(self, clips: list[Iterable[np.ndarray]]) -> list[np.ndarray]:
         return [self._encode(frames) for frames in clips]
@@ -292,6 +294,8 @@ class VideoModelEncoder(VideoEncoder):
         image_processor (*optional*): The model's own preprocessing, loaded from `name` if not given.
     """
 
+    default_frame_rate = 8.0
+
     def __init__(
         self,
         name: str,
@@ -301,7 +305,7 @@ class VideoModelEncoder(VideoEncoder):
         image_processor: Any = None,
     ):
         self.name = name
-        self.clip_frame_rate = frame_rate or DEFAULT_MODEL_FRAME_RATE
+        self.clip_frame_rate = frame_rate or self.default_frame_rate
         config = _load("video_encoder", name, AutoConfig)
         # Pillow's resizing everywhere: torchvision's differs a little, and a checkpoint may travel between machines.
         self.image_processor = image_processor or _load("video_encoder", name, AutoImageProcessor, backend="pil")

@@ -14,7 +14,10 @@ from .encoders_amess import (
     FRAME_DIFFERENCE,
     LOG_MEL,
     AudioEncoder,
+    FrameDifferenceEncoder,
+    LogMelEncoder,
     VideoEncoder,
+    VideoModelEncoder,
     frames_for,
     load_audio_encoder,
     load_video_encoder,
@@ -119,10 +122,17 @@ class AMESSProcessor(ProcessorMixin):
         """
         fields = {name: getattr(config, name) for name in SHARED_WITH_CONFIG}
         audio, video = fields["audio_encoder"], fields["video_encoder"]
+        feature_extractor = _preprocessing(audio, LOG_MEL, AutoFeatureExtractor)
+        if video is not None and video_frame_rate is None:
+            default = FrameDifferenceEncoder if video == FRAME_DIFFERENCE else VideoModelEncoder
+            video_frame_rate = default.default_frame_rate
         return cls(
             tokenizer,
-            feature_extractor=_preprocessing(audio, LOG_MEL, AutoFeatureExtractor),
+            feature_extractor=feature_extractor,
             image_processor=_preprocessing(video, FRAME_DIFFERENCE, AutoImageProcessor, backend="pil"),
+            audio_sampling_rate=(
+                LogMelEncoder.sampling_rate if audio == LOG_MEL else getattr(feature_extractor, "sampling_rate", None)
+            ),
             video_frame_rate=video_frame_rate,
             **fields,
         )
