@@ -1,0 +1,90 @@
+import pytest
+from conftest import LABELS, text_config, tiny_config
+from transformers import AutoConfig, BertConfig
+
+from amess_hf import AMESSConfig
+
+
+class TestValues:
+    def test_defaults(self):
+        config = AMESSConfig()
+        assert isinstance(config.text_config, BertConfig)
+        assert config.audio_feature_size is None
+        assert config.fusion_type == "anchor"
+
+    def test_text_config_as_dict(self):
+        config = AMESSConfig(text_config={"model_type": "roberta", "vocab_size": 77})
+        assert config.text_config.model_type == "roberta"
+        assert config.text_config.vocab_size == 77
+
+    def test_label_names_both_ways(self):
+        config = tiny_config()
+        assert config.num_labels == 4
+        assert config.label2id == {name: index for index, name in enumerate(LABELS)}
+
+    @pytest.mark.parametrize(
+        ("field", "value", "allowed"),
+        [
+            ("hidden_size", 0, "at least 1"),
+            ("hidden_size", 30.0, "whole number"),
+            ("hidden_size", 15, "multiple of `num_attention_heads`"),
+            ("num_anchors", True, "whole number"),
+            ("audio_feature_size", -3, "at least 1"),
+            ("fusion_type", "concat", "anchor, cross_modal, mean, text"),
+            ("dropout", 1.5, "from 0 to 1"),
+            ("label_smoothing", float("nan"), "from 0 to 1"),
+            ("label_similarity_weight", "0.5", "from 0 to 1"),
+            ("triplet_margin", -0.1, "at least 0"),
+            ("triplet_loss_weight", None, "at least 0"),
+            ("audio_encoder", 7, "name"),
+            ("format_version", 99, "update amess_hf"),
+            ("zero_shot_labels", ["Dance"], "among the labels"),
+            ("id2label", {0: "Greet", 1: "Greet"}, "a different name for each label"),
+        ],
+    )
+    def test_bad_value_is_refused(self, field, value, allowed):
+        with pytest.raises(ValueError) as error:
+            tiny_config(**{field: value})
+        assert f"`{field}`" in str(error.value)
+        assert allowed in str(error.value)
+        assert "\n" not in str(error.value)
+
+    def test_even_width(self):
+        with pytest.raises(ValueError, match="even"):
+            tiny_config(hidden_size=15, num_attention_heads=3)
+
+    @pytest.mark.parametrize("sentences", [[], "the speaker greets", [""], [3]])
+    def test_descriptions_must_be_sentences(self, sentences):
+        with pytest.raises(ValueError, match="label_descriptions"):
+            tiny_config(id2label={0: "Greet"}, label_descriptions={"Greet": sentences})
+
+    def test_descriptions_must_fit_the_labels(self):
+        with pytest.raises(ValueError, match="label_descriptions"):
+            tiny_config(label_descriptions={"Greet": ["hello"]})
+
+    def test_bad_value_is_refused_when_saving(self, tmp_path):
+        config = tiny_config()
+        config.num_anchors = 0
+        with pytest.raises(ValueError, match="num_anchors"):
+            config.save_pretrained(tmp_path)
+
+
+class TestRoundTrip:
+    @pytest.mark.parametrize("model_type", ["bert", "roberta", "distilbert"])
+    def test_saved_and_loaded_is_equal(self, tmp_path, model_type):
+        config = tiny_config(
+            text_config=text_config(model_type),
+            audio_encoder="log-mel",
+            zero_shot_labels=["Thank"],
+            dropout=0,
+            triplet_margin=1,
+        )
+        config.save_pretrained(tmp_path)
+        loaded = AutoConfig.from_pretrained(tmp_path)
+        assert isinstance(loaded, AMESSConfig)
+        assert list(loaded.id2label.items()) == list(config.id2label.items())
+        before, after = config.to_dict(), loaded.to_dict()
+        for one in (before, after):  # where it was loaded from is no field
+            one.pop("_name_or_path")
+            one.pop("transformers_version")
+        assert before == after
