@@ -11,6 +11,7 @@ import io
 import itertools
 import math
 import pickletools
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -102,6 +103,11 @@ def _latin1_bytes(text: Any, encoding: Any) -> bytes:
     return text.encode("latin-1")
 
 
+def _empty_bytes() -> bytes:
+    """How protocol 2 writes the data of a clip of zero frames."""
+    return b""
+
+
 def _ordered_dict() -> dict:
     return {}
 
@@ -125,7 +131,9 @@ def _torch_tensor(storage: Any, offset: Any, size: Any, stride: Any, *flags: Any
     numbers = (offset, *size, *stride)
     if len(size) != len(stride) or not all(type(number) is int and number >= 0 for number in numbers):
         raise _RefusedError("a torch tensor whose shape is damaged")
-    flat = torch.tensor([], dtype=storage.dtype).set_(storage.untyped())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
+        flat = torch.tensor([], dtype=storage.dtype).set_(storage.untyped())
     try:
         tensor = flat.as_strided(size, stride, offset)
     except RuntimeError:
@@ -153,6 +161,8 @@ ADMITTED: dict[str, Any] = {
     "numpy ndarray": _NDARRAY,
     "numpy dtype": _dtype,
     "_codecs encode": _latin1_bytes,
+    "__builtin__ bytes": _empty_bytes,
+    "builtins bytes": _empty_bytes,
     "collections OrderedDict": _ordered_dict,
     "torch.storage _load_from_bytes": _torch_storage,
     "torch._utils _rebuild_tensor": _torch_tensor,

@@ -1,0 +1,340 @@
+"""The reader of pickled features: honest files of every kind are read, hostile ones are refused and do nothing."""
+
+import builtins
+import collections
+import functools
+import io
+import os
+import pickle
+import struct
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from amess_hf.data import safe_pickle
+from amess_hf.data.feature_files import read_pickle
+
+
+@pytest.fixture
+def clips():
+    rng = np.random.default_rng(0)
+    return {
+        "dia0_utt3": rng.standard_normal((7, 5), dtype=np.float32),
+        "dia0_utt4": rng.standard_normal((400, 5), dtype=np.float32),
+        "dia1_utt0": np.empty((0, 5), np.float32),
+        "dia1_utt1": rng.standard_normal((1, 5), dtype=np.float32),
+    }
+
+
+def write(tmp_path, content, name="features.pkl"):
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else pickle.dumps(content))
+    return path
+
+
+def assert_reads(path, clips, **tolerance):
+    read = dict(read_pickle(path))
+    assert list(read) == list(clips)
+    for clip_id, frames in clips.items():
+        assert len(read[clip_id]) == len(frames)
+        if len(frames):
+            np.testing.assert_allclose(read[clip_id], frames, **(tolerance or {"rtol": 0}))
+
+
+def as_numpy1(pickled):
+    """The bytes that numpy 1 writes: the same with the package called numpy.core (frames, being optional, left out)."""
+    for name in ("multiarray", "numeric"):
+        new, old = f"numpy._core.{name}".encode(), f"numpy.core.{name}".encode()
+        for length in (b"\x8c", b"X"):  # the one-byte and the four-byte length of a string
+            packed = bytes if length == b"\x8c" else None
+            mark = (lambda text: bytes([len(text)])) if packed else (lambda text: struct.pack("<I", len(text)))
+            pickled = pickled.replace(length + mark(new) + new, length + mark(old) + old)
+        pickled = pickled.replace(b"c" + new + b"\n", b"c" + old + b"\n")
+    return pickled
+
+
+class TestHonestFiles:
+    @pytest.mark.parametrize("protocol", range(6))
+    def test_numpy(self, tmp_path, clips, protocol):
+        pickled = pickle.dumps(clips, protocol)
+        assert_reads(write(tmp_path, pickled), clips)
+        numpy1 = as_numpy1(pickled)
+        assert b"numpy.core" in numpy1 and b"numpy._core" not in numpy1
+        assert_reads(write(tmp_path, numpy1), clips)
+
+    def test_python2(self, tmp_path, clips):
+        """What numpy under Python 2 wrote: bytes in the instructions for text."""
+        frames = clips["dia0_utt3"]
+        pickled = (
+            b"\x80\x02}U\x09dia0_utt3cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01"
+            b"K\x07K\x05\x86cnumpy\ndtype\nU\x02f4K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+            b"\x89U" + bytes([frames.nbytes]) + frames.tobytes() + b"tbs."
+        )
+        assert_reads(write(tmp_path, pickled), {"dia0_utt3": frames})
+
+    @pytest.mark.parametrize("dtype", ["float16", "float64", ">f4", "int8", "uint16"])
+    @pytest.mark.parametrize("protocol", [2, 5])
+    def test_dtypes(self, tmp_path, dtype, protocol):
+        rng = np.random.default_rng(1)
+        clips = {"a": (100 * rng.random((6, 3))).astype(dtype)}
+        assert_reads(write(tmp_path, pickle.dumps(clips, protocol)), clips)
+
+    @pytest.mark.parametrize("protocol", [2, 4, 5])
+    def test_column_order_and_views(self, tmp_path, protocol):
+        frames = np.random.default_rng(2).standard_normal((4, 6))
+        clips = {"fortran": np.asfortranarray(frames), "transposed": frames.T, "strided": frames[::2]}
+        assert_reads(write(tmp_path, pickle.dumps(clips, protocol)), clips)
+
+    def test_squeezes_the_middle_axis(self, tmp_path, clips):
+        with_axis = {clip_id: frames[:, None] for clip_id, frames in clips.items()}
+        assert_reads(write(tmp_path, with_axis), clips)
+
+    def test_nested_lists(self, tmp_path, clips):
+        assert_reads(write(tmp_path, {key: value.tolist() for key, value in clips.items()}), clips, rtol=1e-6)
+        assert_reads(write(tmp_path, {key: value[:, None].tolist() for key, value in clips.items()}), clips, rtol=1e-6)
+        assert_reads(write(tmp_path, {key: list(value) for key, value in clips.items()}), clips)
+        assert_reads(write(tmp_path, {"one wide": [[1.0], [2.0]]}), {"one wide": np.array([[1.0], [2.0]])})
+
+    def test_ordered_dict_and_number_keys(self, tmp_path, clips):
+        assert_reads(write(tmp_path, collections.OrderedDict(clips)), clips)
+        assert_reads(write(tmp_path, {7: clips["dia0_utt3"]}), {"7": clips["dia0_utt3"]})
+
+    @pytest.mark.parametrize("protocol", [2, 4, 5])
+    def test_torch_tensors(self, tmp_path, clips, protocol):
+        tensors = {clip_id: torch.from_numpy(frames) for clip_id, frames in clips.items()}
+        assert_reads(write(tmp_path, pickle.dumps(tensors, protocol)), clips)
+
+    def test_torch_views_dtypes_and_gradients(self, tmp_path):
+        base = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
+        tensors = {
+            "row slice": base[2:5],
+            "column slice": base[:, 1:3],
+            "transposed": base.t(),
+            "bfloat16": base.bfloat16(),
+            "half": base.half(),
+            "gradient": base.clone().requires_grad_(),
+            "parameter": torch.nn.Parameter(base.clone()),
+        }
+        expected = {name: tensor.detach().float().numpy() for name, tensor in tensors.items()}
+        assert_reads(write(tmp_path, tensors), expected)
+
+    def test_old_tensors_and_new_storages(self, tmp_path, clips):
+        """Tensors as torch 0.3 wrote them, and storages in the zip format."""
+        frames = clips["dia0_utt3"]
+        storage = torch.from_numpy(frames)._typed_storage()
+        zipped = io.BytesIO()
+        torch.save(storage, zipped)
+        old = Call(torch._utils._rebuild_tensor, storage, 0, (7, 5), (5, 1))
+        new = Call(
+            torch._utils._rebuild_tensor_v2,
+            Call(torch.storage._load_from_bytes, zipped.getvalue()),
+            0,
+            (7, 5),
+            (5, 1),
+            False,
+            collections.OrderedDict(),
+        )
+        assert_reads(write(tmp_path, {"old": old, "new": new}), {"old": frames, "new": frames})
+
+    @pytest.mark.parametrize("zipped", [True, False])
+    def test_torch_save(self, tmp_path, clips, zipped):
+        tensors = {clip_id: torch.from_numpy(frames) for clip_id, frames in clips.items()}
+        torch.save(tensors, tmp_path / "features.pt", _use_new_zipfile_serialization=zipped)
+        assert_reads(tmp_path / "features.pt", clips)
+
+    @pytest.mark.parametrize("protocol", [2, 5])
+    def test_shared_arrays(self, tmp_path, protocol):
+        """A second clip with the same array refers back to what has been handed out already."""
+        rng = np.random.default_rng(3)
+        shared = rng.standard_normal((300, 4))
+        clips = {"first": shared, "between": rng.standard_normal((5, 4)), "again": shared}
+        assert_reads(write(tmp_path, pickle.dumps(clips, protocol)), clips)
+
+    def test_hands_out_clip_by_clip(self, tmp_path):
+        """The first clip comes long before the end of the file has been read."""
+        clips = {str(number): np.full((50, 40), number, np.float32) for number in range(500)}
+        path = write(tmp_path, clips)
+        machine_reads = []
+
+        class Recorder(safe_pickle._BoundedReader):
+            def read(self, size):
+                machine_reads.append(size)
+                return super().read(size)
+
+        with path.open("rb") as file:
+            machine = safe_pickle._PickleMachine(Recorder(file, path.stat().st_size), evict=True)
+            entries = machine.entries()
+            for number in range(250):
+                assert next(entries)[0] == str(number)
+            assert sum(machine_reads) < 0.52 * path.stat().st_size
+            held = [value for value in machine.memo.values() if safe_pickle._is_large(value)]
+            assert len(held) <= 4
+
+
+class Call:
+    """Pickles as a call of `function`; what hostile files are made of."""
+
+    def __init__(self, function, *arguments):
+        self.function, self.arguments = function, arguments
+
+    def __reduce__(self):
+        return self.function, self.arguments
+
+
+def nested_references(depth):
+    """A tuple in a tuple, each twice: 2 ** depth when written out."""
+    value = ("x", "x")
+    for _ in range(depth):
+        value = (value, value)
+    return value
+
+
+def hostile_files(target):
+    """{name: (bytes, what the message has to name)}; any of them that runs creates the file `target`."""
+    command = f"touch {target}"
+    code = f"open({str(target)!r}, 'w').close()"
+    array_of_objects = np.empty(1, object)
+    array_of_objects[0] = Call(os.system, command)
+    code_in_storage = pickle.dumps(Call(os.system, command), 2)
+    good = np.ones((2, 3), np.float32)
+    huge = [1.0] * 50_000
+    return {
+        "os.system": (pickle.dumps({"a": Call(os.system, command)}), "system"),
+        "eval": (pickle.dumps({"a": Call(builtins.eval, code)}), "builtins.eval"),
+        "exec, protocol 0": (pickle.dumps({"a": Call(builtins.exec, code)}, 0), "exec"),
+        "partial": (pickle.dumps({"a": Call(functools.partial(os.system, command))}), "functools.partial"),
+        "after good clips": (pickle.dumps({"good": good, "a": Call(os.system, command)}), "system"),
+        "as a key": (pickle.dumps({Call(os.system, command): good}), "system"),
+        "outermost": (pickle.dumps(Call(os.system, command)), "system"),
+        "object array": (pickle.dumps({"a": array_of_objects}), "dtype 'O8'"),
+        "object array of lists": (pickle.dumps({"a": np.array([[1], [2, 3]], dtype=object)}), "O8"),
+        "structured array": (pickle.dumps({"a": np.zeros(2, dtype=[("x", "f4")])}), "V4"),
+        "getattr chain": (pickle.dumps({"a": Call(getattr, np.ndarray, "tofile")}), "getattr"),
+        "numpy.load": (pickle.dumps({"a": Call(np.load, "x.npy", None, True)}), "numpy.load"),
+        "torch.load": (pickle.dumps({"a": Call(torch.load, "x.pt")}), "torch"),
+        "code in a storage": (
+            pickle.dumps({"a": Call(torch.storage._load_from_bytes, code_in_storage)}),
+            "weights-only",
+        ),
+        "code in a tensor's storage": (
+            pickle.dumps(
+                {
+                    "a": Call(
+                        torch._utils._rebuild_tensor_v2,
+                        Call(torch.storage._load_from_bytes, code_in_storage),
+                        *(0, (1,), (1,), False, collections.OrderedDict()),
+                    )
+                }
+            ),
+            "weights-only",
+        ),
+        "tensor beyond its storage": (
+            pickle.dumps(
+                {"a": Call(torch._utils._rebuild_tensor, torch.zeros(4)._typed_storage(), 0, (9, 9), (9, 1))}
+            ),
+            "tensor",
+        ),
+        "tensor of 10 ** 12 numbers": (
+            pickle.dumps(
+                {"a": Call(torch._utils._rebuild_tensor, torch.zeros(4)._typed_storage(), 0, (10**6, 10**6), (0, 0))}
+            ),
+            "larger than its storage",
+        ),
+        "zip codec": (
+            b"\x80\x02}X\x01\x00\x00\x00ac_codecs\nencode\nX\x01\x00\x00\x00xX\x03\x00\x00\x00zip\x86Rs.",
+            "codec",
+        ),
+        "INST": (b"(S'" + command.encode() + b"'\nios\nsystem\n.", "INST"),
+        "OBJ": (b"(cos\nsystem\nS'" + command.encode() + b"'\no.", "os.system"),
+        "NEWOBJ": (b"\x80\x02cnumpy\nndarray\nK\x01\x85\x81.", "NEWOBJ"),
+        "EXT1": (b"\x80\x02\x82\x01.", "EXT1"),
+        "state set on a dict": (b"\x80\x02}}X\x01\x00\x00\x00aK\x01sb.", "a state set on a dict"),
+        "a call of a text": (b"\x80\x02X\x01\x00\x00\x00aK\x01\x85R.", "a call of a str"),
+        "sets": (pickle.dumps({"a": {1, 2}}), "SET"),
+        "name that is a bomb": (
+            b"\x80\x04" + pickle.dumps(nested_references(40), 2)[2:-1] + b"X\x01\x00\x00\x00a\x93.",
+            "no text",
+        ),
+        "key that is a bomb": (pickle.dumps({nested_references(3): good}), "tuple"),
+        "huge list repeated": (pickle.dumps({str(number): [huge] * 50 for number in range(40)}), "bomb"),
+        "huge list in many clips": (pickle.dumps({str(number): [huge] for number in range(4000)}), "bomb"),
+        "rows of rows of one list": (pickle.dumps({"a": [[huge] * 20_000] * 20_000}), "bomb"),
+        "array repeated in a list": (pickle.dumps({"a": [np.ones(100_000)] * 100_000}), "bomb"),
+        "a list, not a dict": (pickle.dumps([good]), "a list in place of a dict"),
+        "text as features": (pickle.dumps({"a": "text"}), "holds a str"),
+        "None as features": (pickle.dumps({"a": None}), "holds a NoneType"),
+        "list of texts": (pickle.dumps({"a": [["1.0", "2.0"]]}), "not of numbers"),
+        "ragged list": (pickle.dumps({"a": [[1.0, 2.0], [1.0]]}), "not of one length"),
+        "dict of dicts": (pickle.dumps({"a": {"b": good}}), "holds a dict"),
+        "wrong magic": (b"GIF89a" + bytes(100), "not a pickle"),
+        "a text file": (b"season\tepisode\tclip\n", "not a pickle"),
+        "an empty file": (b"", "truncated"),
+        "a length of 2 ** 60 bytes": (b"\x80\x04}\x8e" + struct.pack("<Q", 2**60) + b"x", "truncated"),
+        "endless memo index": (b"\x80\x02}r\xff\xff\xff\xffj\xfe\xff\xff\xff.", "truncated"),
+    }
+
+
+@pytest.mark.parametrize("name", list(hostile_files("x")))
+def test_hostile_files_are_refused(tmp_path, name):
+    target = tmp_path / "ran"
+    content, named = hostile_files(target)[name]
+    path = write(tmp_path, content)
+    modules = set(sys.modules)
+    started = time.perf_counter()
+    with pytest.raises(ValueError) as error:
+        for _ in read_pickle(path):
+            pass
+    assert str(path) in str(error.value) and named in str(error.value)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500 + len(str(path))
+    assert not target.exists()
+    assert set(sys.modules) == modules
+    assert time.perf_counter() - started < 20
+
+
+def test_hostile_files_are_hostile(tmp_path):
+    """The files above do run their code in Python's own unpickler; otherwise they would prove nothing."""
+    for name in ("os.system", "eval", "partial", "object array", "INST", "OBJ"):
+        target = tmp_path / name
+        pickle.loads(hostile_files(str(target).replace(" ", "_"))[name][0])
+        assert (tmp_path / name.replace(" ", "_")).exists(), name
+
+
+def test_names_are_never_imported(tmp_path):
+    path = write(tmp_path, b"\x80\x02cthis\nd\n.")
+    assert "this" not in sys.modules
+    with pytest.raises(ValueError, match="'this.d'"):
+        list(read_pickle(path))
+    assert "this" not in sys.modules
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch", "list"])
+def test_truncated_anywhere(tmp_path, kind):
+    rng = np.random.default_rng(4)
+    clips = {str(number): rng.standard_normal((9, 4)) for number in range(5)}
+    convert = {"numpy": np.asarray, "torch": torch.from_numpy, "list": np.ndarray.tolist}[kind]
+    whole = pickle.dumps({clip_id: convert(frames) for clip_id, frames in clips.items()})
+    for size in rng.integers(0, len(whole), size=60):
+        path = write(tmp_path, whole[:size])
+        with pytest.raises(ValueError, match="features.pkl: truncated"):
+            list(read_pickle(path))
+
+
+def test_damaged_files_raise_nothing_but_value_error(tmp_path):
+    rng = np.random.default_rng(5)
+    clips = {"a": rng.standard_normal((3, 4)), "b": [[1.0, 2.0]], "c": torch.ones(2, 3)}
+    for protocol in (0, 2, 5):
+        whole = bytearray(pickle.dumps(clips, protocol))
+        refused = 0
+        for _ in range(200):
+            damaged = bytearray(whole)
+            for place in rng.integers(0, len(whole), size=3):
+                damaged[place] = rng.integers(256)
+            try:
+                list(read_pickle(write(tmp_path, bytes(damaged))))
+            except ValueError as error:
+                refused += 1
+                assert "features.pkl" in str(error)
+        assert refused > 50
