@@ -6,6 +6,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from .configuration_amess import AMESSConfig
 from .data.collator import AMESSDataCollator
 from .data.mintrec import load_mintrec
+from .hub import push_to_hub, save_for_hub
 from .modeling_amess import AMESSForIntentClassification, AMESSModel
 from .oos_amess import OutOfScopeDetector
 from .pipeline_amess import IntentRecognitionPipeline
@@ -34,4 +35,6 @@ __all__ = [
     "OutOfScopeDetector",
     "__version__",
     "load_mintrec",
+    "push_to_hub",
+    "save_for_hub",
 ]

@@ -8,6 +8,7 @@ import torch
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
 from ..evaluation.metrics import compute_classification_metrics
+from ..hub import PushesToHub
 from .averaging import WeightAverage
 from .label_updates import LabelDescriptionSampler
 from .optimization import parameter_groups
@@ -41,7 +42,7 @@ class _AverageWeights(TrainerCallback):
         self.trainer.average.update()
 
 
-class AMESSTrainer(Trainer):
+class AMESSTrainer(PushesToHub, Trainer):
     """
     [`~transformers.Trainer`] for [`AMESSForIntentClassification`]: learning rates of the text encoder and the rest, the
     descriptions whose turn it is, an average of the weights that is evaluated and kept, and the parts of the loss in
