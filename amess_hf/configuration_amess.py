@@ -182,7 +182,10 @@ class AMESSConfig(PreTrainedConfig):
 
     def to_dict(self):
         """The fields, and where the checkpoint's folder has the code that reads them."""
-        return {**super().to_dict(), **copy.deepcopy(REMOTE_CODE)}
+        fields = super().to_dict()
+        if os.path.isabs(fields["text_config"].get("_name_or_path") or ""):
+            del fields["text_config"]["_name_or_path"]  # a folder of this machine says nothing to another
+        return {**fields, **copy.deepcopy(REMOTE_CODE)}
 
     def save_pretrained(self, save_directory, **kwargs):
         """Save the config and this package's flat set of code, so that the folder loads where the package is not."""

@@ -13,7 +13,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from transformers import ProcessorMixin
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import HubStrategy
-from transformers.utils import logging
+from transformers.utils import CONFIG_NAME, logging
 from transformers.utils.hub import PushInProgress
 
 from .oos_amess import DETECTOR_CONFIG_NAME, DETECTOR_WEIGHTS_NAME
@@ -142,8 +142,8 @@ def push_to_hub(
 
 def push_folder(folder, repo_id, token=None, revision=None, commit_message="Upload A-MESS model", run_as_future=False):
     """
-    Upload what of a model's folder belongs on the Hub (see [`files_for_hub`]), in one commit. Weights, code and detector
-    of an earlier push that the folder does not have any more are removed.
+    Upload what of a model's folder belongs on the Hub (see [`files_for_hub`]), in one commit. Where the folder has a
+    model, weights, code and detector of an earlier push that it does not have any more are removed.
 
     Returns:
         `huggingface_hub.CommitInfo`, or with `run_as_future` a `Future` of it.
@@ -151,8 +151,9 @@ def push_folder(folder, repo_id, token=None, revision=None, commit_message="Uplo
     api = HfApi(token=token)
     names = files_for_hub(folder)
     operations = [CommitOperationAdd(name, os.path.join(folder, name)) for name in names]
-    remote = api.list_repo_files(repo_id, revision=revision)
-    operations += [CommitOperationDelete(name) for name in remote if _is_part_of_model(name) and name not in names]
+    if CONFIG_NAME in names:
+        remote = api.list_repo_files(repo_id, revision=revision)
+        operations += [CommitOperationDelete(name) for name in remote if _is_part_of_model(name) and name not in names]
     return api.create_commit(
         repo_id, operations, commit_message=commit_message, revision=revision, run_as_future=run_as_future
     )

@@ -18,6 +18,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from amess_hf import AMESSTrainer, AMESSTrainingArguments
+from amess_hf.hub import push_folder
 from amess_hf.training.preparation import build_collator, build_model, hold_out, load_task, load_tokenizer
 from amess_hf.training.results import answers, generalized_accuracy, update_results, write_predictions
 from amess_hf.training.script_arguments import DataArguments, ModelArguments
@@ -106,7 +107,13 @@ def run(model_args, data_args, training_args):
         score_split(trainer, require_split(seen_task, "test", "--do_predict"), "test", "predictions_test.tsv")
     figures = score_unseen(trainer, task, tokenizer, held_out) if held_out else {}
     if trainer.is_world_process_zero():
-        return update_results(training_args.output_dir, figures)
+        results = update_results(training_args.output_dir, figures)
+        if training_args.push_to_hub:
+            revision = training_args.hub_revision
+            push_folder(
+                training_args.output_dir, trainer.hub_model_id, training_args.hub_token, revision, "End of training"
+            )
+        return results
 
 
 def run_seeds(model_args, data_args, training_args, seeds):

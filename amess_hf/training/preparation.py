@@ -4,7 +4,7 @@ import random
 from collections import defaultdict
 from dataclasses import dataclass, replace
 
-from datasets import DatasetDict, Value, concatenate_datasets
+from datasets import ClassLabel, DatasetDict, Value, concatenate_datasets, load_dataset
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
@@ -75,18 +75,40 @@ def load_task(data_args, seed):
     """
     names = [name.strip() for name in data_args.dataset_name.split(",")]
     folders = [folder.strip() for folder in (data_args.data_dir or "").split(",") if folder.strip()]
-    if len(names) != len(folders):
+    local = [name for name in names if not is_on_hub(name)]
+    if len(local) != len(folders):
         raise ValueError(
-            f"`--dataset_name` names {len(names)} data set(s) and `--data_dir` {len(folders)} folder(s); give one folder for each"
+            f"`--dataset_name` names {len(local)} data set(s) of this machine and `--data_dir` {len(folders)} folder(s); "
+            "give one folder for each (`organization/name` is on the Hub and takes none)"
         )
-    tasks = [_load_one(name, folder, data_args) for name, folder in zip(names, folders, strict=True)]
+    places = dict(zip(local, folders, strict=True))
+    tasks = [_load_one(name, places.get(name), data_args) for name in names]
     task = tasks[0] if len(tasks) == 1 else merge_tasks(dict(zip(names, tasks, strict=True)))
     if data_args.train_clips_per_intent is not None:
         task.splits["train"] = few_clips(task.splits["train"], data_args.train_clips_per_intent, seed)
     return task
 
 
+def is_on_hub(name):
+    """Whether a data set's name is that of a repository on the Hub: `organization/name`."""
+    return "/" in name
+
+
+def _load_from_hub(name):
+    splits = load_dataset(name)
+    for split in splits.values():
+        missing = {"id", "text", "label"} - set(split.column_names)
+        if missing or not isinstance(split.features["label"], ClassLabel):
+            wanted = f"it lacks {', '.join(sorted(missing))}" if missing else "its `label` is no `ClassLabel`"
+            raise ValueError(f"{name} is no data set that `load_mintrec(...).push_to_hub` wrote: {wanted}")
+    return splits
+
+
 def _load_one(name, folder, data_args):
+    if is_on_hub(name):
+        splits = _load_from_hub(name)
+        labels = next(iter(splits.values())).features["label"].names
+        return TaskData(splits, labels, task_descriptions(name, labels, data_args))
     splits = load_mintrec(
         folder,
         name=name,

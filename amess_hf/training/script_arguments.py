@@ -48,7 +48,10 @@ class DataArguments:
     """Which clips to train on and to evaluate."""
 
     dataset_name: str = field(
-        default="mintrec", metadata={"help": "mintrec, mintrec2.0 or folder; several, with a comma between."}
+        default="mintrec",
+        metadata={
+            "help": "mintrec, mintrec2.0, folder or organization/name on the Hub; several, with a comma between."
+        },
     )
     data_dir: str | None = field(
         default=None, metadata={"help": "Folder of the data set; several, with a comma between, in the same order."}
