@@ -30,6 +30,7 @@ from .loss_amess import (
 
 MODALITIES = ("text", "audio", "video")
 NO_ANCHOR = -1
+OUT_OF_SCOPE = -1
 
 
 @dataclass
@@ -393,13 +394,15 @@ class AMESSCrossModalFusion(nn.Module):
 
     def _attend(self, target, tokens, masks):
         """States of `target`'s tokens after looking at the other modalities and at themselves."""
-        sources = [name for name in tokens if name != target]
         seen = tokens[target]
-        for source in sources:
+        for source in tokens:
+            if source == target:
+                continue
             states = tokens[target]
             for layer in self.cross_layers[f"{target}_from_{source}"]:
                 states = self._layer(layer, states, tokens[source], masks[source])
-            seen = seen + states / len(sources)
+            # What a source adds does not depend on which other sources are there.
+            seen = seen + (states - tokens[target]) / (len(self.embeddings) - 1)
         seen = self.norm(seen)
         return self._layer(self.self_layers[target], seen, seen, masks[target])
 
@@ -409,6 +412,10 @@ class AMESSCrossModalFusion(nn.Module):
         mask = mask | ~there[:, None]
         result, _ = layer(states, memory, _attention_mask(self.config, states, memory, mask))
         return torch.where(there[:, None, None], result, states)
+
+
+class AMESSProjection(nn.Linear):
+    """Into the space that clips and descriptions share."""
 
 
 _FUSIONS = {"anchor": AMESSAnchorFusion, "mean": AMESSMeanFusion, "cross_modal": AMESSCrossModalFusion}
@@ -429,14 +436,15 @@ class AMESSPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module):
+        if isinstance(module, AMESSProjection):
+            # Orthonormal rows keep, as far as they can, the angles of a pretrained sentence encoder's embeddings.
+            init.orthogonal_(module.weight)
+            return
         super()._init_weights(module)
         if isinstance(module, AMESSModalityEmbedding):
             init.normal_(module.modality_embedding, std=self.config.initializer_range)
         elif isinstance(module, AMESSAnchorFusion):
             init.normal_(module.nothing, std=self.config.initializer_range)
-        elif isinstance(module, AMESSModel):
-            # Orthogonal rows keep the angles of a pretrained sentence encoder's embeddings.
-            init.orthogonal_(module.projection.weight)
         elif isinstance(module, AMESSForIntentClassification):
             init.constant_(module.logit_scale, self.config.logit_scale_init_value)
             init.zeros_(module.label_embeds)
@@ -456,7 +464,7 @@ class AMESSModel(AMESSPreTrainedModel):
         self._drop_pooler()
         fusion = _FUSIONS.get(config.fusion_type)
         self.fusion = None if fusion is None else fusion(config)
-        self.projection = nn.Linear(config.text_config.hidden_size, config.projection_dim, bias=False)
+        self.projection = AMESSProjection(config.text_config.hidden_size, config.projection_dim, bias=False)
         self.post_init()
 
     def _drop_pooler(self):
@@ -536,11 +544,8 @@ class AMESSModel(AMESSPreTrainedModel):
         features, masks = self._frames(audio_features, audio_attention_mask, video_features, video_attention_mask)
         if input_ids is not None:
             features["text"], summary, masks["text"] = self.encode_text(input_ids, attention_mask, token_type_ids)
-        elif not features:
-            raise ValueError("no modality given: pass `input_ids`, `audio_features` or `video_features`")
         else:
-            batch_size = next(iter(features.values())).shape[0]
-            summary = self.projection.weight.new_zeros(batch_size, self.config.text_config.hidden_size)
+            summary = self._no_words(audio_features if audio_features is not None else video_features)
         if self.training and self.config.modality_dropout and len(features) > 1:
             masks = self._drop_modalities(masks)
             if input_ids is not None:
@@ -555,6 +560,12 @@ class AMESSModel(AMESSPreTrainedModel):
             hidden_states=fused.hidden_states if output_hidden_states else None,
             attentions=fused.attentions if output_attentions else None,
         )
+
+    def _no_words(self, frames):
+        """The summary of a batch without words, as long as `frames`."""
+        if frames is None:
+            raise ValueError("no modality given: pass `input_ids`, `audio_features` or `video_features`")
+        return self.projection.weight.new_zeros(frames.shape[0], self.config.text_config.hidden_size)
 
     def _check_attentions(self, output_attentions):
         if not output_attentions:
@@ -814,7 +825,7 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
 
         Args:
             labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-                Intents; -1 for out of scope.
+                Intents; -1 for out of scope, anything below for a row that counts in no loss.
             candidate_mask (`torch.BoolTensor` of shape `(batch_size, num_labels)`, *optional*):
                 Labels that a clip may have, where clips come from data sets with different label sets.
             description_input_ids (`torch.LongTensor` of shape `(descriptions, text_length)`, *optional*):
@@ -889,7 +900,7 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
             ),
             "outlier_exposure_loss": (
                 config.outlier_exposure_loss_weight,
-                ~labelled,
+                labels == OUT_OF_SCOPE,
                 lambda: outlier_exposure_loss(class_logits, labels),
             ),
         }
