@@ -5,6 +5,8 @@ With one process, or outside `torch.distributed`, each function does the same fo
 training only: there every process takes every step.
 """
 
+import functools
+
 import torch
 from torch import distributed
 
@@ -32,6 +34,19 @@ def mean_over_processes(values, mask):
     if world > 1:
         distributed.all_reduce(count)
     return values.where(mask, 0.0).sum() * world / count.clamp(min=1)
+
+
+@functools.cache
+def _host_group(world):
+    """A group of the same processes as `world` that talks between hosts, so that no device has to be waited for."""
+    return distributed.new_group(backend="gloo")
+
+
+def largest_over_processes(number):
+    """The largest of the processes' whole numbers, known on the host without waiting for the device."""
+    largest = torch.tensor(number)
+    distributed.all_reduce(largest, distributed.ReduceOp.MAX, group=_host_group(distributed.group.WORLD))
+    return int(largest)
 
 
 class _GatherWithGradient(torch.autograd.Function):
@@ -66,9 +81,7 @@ def gather_clips(embeds, labels):
     """
     if num_processes() == 1:
         return embeds, labels, 0
-    longest = torch.tensor(embeds.shape[0], device=embeds.device)
-    distributed.all_reduce(longest, distributed.ReduceOp.MAX)
-    missing = int(longest) - embeds.shape[0]
+    missing = largest_over_processes(embeds.shape[0]) - embeds.shape[0]
     embeds = torch.nn.functional.pad(embeds, (0, 0, 0, missing))
     labels = torch.nn.functional.pad(labels, (0, missing), value=-1)
     all_labels = labels.new_empty(num_processes() * labels.shape[0])

@@ -1,5 +1,6 @@
 """Training arguments: transformers' own, with this project's defaults, and a few more."""
 
+import os
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
@@ -26,6 +27,9 @@ class AMESSTrainingArguments(TrainingArguments):
             Decay per step of the moving average of the weights that is evaluated and kept; 0 is none.
         early_stopping_patience (`int`, *optional*):
             Evaluations without a better `metric_for_best_model` after which training stops.
+        dataloader_num_workers (`int`, *optional*):
+            Processes that make batches. By default up to four beside an accelerator; none beside a CPU, which has no time
+            to spare for them.
 
     Raises:
         `ValueError`: naming the argument, its value and what is allowed.
@@ -72,15 +76,38 @@ class AMESSTrainingArguments(TrainingArguments):
     metric_for_best_model: str | None = field(
         default="accuracy", metadata={"help": "What the best checkpoint is best in: accuracy, weighted_f1, f1 ..."}
     )
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={
+            "help": "Checkpoint to go on from; without a value, the last whole one in `output_dir`.",
+            "nargs": "?",
+            "const": "True",
+        },
+    )
+    train_sampling_strategy: str = field(
+        default="random",
+        metadata={"help": "random, sequential, or group_by_length: clips of like lengths together, which pads less."},
+    )
+    dataloader_num_workers: int | None = field(
+        default=None, metadata={"help": "Processes that make batches; by default up to 4, and none on a CPU."}
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Look at each step's loss for NaN, for which the host waits for the device."}
+    )
     remove_unused_columns: bool | None = field(
         default=False, metadata={"help": "The collator reads the columns by name; leave this off."}
     )
     logging_steps: float = field(default=20, metadata={"help": "Steps between two lines of the log."})
 
     def __post_init__(self):
+        choose_workers = self.dataloader_num_workers is None
+        self.dataloader_num_workers = self.dataloader_num_workers or 0
         super().__post_init__()
         # Pinned memory is for copies to an accelerator; without one torch only warns.
-        self.dataloader_pin_memory = self.dataloader_pin_memory and self.device.type != "cpu"
+        on_cpu = self.device.type == "cpu"
+        self.dataloader_pin_memory = self.dataloader_pin_memory and not on_cpu
+        if choose_workers and not on_cpu:
+            self.dataloader_num_workers = min(4, (os.cpu_count() or 1) // self.world_size)
         for name in ("head_learning_rate", "head_weight_decay"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 0")

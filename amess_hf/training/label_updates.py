@@ -1,5 +1,6 @@
 """Which descriptions to encode at a training step."""
 
+import math
 import random
 
 from ..batching_amess import encode_texts
@@ -48,3 +49,23 @@ class LabelDescriptionSampler:
             "description_attention_mask": batch["attention_mask"],
             "description_indices": batch["input_ids"].new_tensor(indices),
         }
+
+
+def description_sampler(config, tokenizer, args, batches_per_epoch):
+    """
+    What gives each training step its description inputs: a [`LabelDescriptionSampler`], or a function that gives none
+    where the model has no descriptions or their losses have no weight.
+
+    Args:
+        config ([`AMESSConfig`]): Labels, descriptions and loss weights.
+        tokenizer: The text encoder's tokenizer.
+        args ([`AMESSTrainingArguments`]): `label_update`, the accumulation steps and the seed.
+        batches_per_epoch (`int`): Batches that a process takes in an epoch.
+    """
+    if config.label_descriptions is None or not (config.triplet_loss_weight or config.label_contrastive_loss_weight):
+        return lambda step: {}
+    names = [config.id2label[index] for index in range(config.num_labels)]
+    period = args.label_update_period(math.ceil(batches_per_epoch / args.gradient_accumulation_steps))
+    return LabelDescriptionSampler(
+        {name: config.label_descriptions[name] for name in names}, tokenizer, period, args.seed
+    )

@@ -1,16 +1,18 @@
 """Trainer for A-MESS."""
 
-import math
 from collections import defaultdict
 from contextlib import contextmanager
 
 import torch
+from torch.utils.data import SequentialSampler
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
 from ..evaluation.metrics import compute_classification_metrics
 from ..hub import PushesToHub
 from .averaging import WeightAverage
-from .label_updates import LabelDescriptionSampler
+from .batches import training_dataloader
+from .checkpoints import check_free_space, check_output_dir, checkpoint_to_resume, write_manifest
+from .label_updates import description_sampler
 from .optimization import parameter_groups
 
 
@@ -58,10 +60,12 @@ class AMESSTrainer(PushesToHub, Trainer):
 
     def __init__(self, model=None, args=None, processing_class=None, **kwargs):
         kwargs.setdefault("compute_metrics", prediction_metrics)
+        if args.should_save:
+            check_output_dir(args.output_dir)
         super().__init__(model=model, args=args, processing_class=processing_class, **kwargs)
         self.tokenizer = getattr(processing_class, "tokenizer", processing_class)
         self.average = None
-        self._sampler = None
+        self._sampler = None  # of descriptions
         self._parts = defaultdict(list)
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
@@ -73,11 +77,31 @@ class AMESSTrainer(PushesToHub, Trainer):
             self.optimizer = optimizer_cls(parameter_groups(model, self.args), **optimizer_kwargs)
         return self.optimizer
 
-    def train(self, *args, **kwargs):
+    def get_train_dataloader(self):
+        if self.train_dataset is None:
+            raise ValueError("training needs clips: pass `train_dataset`")
+        return training_dataloader(
+            self.train_dataset, self.data_collator, self.args, self.accelerator, self.tokenizer, self.model.config
+        )
+
+    def _get_eval_sampler(self, eval_dataset):
+        # In the data set's order, whatever training does: predictions are matched with clips by their place.
+        return SequentialSampler(eval_dataset)
+
+    def train(self, resume_from_checkpoint=None, **kwargs):
+        """
+        [`~transformers.Trainer.train`]; `resume_from_checkpoint=True` goes on from the last whole checkpoint of the
+        output folder, and begins from the start where there is none yet.
+
+        Raises:
+            `ValueError`: if the named checkpoint was cut while being written, or the disk has no room for the run.
+        """
+        checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
+        self._check_free_space()
         if self.args.weight_averaging and self.average is None:
             self.average = WeightAverage(self.model, self.args.weight_averaging)
             self.add_callback(_AverageWeights(self))
-        result = super().train(*args, **kwargs)
+        result = super().train(resume_from_checkpoint=checkpoint, **kwargs)
         if self.average is not None:
             if not self.args.load_best_model_at_end:
                 self.average.apply()
@@ -86,25 +110,34 @@ class AMESSTrainer(PushesToHub, Trainer):
         self._update_label_embeds()
         return result
 
+    def _check_free_space(self):
+        if self.args.should_save:
+            writes = self.args.save_strategy != "no"
+            check_free_space(
+                self.args.output_dir,
+                self.model.parameters(),
+                self.args.save_only_model,
+                self.args.weight_averaging,
+                # A new checkpoint is written before an old one is deleted.
+                checkpoints=writes * (1 + (self.args.save_total_limit or 0)),
+            )
+
+    def _save_rng_state(self, output_dir):
+        super()._save_rng_state(output_dir)
+        # Every process has written its part of the checkpoint now; the state of the Trainer follows, last of all.
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            write_manifest(output_dir)
+
     def _update_label_embeds(self):
         if self.model.config.label_descriptions is not None:
             self.model.update_label_embeds(self.tokenizer)
 
     def _descriptions(self):
         """The description inputs of the present step, on the device."""
-        config = self.model.config
-        weights = config.triplet_loss_weight, config.label_contrastive_loss_weight
-        if config.label_descriptions is None or not any(weights):
-            return {}
         if self._sampler is None:
-            names = [config.id2label[index] for index in range(config.num_labels)]
-            steps = math.ceil(len(self.get_train_dataloader()) / self.args.gradient_accumulation_steps)
-            self._sampler = LabelDescriptionSampler(
-                {name: config.label_descriptions[name] for name in names},
-                self.tokenizer,
-                self.args.label_update_period(steps),
-                self.args.seed,
-            )
+            batches = len(self.callback_handler.train_dataloader)
+            self._sampler = description_sampler(self.model.config, self.tokenizer, self.args, batches)
         return self._prepare_inputs(self._sampler(self.state.global_step))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -126,7 +159,8 @@ class AMESSTrainer(PushesToHub, Trainer):
         super().log(logs, start_time)
 
     def evaluate(self, *args, **kwargs):
-        with self._averaged_weights():
+        # What training draws after an evaluation is what it would have drawn without one.
+        with self._averaged_weights(), torch.random.fork_rng(devices=[]):
             return super().evaluate(*args, **kwargs)
 
     @contextmanager

@@ -1,0 +1,129 @@
+"""Which folders training may write to, and which checkpoints it may go on from."""
+
+import json
+import os
+import re
+import shutil
+import tempfile
+
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+# Names and sizes of a checkpoint's files, written when they are all there.
+MANIFEST_NAME = "checkpoint.manifest"
+
+
+def check_output_dir(folder):
+    """
+    Make the folder, and see that it can be written to.
+
+    Raises:
+        `ValueError`: naming the folder and what is wrong with it.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"\0" * 4096)
+    except OSError as error:
+        raise ValueError(
+            f"`--output_dir` {folder} cannot be written to ({error.strerror}); give another folder"
+        ) from error
+
+
+def check_free_space(folder, parameters, save_only_model=False, averaged=True, checkpoints=1):
+    """
+    See that what training is going to write to `folder` fits onto its disk.
+
+    Args:
+        folder (`str`): The output folder.
+        parameters (`iterable` of `torch.Tensor`): The model's parameters.
+        save_only_model (`bool`): Whether checkpoints go without the optimizer, which holds two numbers a weight.
+        averaged (`bool`): Whether checkpoints hold the averaged weights too.
+        checkpoints (`int`): Checkpoints that lie in the folder at a time, the one being written included.
+
+    Raises:
+        `ValueError`: naming the folder, what is needed and what is free.
+    """
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+    copies = 1 + checkpoints * (1 + bool(averaged) + 2 * (not save_only_model))
+    free = shutil.disk_usage(folder).free
+    if free < weights * copies:
+        raise ValueError(
+            f"`--output_dir` {folder} has {free / 2**20:,.0f} MiB free, but the model and {checkpoints} checkpoint(s) take "
+            f"{weights * copies / 2**20:,.0f} MiB; free some, give another folder, or keep fewer with `--save_total_limit`"
+        )
+
+
+def write_manifest(checkpoint):
+    """Write down which files the checkpoint has so far, and how long they are; aside first, then under its name."""
+    sizes = {}
+    for folder, _, names in os.walk(checkpoint):
+        for name in names:
+            path = os.path.join(folder, name)
+            sizes[os.path.relpath(path, checkpoint)] = os.path.getsize(path)
+    path = os.path.join(checkpoint, MANIFEST_NAME)
+    with open(f"{path}.partial", "w", encoding="utf-8") as file:
+        json.dump(sizes, file, indent=1, sort_keys=True)
+    os.replace(f"{path}.partial", path)
+
+
+def what_is_missing(checkpoint):
+    """What keeps a checkpoint from being whole (`str`), or `None` for one that is: all files there, none cut."""
+    for name in (MANIFEST_NAME, TRAINER_STATE_NAME):
+        try:
+            with open(os.path.join(checkpoint, name), encoding="utf-8") as file:
+                content = json.load(file)
+        except (OSError, ValueError):
+            return f"{name} is missing or cut"
+        if name == MANIFEST_NAME:
+            sizes = content
+    for name, size in sizes.items():
+        path = os.path.join(checkpoint, name)
+        if not os.path.isfile(path) or os.path.getsize(path) != size:
+            return f"{name} is missing or cut"
+    return None
+
+
+def last_complete_checkpoint(folder):
+    """The latest whole checkpoint in `folder`, or `None`; those that were cut while being written are passed over."""
+    steps = {}
+    for name in os.listdir(folder) if os.path.isdir(folder) else ():
+        match = re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", name)
+        if match is not None and os.path.isdir(os.path.join(folder, name)):
+            steps[int(match.group(1))] = os.path.join(folder, name)
+    for step in sorted(steps, reverse=True):
+        missing = what_is_missing(steps[step])
+        if missing is None:
+            return steps[step]
+        logger.warning(f"{steps[step]} is passed over: {missing}")
+    return None
+
+
+def checkpoint_to_resume(resume_from_checkpoint, folder):
+    """
+    The checkpoint that `resume_from_checkpoint` means: a folder, or `True` (also as text) for the last one of the run.
+
+    Returns:
+        `str`, or `None` to begin from the start, as `True` does where no checkpoint has been written yet.
+
+    Raises:
+        `ValueError`: if a folder that was named is no whole checkpoint.
+    """
+    if resume_from_checkpoint is None or str(resume_from_checkpoint).lower() == "false":
+        return None
+    if str(resume_from_checkpoint).lower() == "true":
+        checkpoint = last_complete_checkpoint(folder)
+        if checkpoint is None:
+            logger.warning(f"{folder} has no whole checkpoint yet: training begins from the start")
+        return checkpoint
+    missing = what_is_missing(resume_from_checkpoint)
+    if missing is not None:
+        raise ValueError(
+            f"{resume_from_checkpoint} cannot be resumed from: {missing}; give `--resume_from_checkpoint` without a "
+            "folder to take the last whole checkpoint of `--output_dir`"
+        )
+    return str(resume_from_checkpoint)
