@@ -73,9 +73,8 @@ class LazyRows(torch.utils.data.Dataset):
         return {**row, "audio_features": self.features[row["id"]]}
 
 
-def train(rows, audio_feature_size: int | None) -> None:
-    """Train a small model for one epoch, in random order."""
-    torch.manual_seed(0)
+def batches(rows, audio_feature_size: int | None) -> torch.utils.data.DataLoader:
+    """Batches of `rows` in random order, padded and masked for a small model, whose configuration the collator has."""
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
     tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(vocabulary)})
     text_config = BertConfig(
@@ -90,10 +89,17 @@ def train(rows, audio_feature_size: int | None) -> None:
         num_fusion_layers=1,
         id2label=dict(enumerate(MINTREC2_LABELS)),
     )
-    model = AMESSForIntentClassification(config).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     collator = AMESSDataCollator(tokenizer, config)
-    for batch in torch.utils.data.DataLoader(rows, BATCH_SIZE, shuffle=True, collate_fn=collator):
+    return torch.utils.data.DataLoader(rows, BATCH_SIZE, shuffle=True, collate_fn=collator)
+
+
+def train(rows, audio_feature_size: int | None) -> None:
+    """Train a small model for one epoch."""
+    torch.manual_seed(0)
+    loader = batches(rows, audio_feature_size)
+    model = AMESSForIntentClassification(loader.collate_fn.config).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for batch in loader:
         model(**batch).loss.backward()
         optimizer.step()
         optimizer.zero_grad()

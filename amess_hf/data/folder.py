@@ -7,6 +7,7 @@ import numpy as np
 
 from .annotations import Clip, need_columns, optional_fields, read_csv, read_jsonl, read_parquet, read_tsv
 from .feature_files import as_frames
+from .labels import OUT_OF_SCOPE_LABEL
 
 
 READERS = {".tsv": read_tsv, ".csv": read_csv, ".jsonl": read_jsonl, ".parquet": read_parquet}
@@ -55,8 +56,20 @@ def _resolve(value: Any, column: str, table: Path, where: str) -> Path:
 
 
 def label_names(clips: list[Clip]) -> list[str]:
-    """Return the labels of in-scope clips, sorted."""
-    return sorted({clip.label for clip in clips if clip.in_scope})
+    """Return the labels of in-scope clips, sorted.
+
+    Raises:
+        ValueError: If two labels differ in case only.
+    """
+    names: dict[str, str] = {}
+    for clip in clips:
+        if clip.label.casefold() != OUT_OF_SCOPE_LABEL.casefold():
+            name = names.setdefault(clip.label.casefold(), clip.label)
+            if name != clip.label:
+                raise ValueError(
+                    f"{clip.where}: labels {name!r} and {clip.label!r} differ in case only; write one of them."
+                )
+    return sorted(names.values())
 
 
 class NumpyFeatures:

@@ -1,0 +1,201 @@
+"""Feature files in safetensors: written in shards, read a clip at a time, never half there."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+from safetensors.torch import save_file as save_torch_file
+
+from amess_hf.data import feature_files
+from amess_hf.data.feature_files import (
+    INDEX_NAME,
+    SafetensorsFeatures,
+    as_frames,
+    convert_pickle,
+    open_features,
+    write_features,
+)
+
+
+@pytest.fixture
+def clips():
+    rng = np.random.default_rng(0)
+    lengths = [4, 0, 1, 9, 30, 2]
+    return {f"clip{number}": rng.standard_normal((length, 3), np.float32) for number, length in enumerate(lengths)}
+
+
+def write(clips, out, **options):
+    return write_features(clips.items(), out, source=out.with_suffix(".pkl"), **options)
+
+
+def assert_equal(features, clips, atol=0.0):
+    assert list(features) == list(clips) and len(features) == len(clips)
+    for clip_id, frames in clips.items():
+        assert clip_id in features
+        read = features[clip_id]
+        assert read.dtype == np.float32 and read.shape == (len(frames), 3)
+        np.testing.assert_allclose(read, frames, rtol=0, atol=atol)
+    assert "elsewhere" not in features
+
+
+class TestWriteAndRead:
+    @pytest.mark.parametrize("shard_bytes", [1, 60, 10**9])
+    def test_round_trip(self, tmp_path, clips, shard_bytes):
+        out = write(clips, tmp_path / "wavlm_feats", shard_bytes=shard_bytes)
+        features = SafetensorsFeatures(out)
+        assert features.feature_size == 3
+        assert_equal(features, clips)
+        assert_equal(SafetensorsFeatures(out / INDEX_NAME), clips)
+
+    def test_shards(self, tmp_path, clips):
+        """A shard is full at the clip that reaches the limit: 48 bytes, 0 + 12 + 108, 360, and 24 are left."""
+        out = write(clips, tmp_path / "wavlm_feats", shard_bytes=48)
+        names = [f"features-0000{number}-of-00004.safetensors" for number in range(1, 5)]
+        assert sorted(path.name for path in out.iterdir()) == [*names, INDEX_NAME]
+        assert [sorted(load_file(out / name)) for name in names] == [
+            ["clip0"],
+            ["clip1", "clip2", "clip3"],
+            ["clip4"],
+            ["clip5"],
+        ]
+        index = json.loads((out / INDEX_NAME).read_text())
+        assert index["metadata"] == {
+            "total_size": 46 * 3 * 4,
+            "feature_size": 3,
+            "dtype": "float32",
+            "source": "wavlm_feats.pkl",
+        }
+
+    def test_float16(self, tmp_path, clips):
+        out = write(clips, tmp_path / "half", dtype="float16")
+        assert_equal(SafetensorsFeatures(out), clips, atol=2e-3)
+        single = load_file(out / "features-00001-of-00001.safetensors")
+        assert {tensor.dtype for tensor in single.values()} == {np.dtype("float16")}
+
+    def test_no_clip_and_no_frame(self, tmp_path):
+        assert len(SafetensorsFeatures(write({}, tmp_path / "none"))) == 0
+        features = SafetensorsFeatures(write({"a": np.empty((0, 0))}, tmp_path / "empty"))
+        assert features.feature_size is None and features["a"].shape == (0, 0)
+
+    def test_single_file_and_middle_axis(self, tmp_path, clips):
+        save_file({clip_id: frames[:, None] for clip_id, frames in clips.items()}, tmp_path / "one.safetensors")
+        features = SafetensorsFeatures(tmp_path / "one.safetensors")
+        assert {clip_id: features[clip_id].tolist() for clip_id in features} == {
+            clip_id: frames.tolist() for clip_id, frames in clips.items()
+        }
+
+    def test_bfloat16(self, tmp_path):
+        frames = torch.tensor([[1.5, -2.0, 0.25]])
+        save_torch_file({"a": frames.bfloat16()}, tmp_path / "one.safetensors")
+        np.testing.assert_array_equal(SafetensorsFeatures(tmp_path / "one.safetensors")["a"], frames.numpy())
+
+    def test_files_are_opened_anew(self, tmp_path, clips, monkeypatch):
+        """Pages of an open file count as memory, so no file stays open for more than a number of bytes."""
+        features = SafetensorsFeatures(write(clips, tmp_path / "wavlm_feats"))
+        opened = []
+        real = feature_files.safe_open
+        monkeypatch.setattr(
+            feature_files, "safe_open", lambda *args, **kwargs: opened.append(1) or real(*args, **kwargs)
+        )
+        monkeypatch.setattr(SafetensorsFeatures, "REOPEN_BYTES", 100)
+        for _ in range(10):
+            np.testing.assert_array_equal(features["clip3"], clips["clip3"])  # 108 bytes
+        assert len(opened) == 10
+        monkeypatch.setattr(SafetensorsFeatures, "REOPEN_BYTES", 10**6)
+        for _ in range(10):
+            features["clip3"]
+        assert len(opened) == 10
+
+
+class TestErrors:
+    def test_shape(self, tmp_path):
+        for shape in [(3,), (2, 2, 3), (1, 1, 1, 3)]:
+            with pytest.raises(ValueError, match=r"x\.pkl: clip a has features of shape"):
+                as_frames(np.zeros(shape), "a", tmp_path / "x.pkl")
+
+    def test_width(self, tmp_path):
+        clips = {"a": np.zeros((2, 3)), "empty": np.zeros((0, 7)), "b": np.zeros((2, 4))}
+        with pytest.raises(ValueError, match="clip b is 4 wide, clips before it are 3 wide"):
+            write(clips, tmp_path / "out")
+        save_file(clips, tmp_path / "one.safetensors")
+        features = SafetensorsFeatures(tmp_path / "one.safetensors")
+        features["a"]
+        with pytest.raises(ValueError, match="one.safetensors: clip b is 4 wide, other clips are 3 wide"):
+            features["b"]
+
+    def test_too_large_for_float16(self, tmp_path):
+        with pytest.raises(ValueError, match="clip b has values too large for float16"):
+            write({"a": np.ones((1, 2)), "b": np.full((1, 2), 7e4)}, tmp_path / "out", dtype="float16")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_dtype(self, tmp_path):
+        with pytest.raises(ValueError, match="`dtype` is 'int8'; choose one of float32, float16"):
+            write({}, tmp_path / "out", dtype="int8")
+
+    def test_nothing_is_overwritten(self, tmp_path, clips):
+        out = write(clips, tmp_path / "out")
+        with pytest.raises(ValueError, match="out: is there already"):
+            write({}, out)
+        assert_equal(SafetensorsFeatures(out), clips)
+        (tmp_path / "empty").mkdir()
+        assert_equal(SafetensorsFeatures(write(clips, tmp_path / "empty")), clips)
+
+    @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("no space left")])
+    def test_nothing_half_written(self, tmp_path, clips, error):
+        def stopped():
+            yield from clips.items()
+            raise error
+
+        with pytest.raises((KeyboardInterrupt, OSError)):
+            write_features(stopped(), tmp_path / "out", source=tmp_path / "x.pkl", shard_bytes=1)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_damaged_shards(self, tmp_path, clips):
+        out = write(clips, tmp_path / "out")
+        shard = out / "features-00001-of-00001.safetensors"
+        whole = shard.read_bytes()
+        for damaged in (whole[:-5], whole[:20], b"", b"\xff" * 40):
+            shard.write_bytes(damaged)
+            with pytest.raises(ValueError, match="features-00001-of-00001.safetensors: not a readable safetensors"):
+                SafetensorsFeatures(out)
+        shard.unlink()
+        with pytest.raises(ValueError, match="features-00001-of-00001.safetensors: not a readable safetensors"):
+            SafetensorsFeatures(out)
+
+    def test_clip_missing_in_its_shard(self, tmp_path, clips):
+        out = write(clips, tmp_path / "out")
+        save_file({"clip0": clips["clip0"]}, out / "features-00001-of-00001.safetensors")
+        with pytest.raises(ValueError, match="clip clip3 cannot be read"):
+            SafetensorsFeatures(out)["clip3"]
+
+    @pytest.mark.parametrize("content", ["", "[]", '{"weight_map": 3}', '{"other": {}}'])
+    def test_damaged_index(self, tmp_path, content):
+        (tmp_path / INDEX_NAME).write_text(content)
+        with pytest.raises(ValueError, match=f"{INDEX_NAME}: not a readable index"):
+            SafetensorsFeatures(tmp_path)
+
+
+class TestOpenFeatures:
+    def test_converts_a_pickle_once(self, tmp_path, clips, monkeypatch):
+        path = tmp_path / "wavlm_feats.pkl"
+        path.write_bytes(pickle.dumps(clips))
+        conversions = []
+        real = feature_files.convert_pickle
+        monkeypatch.setattr(feature_files, "convert_pickle", lambda *args: conversions.append(args) or real(*args))
+        for _ in range(2):
+            assert_equal(open_features(path, lambda path: tmp_path / "cache" / path.stem), clips)
+        assert conversions == [(path, tmp_path / "cache" / "wavlm_feats")]
+
+    def test_safetensors_are_read_in_place(self, tmp_path, clips):
+        out = write(clips, tmp_path / "out")
+        assert_equal(open_features(out, lambda path: pytest.fail("nothing to convert")), clips)
+
+    def test_a_bad_pickle_leaves_nothing(self, tmp_path, clips):
+        path = tmp_path / "wavlm_feats.pkl"
+        path.write_bytes(pickle.dumps(clips)[:-20])
+        with pytest.raises(ValueError, match="wavlm_feats.pkl: truncated"):
+            convert_pickle(path, tmp_path / "out")
+        assert [entry.name for entry in tmp_path.iterdir()] == ["wavlm_feats.pkl"]
