@@ -57,9 +57,18 @@ def feature_width(split, name):
     return shape[-1] if shape else next(len(row[name][0]) for row in split if len(row[name]))
 
 
-def with_labels(split, ids):
-    """`split` with the label ids `ids` (one for each row) as plain integers."""
-    return split.remove_columns("label").add_column("label", ids, feature=Value("int64"))
+def with_labels(split, ids, **columns):
+    """`split` with the label ids `ids` (one for each row) as plain integers, and further `columns`."""
+    shown = split.format
+    # Without a format: where rows were selected, adding a column copies the others, which must stay as they are stored.
+    split = split.with_format(None).remove_columns("label").add_column("label", ids, feature=Value("int64"))
+    for name, values in columns.items():
+        split = split.add_column(name, values)
+    if shown["type"] is None:
+        return split
+    return split.with_format(
+        shown["type"], columns=shown["columns"], output_all_columns=True, **shown["format_kwargs"]
+    )
 
 
 def load_task(data_args, seed):
@@ -155,10 +164,10 @@ def merge_tasks(tasks):
     splits = defaultdict(list)
     for name, task in tasks.items():
         for split_name, split in task.splits.items():
+            ids = [index[task.labels[label]] if label >= 0 else -1 for label in split["label"]]
+            split = with_labels(split, ids, dataset=[name] * len(split))
             if split_name == "train":
                 split = _without_words_of(split, name, tasks)
-            ids = [index[task.labels[label]] if label >= 0 else -1 for label in split["label"]]
-            split = with_labels(split, ids).add_column("dataset", [name] * len(split))
             splits[split_name].append(split)
     shared = set.intersection(*[set(split.column_names) for group in splits.values() for split in group])
     merged = {
@@ -225,8 +234,8 @@ def hold_out(task, intents):
     index = {task.labels.index(label): position for position, label in enumerate(seen)}
     splits = {}
     for name, split in task.splits.items():
-        split = split.select([row for row, label in enumerate(split["label"]) if label in index])
-        splits[name] = with_labels(split, [index[label] for label in split["label"]])
+        split = with_labels(split, [index.get(label, -1) for label in split["label"]])
+        splits[name] = split.select([row for row, label in enumerate(split["label"]) if label >= 0])
     descriptions = task.label_descriptions and {label: task.label_descriptions[label] for label in seen}
     return replace(task, splits=DatasetDict(splits), labels=seen, label_descriptions=descriptions)
 
@@ -249,14 +258,16 @@ def build_model(model_args, data_args, task, tokenizer):
     if model_args.model_name_or_path is not None:
         model = AMESSForIntentClassification.from_pretrained(model_args.model_name_or_path)
         _check_labels(model.config, task)
-        return model
-    return AMESSForIntentClassification.from_text_pretrained(
-        model_args.text_model_name_or_path,
-        labels=task.labels,
-        label_descriptions=task.label_descriptions,
-        tokenizer=tokenizer,
-        **{**_usual_limits(data_args), **task.feature_sizes(), **model_args.config_fields()},
-    )
+    else:
+        model = AMESSForIntentClassification.from_text_pretrained(
+            model_args.text_model_name_or_path,
+            labels=task.labels,
+            label_descriptions=task.label_descriptions,
+            tokenizer=tokenizer,
+            **{**_usual_limits(data_args), **task.feature_sizes(), **model_args.config_fields()},
+        )
+    model.get_input_embeddings().requires_grad_(not model_args.freeze_word_embeddings)
+    return model
 
 
 def _usual_limits(data_args):

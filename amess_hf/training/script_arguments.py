@@ -18,6 +18,9 @@ class ModelArguments:
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "A saved A-MESS model to evaluate or to train further."}
     )
+    freeze_word_embeddings: bool = field(
+        default=True, metadata={"help": "Keep the text encoder's word embeddings as they were pretrained."}
+    )
     fusion_type: str | None = _config_field("anchor (A-ME), cross_modal, mean or text.")
     num_anchors: int | None = _config_field("Anchors of each modality.")
     num_fusion_layers: int | None = _config_field("Fusion layers.")
@@ -39,7 +42,8 @@ class ModelArguments:
 
     def config_fields(self):
         """The fields of [`AMESSConfig`] that were given, by name."""
-        names = [item.name for item in fields(self) if not item.name.endswith("model_name_or_path")]
+        others = ("text_model_name_or_path", "model_name_or_path", "freeze_word_embeddings")
+        names = [item.name for item in fields(self) if item.name not in others]
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
