@@ -2,6 +2,7 @@
 
 from .aggregation import aggregate_runs, paired_difference, write_aggregate
 from .metrics import compute_classification_metrics, compute_oos_metrics, compute_open_classification_metrics
+from .model_card import create_model_card
 from .prediction import modality_table, predict_clips
 from .reporting import fit_detectors, report
 
@@ -11,6 +12,7 @@ __all__ = [
     "compute_classification_metrics",
     "compute_oos_metrics",
     "compute_open_classification_metrics",
+    "create_model_card",
     "fit_detectors",
     "modality_table",
     "paired_difference",

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from .calibration import NUM_BINS
+from .figure_names import MODALITY_NAMES
 
 
 try:
@@ -23,7 +24,6 @@ except ImportError as error:
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
 GREY, PALE = "#595959", "#D9D9D9"
-MODALITY_NAMES = {"text": "words", "audio": "sound", "video": "picture"}
 MODALITY_COLOURS = {"text": BLUE, "audio": ORANGE, "video": GREEN}
 
 _UNDER_TEXT = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
@@ -59,22 +59,26 @@ _STYLE = {
 }
 
 
+def _style():
+    """Whatever is drawn inside has the common style, also where the user has set another one."""
+    return matplotlib.rc_context({**matplotlib.rcParamsDefault, **_STYLE, "backend": "agg"})
+
+
 @contextmanager
 def _figure(width, height, title=None):
-    """A figure in the common style. Whatever is drawn inside the block has it too, also where the user set another one."""
-    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **_STYLE, "backend": "agg"}):
+    with _style():
         figure = Figure(figsize=(width, height), layout="constrained")
         figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
         FigureCanvasAgg(figure)
         if title:
             figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
         yield figure
-        figure.canvas.draw()  # while the style holds
 
 
 def save_figure(figure, path):
     """Writes a PNG without a date or a version in it."""
-    figure.savefig(path, format="png", dpi=100, metadata={"Software": None})
+    with _style():
+        figure.savefig(path, format="png", dpi=100, metadata={"Software": None})
 
 
 def intent_f1_figure(per_class):
@@ -421,8 +425,11 @@ def anchor_figure(title, words, tracks, duration=None):
         duration: the clip's length in seconds; without it the axis is in percent of the clip.
     """
     length, unit = (duration, "time (s)") if duration else (100.0, "position in the clip (%)")
-    with _figure(9, 1.9 + 1.25 * len(tracks), title) as figure:
-        axes = figure.subplots(1 + len(tracks), 1, sharex=True, squeeze=False)[:, 0]
+    # about 110 letters fit in a line; see `_draw_words`
+    word_height = max(0.9, 0.25 * (2 + sum(len(word) + 2 for word, _ in words) / 110))
+    with _figure(9, 1.0 + word_height + 1.1 * len(tracks), title) as figure:
+        heights = [word_height] + [1.1] * len(tracks)
+        axes = figure.subplots(1 + len(tracks), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
         axes[0].set_xlim(0, length)
         for row, track in zip(axes[1:], tracks, strict=True):
             _draw_track(row, track, length)

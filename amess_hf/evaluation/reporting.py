@@ -15,30 +15,13 @@ from .calibration import (
     negative_log_likelihood,
     reliability_bins,
 )
+from .figure_names import MAIN_FIGURES, MODALITY_NAMES, OOS_FIGURES, OPEN_FIGURES
 from .metrics import compute_classification_metrics, compute_oos_metrics, compute_open_classification_metrics
 from .prediction import modality_table, predict_clips
 
 
 logger = logging.get_logger(__name__)
 
-_MAIN_FIGURES = {
-    "accuracy": "accuracy",
-    "weighted_f1": "weighted F1",
-    "weighted_precision": "weighted precision",
-    "weighted_recall": "weighted recall",
-    "f1": "macro F1",
-    "precision": "macro precision",
-    "recall": "macro recall",
-}
-_OOS_FIGURES = {
-    "auroc": "AUROC",
-    "aupr_in": "AUPR-in",
-    "aupr_out": "AUPR-out",
-    "fpr95": "FPR95",
-    "eer": "EER",
-    "der": "DER",
-}
-_OPEN_FIGURES = {"accuracy": "accuracy", "f1_known": "F1-known", "f1_open": "F1-open", "f1": "F1"}
 _NUMBER_OF_MISTAKES = 20
 _ANCHORS_SHOWN = 3
 
@@ -183,8 +166,8 @@ def _write_classification(writer, figures, results, known, names):
     beside = f", and {outside} out-of-scope clips that the section on detection is about" if outside else ""
     writer.text(f"{results['clips']} in-scope clips{beside}. All figures are in percent.")
     writer.table(
-        [f"{label} ↑" for label in _MAIN_FIGURES.values()],
-        [[_percent(metrics[key]) for key in _MAIN_FIGURES]],
+        [f"{label} ↑" for label in MAIN_FIGURES.values()],
+        [[_percent(metrics[key]) for key in MAIN_FIGURES]],
         left=0,
     )
     writer.heading("Intents")
@@ -221,7 +204,7 @@ def _write_modalities(writer, figures, table):
         ["modalities", "accuracy ↑", "weighted F1 ↑", "changed"],
         [
             [
-                " + ".join(figures.MODALITY_NAMES[name] for name in row["modalities"]),
+                " + ".join(MODALITY_NAMES[name] for name in row["modalities"]),
                 _percent(row["accuracy"]),
                 _percent(row["weighted_f1"]),
                 _percent(row["changed"]),
@@ -309,9 +292,9 @@ def _write_oos(writer, figures, results, outputs, detectors):
     }
     lower = {"fpr95", "eer", "der"}
     writer.table(
-        ["score", *(f"{label} {'↓' if key in lower else '↑'}" for key, label in _OOS_FIGURES.items())],
+        ["score", *(f"{label} {'↓' if key in lower else '↑'}" for key, label in OOS_FIGURES.items())],
         [
-            [f"`{method}`", *(_percent(values[key]) for key in _OOS_FIGURES)]
+            [f"`{method}`", *(_percent(values[key]) for key in OOS_FIGURES)]
             for method, values in results["oos_detection"].items()
         ],
     )
@@ -320,8 +303,8 @@ def _write_oos(writer, figures, results, outputs, detectors):
         results["open_classification"] = compute_open_classification_metrics(open_predictions, outputs.labels)
         writer.text("Known intents and one open class for what the detector turns away:")
         writer.table(
-            [f"{label} ↑" for label in _OPEN_FIGURES.values()],
-            [[_percent(results["open_classification"][key]) for key in _OPEN_FIGURES]],
+            [f"{label} ↑" for label in OPEN_FIGURES.values()],
+            [[_percent(results["open_classification"][key]) for key in OPEN_FIGURES]],
             left=0,
         )
     writer.figure(
@@ -452,7 +435,7 @@ class _ClipAnchors:
             shares = [(position + 0.5) / len(track["frames"]) for position, _ in track["anchors"][:_ANCHORS_SHOWN]]
             places = [f"{share * duration:.1f} s" if duration else f"{100 * share:.0f} %" for share in shares]
             if places:
-                parts.append(f"{'sound' if track['modality'] == 'audio' else 'picture'} {', '.join(places)}")
+                parts.append(f"{MODALITY_NAMES[track['modality']]} {', '.join(places)}")
         return " · ".join(parts) or "–"
 
 
