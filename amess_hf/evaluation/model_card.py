@@ -79,9 +79,10 @@ def create_model_card(model, results, dataset_name=None, model_id=None, detector
         `huggingface_hub.ModelCard`: `card.save(os.path.join(folder, "README.md"))` writes it. In its `model-index` a
         figure's `type` is its name in `results` without the split, and `dataset.split` is the split.
     """
-    datasets = [name.strip() for name in (dataset_name or "").split(",") if name.strip()]
+    # a folder's name without the way to it, which is nobody's business
+    datasets = [os.path.basename(name.strip()) for name in (dataset_name or "").split(",") if name.strip()]
     known = [_DATASETS[name] for name in datasets if name in _DATASETS]
-    dataset_title = " and ".join(_DATASETS.get(name, {"title": os.path.basename(name)})["title"] for name in datasets)
+    dataset_title = " and ".join(_DATASETS.get(name, {"title": name})["title"] for name in datasets)
     title = os.path.basename((model_id or "").rstrip("/")) or "amess"
     text_encoder = _hub_name(getattr(model.config.text_config, "_name_or_path", None))
     card_data = ModelCardData(
