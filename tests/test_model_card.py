@@ -40,9 +40,7 @@ def model():
 @pytest.fixture(scope="module")
 def card(model):
     detector = OutOfScopeDetector("energy").calibrate({"logits": torch.randn(40, 4)}, keep=0.9)
-    oos = {
-        "energy": dict(zip(("auroc", "aupr_in", "aupr_out", "fpr95", "eer", "der"), [0.81, 0.9, 0.7, 0.5, 0.3, 0.4]))
-    }
+    oos = {"energy": {"auroc": 0.81, "aupr_in": 0.9, "aupr_out": 0.7, "fpr95": 0.5, "eer": 0.3, "der": 0.4}}
     report = {"split": "dev", "modalities": MODALITIES, "oos_detection": oos}
     return create_model_card(
         model, RESULTS, "mintrec2.0", "org/amess-mintrec2", detector, report, license="cc-by-nc-sa-4.0"
