@@ -434,6 +434,17 @@ class AMESSPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
 
+    # Revision, token and cache that the model was loaded with: what else lies beside its weights comes from there too.
+    hub_kwargs = {}
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with `output_loading_info`, the report too
+        names = ("revision", "token", "cache_dir", "local_files_only")
+        model.hub_kwargs = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
+        return loaded
+
     @torch.no_grad()
     def _init_weights(self, module):
         if isinstance(module, AMESSProjection):
@@ -741,7 +752,7 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
         if tokenizer is None:
             if not self.config._name_or_path:
                 raise ValueError("this model was not loaded from a folder that has a tokenizer: pass `tokenizer`")
-            tokenizer = AutoTokenizer.from_pretrained(self.config._name_or_path)
+            tokenizer = AutoTokenizer.from_pretrained(self.config._name_or_path, **self.hub_kwargs)
         label_embeds = self.encode_label_descriptions(label_descriptions, tokenizer)
         trained = {self.config.id2label[index]: index for index in self._trained_labels()}
         classifier = nn.Linear(self.classifier.in_features, len(label_descriptions)).to(self.classifier.weight)

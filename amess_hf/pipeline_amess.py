@@ -107,8 +107,7 @@ class IntentRecognitionPipeline(Pipeline):
         if not place:
             return None
         try:
-            revision = getattr(self.model.config, "_commit_hash", None)
-            return OutOfScopeDetector.from_pretrained(place, missing_ok=True, revision=revision)
+            return OutOfScopeDetector.from_pretrained(place, missing_ok=True, **self.model.hub_kwargs)
         except OSError as error:
             reason = str(error).strip().splitlines()[0]
             logger.warning(f"No out-of-scope detector is used, whether {place} has one cannot be seen ({reason}).")

@@ -97,12 +97,17 @@ class AMESSTrainingArguments(TrainingArguments):
     remove_unused_columns: bool | None = field(
         default=False, metadata={"help": "The collator reads the columns by name; leave this off."}
     )
+    hub_private_repo: bool = field(
+        default=False, metadata={"help": "Make the repository private, where pushing creates it."}
+    )
     logging_steps: float = field(default=20, metadata={"help": "Steps between two lines of the log."})
 
     def __post_init__(self):
         choose_workers = self.dataloader_num_workers is None
         self.dataloader_num_workers = self.dataloader_num_workers or 0
         super().__post_init__()
+        # False would be "public" even where an organisation's own default is private.
+        self.hub_private_repo = self.hub_private_repo or None
         # Pinned memory is for copies to an accelerator; without one torch only warns.
         on_cpu = self.device.type == "cpu"
         self.dataloader_pin_memory = self.dataloader_pin_memory and not on_cpu
