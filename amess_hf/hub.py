@@ -38,7 +38,7 @@ def files_for_hub(folder: str | os.PathLike) -> list[str]:
     return sorted(name for name in names if name not in NOT_FOR_HUB)
 
 
-def save_for_hub(save_directory, model, processor=None, detector=None, run_folder=None) -> None:
+def save_for_hub(save_directory, model, processor=None, detector=None, run_folder=None, repo_id=None) -> None:
     """
     Save everything that a model needs into one folder, which loads with and without this package installed.
 
@@ -54,6 +54,8 @@ def save_for_hub(save_directory, model, processor=None, detector=None, run_folde
         run_folder (`str` or `os.PathLike`, *optional*):
             The training run's output folder: its card, figures and arguments are taken along, and its detector unless
             one is given.
+        repo_id (`str`, *optional*):
+            How the card calls the model, where it is not the run's.
 
     Raises:
         `ValueError`: if the processor was made for another model.
@@ -66,6 +68,8 @@ def save_for_hub(save_directory, model, processor=None, detector=None, run_folde
     save_beside_model(folder, model.config, processor)
     if detector is not None:
         detector.save_pretrained(folder)
+    if not (folder / CARD_NAME).exists():
+        _write_card(folder, model, detector, repo_id)
 
 
 def save_beside_model(folder, config, processor) -> None:
@@ -136,7 +140,10 @@ def push_to_hub(
     if revision is not None:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        save_for_hub(folder, model, processor, detector, run_folder)
+        save_for_hub(folder, model, processor, detector, run_folder, repo_id)
+        has_own_card = run_folder is not None and Path(run_folder, CARD_NAME).exists()
+        if not has_own_card and api.file_exists(repo_id, CARD_NAME, revision=revision):
+            Path(folder, CARD_NAME).unlink(missing_ok=True)  # somebody may have written into that one
         return push_folder(folder, repo_id, token, revision, commit_message)
 
 
@@ -173,6 +180,18 @@ def _copy_run_files(run_folder, folder):
     for path in run_folder.iterdir():
         if path.name in wanted or path.name.endswith("_results.json"):
             shutil.copyfile(path, folder / path.name)
+
+
+def _write_card(folder, model, detector, repo_id):
+    """A card with the figures that lie in the folder."""
+    from .evaluation.model_card import create_model_card
+
+    results = folder / "all_results.json"
+    figures = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}
+    try:
+        create_model_card(model, figures, model_id=repo_id, detector=detector).save(folder / CARD_NAME)
+    except ImportError as error:
+        logger.warning(f"No model card is written: {error}")
 
 
 def _write_json(path, content):
