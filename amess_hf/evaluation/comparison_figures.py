@@ -1,6 +1,6 @@
 """Figures that compare several trained models."""
 
-from .figures import BLUE, GREY, VERMILION, _figure
+from .figures import BLUE, GREY, VERMILION, styled_figure
 
 
 def ablation_figure(rows, full, figure_name):
@@ -14,7 +14,7 @@ def ablation_figure(rows, full, figure_name):
     reference = next(row["summary"]["mean"] for row in rows if row["variant"] == full)
     points = [100 * value for row in rows for value in row["values"].values()]
     margin = max(1.0, 0.1 * (max(points) - min(points)))
-    with _figure(8, 1.4 + 0.36 * len(rows)) as figure:
+    with styled_figure(8, 1.4 + 0.36 * len(rows)) as figure:
         axes = figure.add_subplot()
         axes.axvline(100 * reference, color=GREY, linestyle="--", linewidth=1, label=f"mean of {full}")
         for place, row in enumerate(rows):
@@ -37,7 +37,7 @@ def learning_curve_figure(curves, ylabel):
         ylabel: what the shares are.
     """
     styles = ((VERMILION, "o", "-"), (BLUE, "s", "--"), (GREY, "D", ":"))
-    with _figure(7.5, 4.5) as figure:
+    with styled_figure(7.5, 4.5) as figure:
         axes = figure.add_subplot()
         counts = sorted({count for curve in curves.values() for count in curve})
         for (name, curve), (colour, marker, line) in zip(curves.items(), styles, strict=False):

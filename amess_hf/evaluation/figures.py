@@ -65,7 +65,7 @@ def _style():
 
 
 @contextmanager
-def _figure(width, height, title=None):
+def styled_figure(width, height, title=None):
     with _style():
         figure = Figure(figsize=(width, height), layout="constrained")
         figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
@@ -90,7 +90,7 @@ def intent_f1_figure(per_class):
         ((name, figures["f1"], figures["support"]) for name, figures in per_class.items() if figures["support"]),
         key=lambda row: (row[1], row[0]),
     )
-    with _figure(8, 1.3 + 0.27 * len(rows)) as figure:
+    with styled_figure(8, 1.3 + 0.27 * len(rows)) as figure:
         axes = figure.add_subplot()
         positions, scores = range(len(rows)), [100 * row[1] for row in rows]
         axes.barh(positions, scores, height=0.7, color=BLUE)
@@ -137,7 +137,7 @@ def confusion_figure(matrix, names):
     matrix, size = np.asarray(matrix), len(names)
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     side = max(4.5, 0.27 * size + 2.6)
-    with _figure(side + 0.9, side + 0.3) as figure:
+    with styled_figure(side + 0.9, side + 0.3) as figure:
         axes = figure.add_subplot()
         image = axes.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100, aspect="equal")
         for row, column in zip(*np.nonzero(matrix), strict=True):
@@ -174,7 +174,7 @@ def modality_figure(table):
     """
     names = [" + ".join(MODALITY_NAMES[name] for name in row["modalities"]) for row in table]
     positions = np.arange(len(table))[::-1]
-    with _figure(8.5, 1.5 + 0.42 * len(table), "What each modality adds") as figure:
+    with styled_figure(8.5, 1.5 + 0.42 * len(table), "What each modality adds") as figure:
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
         for axes, key, colour, title in (
             (left, "accuracy", BLUE, "accuracy (%); dashed: with all of them"),
@@ -200,7 +200,7 @@ def calibration_figure(bins, error, calibrated=None):
         error: the expected calibration error.
         calibrated: with a temperature, its `temperature`, and `bins` and `error` with it.
     """
-    with _figure(6.5, 6) as figure:
+    with styled_figure(6.5, 6) as figure:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         upper.plot([0, 100], [0, 100], color=GREY, linestyle="--", linewidth=1, label="as sure as right")
         series = [(bins, BLUE, "o", "-", f"as it is: ECE {100 * error:.1f} %")]
@@ -246,7 +246,7 @@ def oos_histogram_figure(scores, in_scope, method, threshold=None):
     """
     scores, in_scope = np.asarray(scores), np.asarray(in_scope, dtype=bool)
     edges = np.linspace(scores.min(), scores.max() if scores.max() > scores.min() else scores.min() + 1, 31)
-    with _figure(7, 4) as figure:
+    with styled_figure(7, 4) as figure:
         axes = figure.add_subplot()
         for rows, colour, hatch, name in (
             (in_scope, BLUE, None, "in scope"),
@@ -278,7 +278,7 @@ def roc_figure(scores_by_method, in_scope):
 
     colours = [BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, GREY]
     styles = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (7, 2))]
-    with _figure(6.5, 6) as figure:
+    with styled_figure(6.5, 6) as figure:
         axes = figure.add_subplot()
         axes.plot([0, 100], [0, 100], color=PALE, linewidth=1)
         for number, (name, scores) in enumerate(scores_by_method.items()):
@@ -341,7 +341,7 @@ def embedding_figure(points, labels, names, description_points=None):
         description_points: (intents, 2), where the model has descriptions.
     """
     points, labels = np.asarray(points), np.asarray(labels)
-    with _figure(10, 7.2, "Clips and label descriptions, by the embeddings' likeness (t-SNE)") as figure:
+    with styled_figure(10, 7.2, "Clips and label descriptions, by the embeddings' likeness (t-SNE)") as figure:
         axes = figure.add_subplot()
         if (labels < 0).any():
             out = labels < 0
@@ -427,7 +427,7 @@ def anchor_figure(title, words, tracks, duration=None):
     length, unit = (duration, "time (s)") if duration else (100.0, "position in the clip (%)")
     # about 110 letters fit in a line; see `_draw_words`
     word_height = max(0.9, 0.25 * (2 + sum(len(word) + 2 for word, _ in words) / 110))
-    with _figure(9, 1.0 + word_height + 1.1 * len(tracks), title) as figure:
+    with styled_figure(9, 1.0 + word_height + 1.1 * len(tracks), title) as figure:
         heights = [word_height] + [1.1] * len(tracks)
         axes = figure.subplots(1 + len(tracks), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
         axes[0].set_xlim(0, length)
