@@ -1,0 +1,196 @@
+"""Features of sound and picture: shapes, agreement with direct computation, independence of batch and of what follows."""
+
+import numpy as np
+import pytest
+import torch
+from encoder_models import SPEECH_MODELS, save_speech_model, save_vision_model
+from transformers import AutoImageProcessor, AutoModel
+
+from amess_hf.encoders_amess import (
+    WINDOW_FEATURES,
+    FrameDifferenceEncoder,
+    LogMelEncoder,
+    VideoEncoder,
+    load_audio_encoder,
+    load_video_encoder,
+)
+
+
+VISION_WIDTHS = {"swin": 24, "vit": 32, "resnet": 16, "videomae": 32}
+
+
+def noise(samples, seed=0):
+    return np.random.default_rng(seed).normal(0, 0.1, samples).astype(np.float32)
+
+
+def pictures(count, height=40, width=50, seed=0):
+    return np.random.default_rng(seed).integers(0, 255, (count, height, width, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Folders of tiny models by name, made once."""
+    folder = tmp_path_factory.mktemp("encoders")
+    made = {f"{kind}-group": save_speech_model(folder / kind, kind) for kind in SPEECH_MODELS}
+    made["wavlm-layer"] = save_speech_model(folder / "wavlm-layer", norm="layer")
+    return made | {kind: save_vision_model(folder / kind, kind) for kind in VISION_WIDTHS}
+
+
+class TestLogMel:
+    def test_frame_count_and_width(self):
+        encoder = LogMelEncoder()
+        features = encoder([noise(16000), noise(0), noise(3200), noise(7)])
+        assert [f.shape for f in features] == [(49, 80), (0, 80), (9, 80), (1, 80)]
+        assert encoder.frame_rate == 50 and all(f.dtype == np.float32 for f in features)
+
+    def test_a_band_by_hand(self):
+        """One frame by a direct Fourier sum over the mel filters."""
+        encoder, sound = LogMelEncoder(), noise(400)
+        windowed = np.pad(sound.astype(np.float64) * encoder.window, (0, 112))
+        samples = np.arange(512)
+        bins = [abs(np.sum(windowed * np.exp(-2j * np.pi * k * samples / 512))) ** 2 for k in range(257)]
+        expected = (np.log10(np.maximum(np.array(bins) @ encoder.mel_filters, 1e-10)) + 4) / 4
+        np.testing.assert_allclose(encoder([sound])[0][0], expected, atol=1e-4)
+
+    def test_a_tone_is_in_its_band_and_silence_is_low(self):
+        times = np.arange(16000) / 16000
+        low, high = (LogMelEncoder()([np.sin(2 * np.pi * f * times)])[0].mean(0).argmax() for f in (200, 4000))
+        assert low < 10 < 50 < high
+        np.testing.assert_allclose(LogMelEncoder()([np.zeros(800)])[0], -1.5, atol=1e-6)
+
+    def test_windows_join_without_a_gap(self):
+        encoder = LogMelEncoder()
+        sound = noise((WINDOW_FEATURES + 30) * 320 + 80)
+        joined = encoder([sound])[0]
+        assert len(joined) == WINDOW_FEATURES + 30
+        for frame in (0, WINDOW_FEATURES - 1, WINDOW_FEATURES, WINDOW_FEATURES + 29):
+            alone = encoder([sound[frame * 320 : frame * 320 + 400]])[0]
+            np.testing.assert_allclose(joined[frame], alone[0], atol=1e-6)
+
+    def test_the_needed_seconds_settle_the_features(self):
+        encoder = LogMelEncoder()
+        sound = noise(WINDOW_FEATURES * 320 * 2 + 5000)
+        for length in (1, WINDOW_FEATURES, WINDOW_FEATURES + 1):
+            needed = round(encoder.seconds_needed(length) * 16000)
+            np.testing.assert_array_equal(encoder([sound[:needed]])[0][:length], encoder([sound])[0][:length])
+
+
+class TestSpeechModels:
+    @pytest.mark.parametrize("kind", ["wavlm-group", "wav2vec2-group", "hubert-group", "wavlm-layer"])
+    def test_alone_as_in_a_batch(self, models, kind):
+        encoder = load_audio_encoder(models[kind])
+        sounds = [noise(16000, 1), noise(3200, 2), noise(0), noise(100, 3), noise(16000, 4)]
+        together = encoder(sounds)
+        assert [f.shape for f in together] == [(49, 32), (9, 32), (0, 32), (1, 32), (49, 32)]
+        for sound, features in zip(sounds, together, strict=True):
+            np.testing.assert_allclose(encoder([sound])[0], features, atol=2e-5)
+
+    def test_equals_the_model(self, models):
+        encoder = load_audio_encoder(models["wavlm-group"])
+        sound = noise(8000)
+        model = AutoModel.from_pretrained(models["wavlm-group"]).eval()
+        with torch.no_grad():
+            expected = model(torch.from_numpy(sound)[None]).last_hidden_state[0]
+        np.testing.assert_allclose(encoder([sound])[0], expected.numpy(), atol=1e-5)
+
+    def test_frozen(self, models):
+        encoder = load_audio_encoder(models["wavlm-group"], dtype=torch.bfloat16)
+        assert not encoder.model.training and not any(p.requires_grad for p in encoder.model.parameters())
+        assert encoder.model.dtype == torch.bfloat16
+        features = encoder([noise(8000)])[0]
+        assert features.dtype == np.float32 and np.isfinite(features).all()
+
+    def test_long_sound_goes_in_windows(self, models):
+        encoder = load_audio_encoder(models["wavlm-group"])
+        sound = noise(320 * (WINDOW_FEATURES + 10) + 80)
+        features = encoder([sound])[0]
+        assert len(features) == WINDOW_FEATURES + 10
+        needed = round(encoder.seconds_needed(5) * 16000)
+        assert needed < len(sound)
+        np.testing.assert_allclose(features[:5], encoder([sound[:needed]])[0][:5], atol=1e-6)
+        np.testing.assert_allclose(features[-10:], encoder([sound[320 * WINDOW_FEATURES :]])[0], atol=1e-5)
+
+    def test_what_cannot_be_used(self, models, tmp_path):
+        with pytest.raises(ValueError, match="`audio_encoder` is 'no-such/model', which cannot be loaded"):
+            load_audio_encoder("no-such/model")
+        with pytest.raises(ValueError, match="a vit model, which does not read raw samples"):
+            load_audio_encoder(models["vit"])
+
+
+class TestVisionModels:
+    @pytest.mark.parametrize("kind", list(VISION_WIDTHS))
+    def test_alone_as_in_a_batch(self, models, kind):
+        encoder = load_video_encoder(models[kind], frame_rate=4)
+        clips = [pictures(5, seed=1), pictures(0), pictures(37, seed=2), pictures(1, 33, 71, seed=3)]
+        together = encoder(clips)
+        step = 2 if kind == "videomae" else 1
+        width = VISION_WIDTHS[kind]
+        assert encoder.feature_size == width and encoder.frame_rate == 4 / step
+        assert [f.shape for f in together] == [(-(-n // step), width) for n in (5, 0, 37, 1)]
+        for clip, features in zip(clips, together, strict=True):
+            np.testing.assert_allclose(encoder([clip])[0], features, atol=2e-5)
+        needed = encoder.frames_needed(3)
+        np.testing.assert_allclose(encoder([clips[2][:needed]])[0][:3], together[2][:3], atol=2e-5)
+
+    @pytest.mark.parametrize("kind", ["swin", "vit", "resnet"])
+    def test_equals_the_model(self, models, kind):
+        frames = pictures(3)
+        model = AutoModel.from_pretrained(models[kind]).eval()
+        pixels = AutoImageProcessor.from_pretrained(models[kind])(list(frames), return_tensors="pt")["pixel_values"]
+        with torch.no_grad():
+            outputs = model(pixels)
+        pooled = outputs.last_hidden_state[:, 0] if kind == "vit" else outputs.pooler_output.flatten(1)
+        np.testing.assert_allclose(load_video_encoder(models[kind])([frames])[0], pooled.numpy(), atol=1e-5)
+
+    def test_frames_come_as_a_stream(self, models):
+        """No more than a batch of frames is taken before the first is encoded, and a generator will do."""
+        encoder = load_video_encoder(models["swin"])
+        taken, seen = [], []
+        encode = encoder._encode
+
+        def watched(inputs):
+            seen.append(len(taken))
+            return encode(inputs)
+
+        def frames():
+            for frame in pictures(70):
+                taken.append(1)
+                yield frame
+
+        encoder._encode = watched
+        assert encoder([frames()])[0].shape == (70, 24) and seen == [32, 64, 70]
+
+    def test_what_cannot_be_loaded(self):
+        with pytest.raises(
+            ValueError, match="`video_encoder` is 'no-such/model', which cannot be loaded .*'frame-dif"
+        ):
+            load_video_encoder("no-such/model")
+
+
+class TestFrameDifference:
+    def test_by_hand(self):
+        grey = np.zeros((3, 16, 16), dtype=np.uint8)
+        grey[1, 2, 3], grey[2, 2, 3] = 255, 51
+        features = FrameDifferenceEncoder()([grey])[0]
+        assert features.shape == (3, 512) and features.dtype == np.float32
+        pixel = 2 * 16 + 3
+        np.testing.assert_allclose(features[:, pixel], [-1, 1, -0.6], atol=1e-6)
+        np.testing.assert_allclose(features[:, 256 + pixel], [0, 1, -0.8], atol=1e-6)
+        still = np.delete(features, [pixel, 256 + pixel], axis=1)
+        assert set(np.unique(still)) == {-1.0, 0.0}
+
+    def test_large_colour_frames_are_shrunk(self):
+        frame = np.zeros((1, 64, 32, 3), dtype=np.uint8)
+        frame[0, :4, :2] = 255  # exactly the first of 16 x 16 cells
+        features = FrameDifferenceEncoder()([frame])[0]
+        assert features[0, 0] == pytest.approx(1, abs=1e-5) and features[0, 1:256].max() == -1
+
+    def test_no_frames_and_rate(self):
+        assert FrameDifferenceEncoder()([[]])[0].shape == (0, 512)
+        assert FrameDifferenceEncoder().reading == {"frame_rate": 10.0, "size": (16, 16), "gray": True}
+        assert FrameDifferenceEncoder(4.0).frame_rate == 4.0
+
+
+def test_the_base_class_encodes_nothing():
+    with pytest.raises(TypeError, match="use `load_video_encoder`"):
+        VideoEncoder()([])
