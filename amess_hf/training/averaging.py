@@ -86,3 +86,24 @@ class WeightAverage:
         self.updates = updates
         for name, average in self.averages.items():
             average.copy_(tensors[name])
+
+
+@contextmanager
+def averaged_weights(model, average, tokenizer):
+    """
+    Within it, the model has the averaged weights and label embeddings made with them; the model of the training after it.
+
+    Args:
+        model ([`AMESSForIntentClassification`]): The model.
+        average ([`WeightAverage`] or `None`): The average of its weights; `None` leaves the model as it is.
+        tokenizer: Encodes the label descriptions.
+    """
+    if average is None:
+        yield
+        return
+    memory = model.label_embeds.clone()
+    with average.applied():
+        if model.config.label_descriptions is not None:
+            model.update_label_embeds(tokenizer)
+        yield
+    model.label_embeds.copy_(memory)

@@ -34,28 +34,38 @@ def check_output_dir(folder):
         ) from error
 
 
-def check_free_space(folder, parameters, save_only_model=False, averaged=True, checkpoints=1):
+def check_free_space(args, model):
     """
-    See that what training is going to write to `folder` fits onto its disk.
+    See that what training is going to write fits onto the disk.
 
     Args:
-        folder (`str`): The output folder.
-        parameters (`iterable` of `torch.Tensor`): The model's parameters.
-        save_only_model (`bool`): Whether checkpoints go without the optimizer, which holds two numbers a weight.
-        averaged (`bool`): Whether checkpoints hold the averaged weights too.
-        checkpoints (`int`): Checkpoints that lie in the folder at a time, the one being written included.
+        args ([`AMESSTrainingArguments`]): The output folder, what checkpoints hold and how many are kept.
+        model (`torch.nn.Module`): The model.
 
     Raises:
         `ValueError`: naming the folder, what is needed and what is free.
     """
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
-    copies = 1 + checkpoints * (1 + bool(averaged) + 2 * (not save_only_model))
-    free = shutil.disk_usage(folder).free
-    if free < weights * copies:
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    # A new checkpoint is written before an old one is deleted.
+    checkpoints = 0 if args.save_strategy == "no" else 1 + (args.save_total_limit or 0)
+    # Weights, their average, and two numbers that the optimizer keeps for each.
+    copies = 1 + bool(args.weight_averaging) + 2 * (not args.save_only_model)
+    needed = weights * (1 + checkpoints * copies)
+    free = shutil.disk_usage(args.output_dir).free
+    if free < needed:
         raise ValueError(
-            f"`--output_dir` {folder} has {free / 2**20:,.0f} MiB free, but the model and {checkpoints} checkpoint(s) take "
-            f"{weights * copies / 2**20:,.0f} MiB; free some, give another folder, or keep fewer with `--save_total_limit`"
+            f"`--output_dir` {args.output_dir} has {free / 2**20:,.0f} MiB free, but the model and {checkpoints} "
+            f"checkpoint(s) take {needed / 2**20:,.0f} MiB; free some, give another folder, or keep fewer with "
+            "`--save_total_limit`"
         )
+
+
+def begin_checkpoint(checkpoint):
+    """Make the folder of a checkpoint; one that is there already is no whole checkpoint any more."""
+    os.makedirs(checkpoint, exist_ok=True)
+    for name in (TRAINER_STATE_NAME, MANIFEST_NAME):
+        if os.path.exists(os.path.join(checkpoint, name)):
+            os.remove(os.path.join(checkpoint, name))
 
 
 def write_manifest(checkpoint):

@@ -43,18 +43,28 @@ def answers(logits, names):
     return [names[index] for index in logits.argmax(-1)], probabilities.max(-1)
 
 
-def update_results(output_dir, figures):
-    """Add `figures` to `all_results.json` in `output_dir` and return what it then holds."""
+def update_results(output_dir, figures, split=None):
+    """
+    Add `figures` to `all_results.json` in `output_dir`, and return what it then holds. With a `split`, they are also written
+    to `{split}_results.json`, as the Trainer's `save_metrics` does.
+    """
+    if split is not None:
+        _write_json(os.path.join(output_dir, f"{split}_results.json"), figures)
     path = os.path.join(output_dir, "all_results.json")
     results = {}
     if os.path.isfile(path):
         with open(path, encoding="utf-8") as file:
             results = json.load(file)
     results.update(figures)
-    with open(f"{path}.partial", "w", encoding="utf-8") as file:
-        json.dump(results, file, indent=4, sort_keys=True)
-    os.replace(f"{path}.partial", path)
+    _write_json(path, results)
     return results
+
+
+def _write_json(path, figures):
+    """Write aside first, and then under its name."""
+    with open(f"{path}.partial", "w", encoding="utf-8") as file:
+        json.dump(figures, file, indent=4, sort_keys=True)
+    os.replace(f"{path}.partial", path)
 
 
 def generalized_accuracy(predictions, references, unseen):

@@ -1,7 +1,6 @@
 """Trainer for A-MESS."""
 
 from collections import defaultdict
-from contextlib import contextmanager
 
 import torch
 from torch.utils.data import SequentialSampler
@@ -9,9 +8,9 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
 from ..evaluation.metrics import compute_classification_metrics
 from ..hub import PushesToHub
-from .averaging import WeightAverage
+from .averaging import WeightAverage, averaged_weights
 from .batches import training_dataloader
-from .checkpoints import check_free_space, check_output_dir, checkpoint_to_resume, write_manifest
+from .checkpoints import begin_checkpoint, check_free_space, check_output_dir, checkpoint_to_resume, write_manifest
 from .label_updates import description_sampler
 from .optimization import parameter_groups
 
@@ -97,7 +96,8 @@ class AMESSTrainer(PushesToHub, Trainer):
             `ValueError`: if the named checkpoint was cut while being written, or the disk has no room for the run.
         """
         checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
-        self._check_free_space()
+        if self.args.should_save:
+            check_free_space(self.args, self.model)
         if self.args.weight_averaging and self.average is None:
             self.average = WeightAverage(self.model, self.args.weight_averaging)
             self.add_callback(_AverageWeights(self))
@@ -109,18 +109,6 @@ class AMESSTrainer(PushesToHub, Trainer):
             self.average = None
         self._update_label_embeds()
         return result
-
-    def _check_free_space(self):
-        if self.args.should_save:
-            writes = self.args.save_strategy != "no"
-            check_free_space(
-                self.args.output_dir,
-                self.model.parameters(),
-                self.args.save_only_model,
-                self.args.weight_averaging,
-                # A new checkpoint is written before an old one is deleted.
-                checkpoints=writes * (1 + (self.args.save_total_limit or 0)),
-            )
 
     def _save_rng_state(self, output_dir):
         super()._save_rng_state(output_dir)
@@ -160,22 +148,12 @@ class AMESSTrainer(PushesToHub, Trainer):
 
     def evaluate(self, *args, **kwargs):
         # What training draws after an evaluation is what it would have drawn without one.
-        with self._averaged_weights(), torch.random.fork_rng(devices=[]):
+        with averaged_weights(self.model, self.average, self.tokenizer), torch.random.fork_rng(devices=[]):
             return super().evaluate(*args, **kwargs)
 
-    @contextmanager
-    def _averaged_weights(self):
-        """While training, the model has the averaged weights and their label embeddings within it."""
-        if self.average is None:
-            yield
-            return
-        memory = self.model.label_embeds.clone()
-        with self.average.applied():
-            self._update_label_embeds()
-            yield
-        self.model.label_embeds.copy_(memory)
-
     def save_model(self, output_dir=None, _internal_call=False):
+        if _internal_call and self.is_in_train and output_dir is not None and self.args.should_save:
+            begin_checkpoint(output_dir)
         super().save_model(output_dir, _internal_call)
         # A checkpoint holds the weights to go on from, and beside them the average.
         if _internal_call and self.average is not None and self.args.should_save:

@@ -1,0 +1,294 @@
+#!/usr/bin/env python3
+"""
+What `run_mir.py` does, with a plain loop over accelerate in place of the Trainer: the same arguments, the same result.
+
+    accelerate launch examples/run_mir_no_trainer.py --dataset_name mintrec --data_dir path/to/MIntRec \
+        --text_model_name_or_path bert-base-uncased --output_dir runs/mintrec --do_train --do_eval --do_predict
+
+This is the place to see each step of training, and to change one.
+"""
+
+import contextlib
+import json
+import math
+import os
+import time
+from collections import defaultdict
+from itertools import islice
+
+import numpy as np
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs, skip_first_batches
+from safetensors.torch import load_file
+from torch.utils.data import DataLoader
+from transformers import get_scheduler, set_seed
+from transformers.trainer import TRAINER_STATE_NAME, TrainerState
+from transformers.trainer_utils import rotate_checkpoints
+from transformers.utils import logging
+
+from amess_hf import AMESSTrainer
+from amess_hf.evaluation.metrics import compute_classification_metrics
+from amess_hf.hub import push_folder, save_for_hub, save_training_arguments
+from amess_hf.training import WeightAverage, parameter_groups
+from amess_hf.training.averaging import averaged_weights
+from amess_hf.training.batches import training_dataloader
+from amess_hf.training.checkpoints import begin_checkpoint, check_free_space, checkpoint_to_resume, write_manifest
+from amess_hf.training.label_updates import description_sampler
+from amess_hf.training.results import update_results
+from amess_hf.training.script import one_line_errors, parse_arguments, prepare, run_for_each_seed, score
+from amess_hf.training.trainer import LOSS_PARTS
+
+
+logger = logging.get_logger("amess_hf.run_mir_no_trainer")
+
+
+def is_due(strategy, interval, step, updates_per_epoch, max_steps):
+    """Whether what is done every `interval` steps, or every epoch, is due after `step`; at the end it always is."""
+    if strategy == "no":
+        return False
+    if step == max_steps:
+        return True
+    interval = math.ceil(max_steps * interval) if interval < 1 else int(interval)
+    return step % (updates_per_epoch if strategy == "epoch" else interval) == 0
+
+
+def predict(accelerator, model, collator, split, batch_size):
+    """Logits (clips, num_labels) of a split, on every process. Draws no number that training would draw."""
+    loader = accelerator.prepare_data_loader(DataLoader(split, batch_size, collate_fn=collator))
+    was_training = model.training
+    model.eval()
+    logits = []
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        for batch in logging.tqdm(loader, desc="Predicting", leave=False, disable=not accelerator.is_main_process):
+            with accelerator.autocast():
+                outputs = model(**{name: value for name, value in batch.items() if name != "labels"})
+            logits.append(accelerator.gather_for_metrics(outputs.logits.float()).cpu())
+    model.train(was_training)
+    return torch.cat(logits).numpy()
+
+
+def metrics_of(split, logits, prefix):
+    """In-scope figures as `{prefix}_…`."""
+    labels = np.array(split["label"])
+    metrics = compute_classification_metrics(logits[labels >= 0].argmax(-1), labels[labels >= 0])
+    return {f"{prefix}_{name}": value for name, value in metrics.items()}
+
+
+class Training:
+    """The state of a training run, and its loop."""
+
+    def __init__(self, accelerator, job, args):
+        self.accelerator, self.job, self.args = accelerator, job, args
+        self.model = job.model.to(accelerator.device)
+        self.split = job.split("train", "--do_train")
+        self.loader = training_dataloader(
+            self.split, job.collator, args, accelerator, job.tokenizer, self.model.config
+        )
+        self.updates_per_epoch = math.ceil(len(self.loader) / args.gradient_accumulation_steps)
+        whole = math.ceil(args.num_train_epochs * self.updates_per_epoch)
+        self.max_steps = args.max_steps if args.max_steps > 0 else whole
+        self.descriptions = description_sampler(self.model.config, job.tokenizer, args, len(self.loader))
+        optimizer_class, optimizer_kwargs = AMESSTrainer.get_optimizer_cls_and_kwargs(args, self.model)
+        optimizer = optimizer_class(parameter_groups(self.model, args), **optimizer_kwargs)
+        self.average = WeightAverage(self.model, args.weight_averaging) if args.weight_averaging else None
+        self.wrapped, self.optimizer = accelerator.prepare(self.model, optimizer)
+        # Not prepared: accelerate would step it once for each process.
+        self.scheduler = get_scheduler(
+            args.lr_scheduler_type,
+            optimizer,
+            args.get_warmup_steps(self.max_steps),
+            self.max_steps,
+            scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+        )
+        accelerator.register_for_checkpointing(self.scheduler)
+        self.state = TrainerState()
+        self.learning_rate = 0.0  # of the step taken last
+        self.loss_parts = defaultdict(list)
+
+    def run(self):
+        """Train to the end, and leave the model with its best or its last weights. Returns figures."""
+        start = time.perf_counter()
+        checkpoint = checkpoint_to_resume(self.args.resume_from_checkpoint, self.args.output_dir)
+        if checkpoint is not None:
+            self.load_checkpoint(checkpoint)
+        self.wrapped.train()
+        progress = logging.tqdm(
+            total=self.max_steps,
+            initial=self.state.global_step,
+            desc="Training",
+            disable=not self.accelerator.is_main_process,
+        )
+        first_step = self.state.global_step
+        while self.state.global_step < self.max_steps and not self.has_stopped_improving():
+            for batches in self.rest_of_epoch():
+                self.update(batches)
+                progress.update()
+                self.after_update()
+                if self.state.global_step == self.max_steps or self.has_stopped_improving():
+                    break
+        progress.close()
+        self.finish()
+        seconds = time.perf_counter() - start
+        steps = self.state.global_step - first_step
+        return {"train_runtime": round(seconds, 4), "train_steps_per_second": round(steps / seconds, 3)}
+
+    def rest_of_epoch(self):
+        """The batches of each update that the present epoch still has."""
+        epoch, done = divmod(self.state.global_step, self.updates_per_epoch)
+        accumulation = self.args.gradient_accumulation_steps
+        self.loader.set_epoch(epoch)
+        batches = iter(skip_first_batches(self.loader, done * accumulation) if done else self.loader)
+        while group := list(islice(batches, accumulation)):
+            yield group
+
+    def update(self, batches):
+        """One step of the optimizer, on one batch or several whose gradients add up."""
+        descriptions = {
+            name: value.to(self.accelerator.device)
+            for name, value in self.descriptions(self.state.global_step).items()
+        }
+        for number, batch in enumerate(batches, start=1):
+            # Processes exchange gradients once, with the last batch.
+            last = number == len(batches)
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+                with self.accelerator.autocast():
+                    outputs = self.wrapped(**batch, **descriptions)
+                self.accelerator.backward(outputs.loss / len(batches))
+            for name in ("loss", *LOSS_PARTS):
+                if outputs.get(name) is not None:
+                    self.loss_parts[name].append(outputs[name].detach())
+        if self.args.max_grad_norm > 0:
+            self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.args.max_grad_norm)
+        self.optimizer.step()
+        self.learning_rate = self.scheduler.get_last_lr()[0]
+        self.scheduler.step()
+        self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update()
+        self.state.global_step += 1
+        self.state.epoch = self.state.global_step / self.updates_per_epoch
+
+    def after_update(self):
+        """Log, evaluate and save, as far as each is due."""
+        args, step = self.args, self.state.global_step
+        if step % max(1, int(args.logging_steps)) == 0:
+            self.log()
+        if is_due(args.eval_strategy, args.eval_steps or 1, step, self.updates_per_epoch, self.max_steps):
+            self.evaluate()
+        if is_due(args.save_strategy, args.save_steps, step, self.updates_per_epoch, self.max_steps):
+            self.save_checkpoint()
+
+    def log(self):
+        # The parts were kept on the device, and are fetched once a log line.
+        line = {
+            name: self.accelerator.reduce(torch.stack(values).mean(), "mean").item()
+            for name, values in self.loss_parts.items()
+        }
+        self.loss_parts.clear()
+        self.record({**line, "learning_rate": self.learning_rate})
+
+    def record(self, figures):
+        self.state.log_history.append({**figures, "epoch": self.state.epoch, "step": self.state.global_step})
+        if self.accelerator.is_main_process:
+            logger.info(json.dumps(self.state.log_history[-1]))
+
+    def evaluate(self):
+        """Score dev with the averaged weights, and note whether it is the best so far."""
+        job, args = self.job, self.args
+        split = job.split("validation", "--eval_strategy")
+        with averaged_weights(self.model, self.average, job.tokenizer):
+            logits = predict(self.accelerator, self.model, job.collator, split, args.per_device_eval_batch_size)
+        self.wrapped.train()
+        metrics = metrics_of(split, logits, "eval")
+        self.record(metrics)
+        name = args.metric_for_best_model
+        if name is None:
+            return
+        name = name if name.startswith("eval_") else f"eval_{name}"
+        if name not in metrics:
+            raise ValueError(f"`metric_for_best_model` is {name!r}; it must be one of {', '.join(metrics)}")
+        if self.state.best_metric is None or metrics[name] > self.state.best_metric:
+            self.state.best_metric, self.state.best_global_step = metrics[name], self.state.global_step
+
+    def has_stopped_improving(self):
+        """Whether `early_stopping_patience` evaluations have brought nothing better."""
+        evaluations = [line["step"] for line in self.state.log_history if "eval_accuracy" in line]
+        since_best = sum(step > (self.state.best_global_step or 0) for step in evaluations)
+        return self.args.early_stopping_patience is not None and since_best >= self.args.early_stopping_patience
+
+    def save_checkpoint(self):
+        """Everything that the rest of the run depends on; the state last, so that it is there in whole checkpoints only."""
+        path = os.path.join(self.args.output_dir, f"checkpoint-{self.state.global_step}")
+        main = self.accelerator.is_main_process
+        if main:
+            begin_checkpoint(path)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.save_state(path)
+        self.accelerator.wait_for_everyone()
+        best = os.path.join(self.args.output_dir, f"checkpoint-{self.state.best_global_step}")
+        self.state.best_model_checkpoint = best if os.path.isdir(best) else None
+        if main:
+            if self.average is not None:
+                self.average.save(path)
+            write_manifest(path)
+            self.state.save_to_json(os.path.join(path, TRAINER_STATE_NAME))
+            rotate_checkpoints(
+                self.args.output_dir, self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True
+            )
+        self.accelerator.wait_for_everyone()
+
+    def load_checkpoint(self, path):
+        self.accelerator.load_state(path)
+        if self.average is not None:
+            self.average.load(path)
+        self.state = TrainerState.load_from_json(os.path.join(path, TRAINER_STATE_NAME))
+
+    def finish(self):
+        """Give the model the weights to keep: averaged if they are, of the best checkpoint if that is wanted."""
+        best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
+        if best is not None:
+            self.model.load_state_dict(load_file(os.path.join(best, "model.safetensors"), device="cpu"))
+            if self.average is not None:
+                self.average.load(best)
+        if self.average is not None:
+            self.average.apply()
+        if self.model.config.label_descriptions is not None:
+            self.model.update_label_embeds(self.job.tokenizer)
+
+
+def run(model_args, data_args, training_args):
+    """One training and evaluation, as the arguments say. Returns the content of `all_results.json`."""
+    job = prepare(model_args, data_args, training_args)
+    accelerator = Accelerator(
+        mixed_precision=training_args.mixed_precision,
+        # A loss without weight, or a batch in which nothing is heard, leaves some weights without gradient.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+    output_dir, main = training_args.output_dir, accelerator.is_main_process
+    if training_args.do_train:
+        check_free_space(training_args, job.model)
+        set_seed(training_args.seed)
+        training = Training(accelerator, job, training_args)
+        figures = {**training.run(), "epoch": training.state.epoch, "train_samples": len(training.split)}
+        if main:
+            save_for_hub(output_dir, job.model, job.tokenizer)
+            save_training_arguments(output_dir, training_args)
+            training.state.save_to_json(os.path.join(output_dir, TRAINER_STATE_NAME))
+            update_results(output_dir, figures, "train")
+    job.model.to(accelerator.device)
+
+    def predict_and_record(split, prefix):
+        logits = predict(accelerator, job.model, job.collator, split, training_args.per_device_eval_batch_size)
+        if prefix is not None and main:
+            update_results(output_dir, metrics_of(split, logits, prefix), prefix)
+        return logits
+
+    results = score(job, training_args, predict_and_record, main)
+    if training_args.push_to_hub and main:
+        push_folder(output_dir, training_args.hub_model_id, training_args.hub_token, training_args.hub_revision)
+    return results
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        run_for_each_seed(run, *parse_arguments(description=__doc__))

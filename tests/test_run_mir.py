@@ -1,0 +1,196 @@
+"""Both training scripts, from the command line to the files they leave behind."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import text_config
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertModel, BertTokenizer
+
+from amess_hf.data.demo import write_demo_corpus
+from amess_hf.data.labels import MINTREC_LABELS
+from amess_hf.training.script import one_line_errors, parse_arguments, run_for_each_seed
+
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+sys.path.insert(0, str(EXAMPLES))
+
+import run_mir  # noqa: E402
+import run_mir_no_trainer  # noqa: E402
+
+
+SCRIPTS = {"run_mir": run_mir, "run_mir_no_trainer": run_mir_no_trainer}
+METRICS = ("accuracy", "weighted_f1", "weighted_precision", "f1", "precision", "recall")
+
+
+def make_text_encoder(folder):
+    """A tiny BERT with a word-level vocabulary, saved as a pretrained encoder is."""
+    words = sorted(
+        set(re.findall(r"[a-z]+", "the you i a it is not so we they this that and to of in what please no"))
+    )
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+    BertTokenizer(vocab={word: index for index, word in enumerate(vocabulary)}).save_pretrained(folder)
+    BertModel(text_config()).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """Options that name a tiny folder of clips and a tiny text encoder."""
+    folder = tmp_path_factory.mktemp("inputs")
+    write_demo_corpus(folder / "data", seed=0, clips_per_split={"train": 23, "dev": 9, "test": 7})
+    encoder = make_text_encoder(folder / "encoder")
+    return {
+        "data": {"dataset_name": "mintrec", "data_dir": str(folder / "data")},
+        "encoder": {"text_model_name_or_path": encoder},
+        "sizes": {"hidden_size": 16, "num_anchors": 2, "projection_dim": 8},
+        "run": {"per_device_train_batch_size": 8, "use_cpu": True, "disable_tqdm": True, "save_total_limit": 1},
+    }
+
+
+def as_options(values):
+    return [part for name, value in values.items() for part in (f"--{name}", str(value))]
+
+
+def run_script(script, values, flags=()):
+    """What the script does with these options, in this process."""
+    arguments = parse_arguments([*as_options(values), *(f"--{flag}" for flag in flags)])
+    return run_for_each_seed(SCRIPTS[script].run, *arguments)
+
+
+def read_predictions(path):
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+
+
+@pytest.fixture(scope="module")
+def trained(inputs, tmp_path_factory):
+    """Folders of the same short training, one for each script."""
+    folders = {}
+    for script in SCRIPTS:
+        folders[script] = tmp_path_factory.mktemp(script)
+        values = {**inputs["data"], **inputs["encoder"], **inputs["sizes"], **inputs["run"], "max_steps": 5}
+        run_script(
+            script,
+            {**values, "output_dir": folders[script], "logging_steps": 2},
+            ("do_train", "do_eval", "do_predict"),
+        )
+    return folders
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_files_of_a_run(trained, script):
+    folder = trained[script]
+    results = json.loads((folder / "all_results.json").read_text())
+    for prefix in ("eval", "test"):
+        for name in METRICS:
+            assert 0 <= results[f"{prefix}_{name}"] <= 1
+    assert results["train_samples" if script != "run_mir" else "train_steps_per_second"] > 0
+    for name, clips in (("predictions_dev.tsv", 9), ("predictions_test.tsv", 7)):
+        rows = read_predictions(folder / name)
+        assert len(rows) == clips and list(rows[0]) == ["id", "label", "prediction", "score"]
+        assert {row["prediction"] for row in rows} <= set(MINTREC_LABELS)
+        assert all(0 < float(row["score"]) <= 1 for row in rows)
+    rows = read_predictions(folder / "predictions_dev.tsv")
+    share = sum(row["label"] == row["prediction"] for row in rows) / len(rows)
+    assert share == pytest.approx(results["eval_accuracy"])
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "train_results.json", "eval_results.json"):
+        assert (folder / name).is_file(), name
+    assert not list(folder.rglob("training_args.bin"))
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    assert list(model.config.id2label.values()) == MINTREC_LABELS
+    assert AutoTokenizer.from_pretrained(folder)("please")["input_ids"][1] != 1
+
+
+def test_both_scripts_reach_the_same(trained):
+    first, second = (load_file(trained[script] / "model.safetensors") for script in SCRIPTS)
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert value.sub(second[name]).abs().max() < 1e-6, name
+    results = [json.loads((trained[script] / "all_results.json").read_text()) for script in SCRIPTS]
+    for name in METRICS:
+        assert results[0][f"eval_{name}"] == pytest.approx(results[1][f"eval_{name}"])
+    histories = [json.loads((trained[script] / "trainer_state.json").read_text())["log_history"] for script in SCRIPTS]
+    parts = [[line for line in history if "triplet_loss" in line] for history in histories]
+    assert len(parts[0]) == len(parts[1]) == 2
+    for one, other in zip(*parts, strict=True):
+        for name in ("loss", "classification_loss", "triplet_loss", "label_contrastive_loss", "learning_rate"):
+            assert one[name] == pytest.approx(other[name], rel=1e-4), name
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scores_a_saved_model(trained, inputs, script, tmp_path):
+    folder = trained["run_mir"]
+    values = {**inputs["data"], "model_name_or_path": folder, "output_dir": tmp_path, "use_cpu": True}
+    results = run_script(script, values, ("do_predict",))
+    assert results["test_accuracy"] == json.loads((folder / "all_results.json").read_text())["test_accuracy"]
+    assert read_predictions(tmp_path / "predictions_test.tsv") == read_predictions(folder / "predictions_test.tsv")
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_held_out_intents_from_a_json_file(inputs, tmp_path):
+    """Arguments in a file; the result has the figures of seen and unseen intents."""
+    values = {**inputs["data"], **inputs["encoder"], **inputs["sizes"], **inputs["run"]}
+    values.update(output_dir=str(tmp_path / "run"), max_steps=2, do_train=True, fusion_type="text", save_strategy="no")
+    values.update(eval_strategy="no", load_best_model_at_end=False, hold_out_intents="Joke, Care,Thank")
+    (tmp_path / "arguments.json").write_text(json.dumps(values))
+    results = run_mir_no_trainer.run(*parse_arguments([str(tmp_path / "arguments.json")]))
+    for path in ("similarity", "combined"):
+        assert 0 <= results[f"eval_{path}_harmonic_accuracy"] <= 1
+    assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "run").config.num_labels == 17
+
+
+def test_from_the_command_line(inputs, tmp_path):
+    """In a process of its own, with two seeds."""
+    values = {**inputs["data"], **inputs["encoder"], **inputs["sizes"], **inputs["run"], "max_steps": 1}
+    values.update(output_dir=tmp_path, seeds="3,5", save_strategy="no", eval_strategy="no")
+    flags = ["--do_train", "--do_eval", "--load_best_model_at_end", "False"]
+    command = [sys.executable, EXAMPLES / "run_mir.py", *as_options(values), *flags]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for seed in (3, 5):
+        assert "eval_accuracy" in json.loads((tmp_path / f"seed-{seed}" / "all_results.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data_dir": "missing-folder"}, "missing-folder"),
+        ({"data_dir": ""}, "--data_dir"),
+        ({"text_model_name_or_path": None}, "--text_model_name_or_path"),
+        ({"hold_out_intents": "Joke,Laugh"}, "laugh"),
+        ({"fusion_type": "sum"}, "fusion_type"),
+        ({"train_sampling_strategy": "batch_rebalance"}, "train_sampling_strategy"),
+        ({"label_update": "0"}, "label_update"),
+        ({"resume_from_checkpoint": "no-such-checkpoint"}, "no-such-checkpoint"),
+    ],
+)
+def test_bad_input_is_one_line(inputs, tmp_path, change, message, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["run_mir.py"])
+    values = {**inputs["data"], **inputs["encoder"], **inputs["sizes"], **inputs["run"], "output_dir": tmp_path}
+    values = {name: value for name, value in {**values, **change}.items() if value is not None}
+    with pytest.raises(SystemExit) as error, one_line_errors():
+        run_script("run_mir", values, ("do_train",))
+    assert str(error.value).startswith("run_mir.py: ") and message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_output_folder_that_cannot_be_written(inputs, tmp_path, script):
+    (tmp_path / "file").write_text("")
+    values = {**inputs["data"], **inputs["encoder"], **inputs["run"], "output_dir": tmp_path / "file" / "run"}
+    with pytest.raises(ValueError, match="`--output_dir` .*run cannot be written to"):
+        run_script(script, values, ("do_train",))
+
+
+def test_missing_test_split(trained, inputs, tmp_path):
+    for name in ("train.tsv", "dev.tsv"):
+        (tmp_path / name).write_bytes(Path(inputs["data"]["data_dir"], name).read_bytes())
+    values = {"dataset_name": "mintrec", "data_dir": tmp_path, "model_name_or_path": trained["run_mir"]}
+    with pytest.raises(ValueError, match="`--do_predict` needs the split `test`, but the data has only train, valid"):
+        run_script("run_mir", {**values, "output_dir": tmp_path / "out", "use_cpu": True}, ("do_predict",))
