@@ -478,6 +478,11 @@ class TestBadInput:
         assert [row["audio_features"].shape for row in rows][:2] == [(0, 4), (0, 4)]
         np.testing.assert_array_equal(rows[2]["audio_features"], features["S01_E02_1"])
 
+    def test_a_modality_without_frames_is_left_out(self, load, folder):
+        write_pickle(folder / "audio_data" / "wavlm_feats.pkl", {clip: np.empty((0, 4)) for clip in ids(ROWS)})
+        rows = load(folder)["train"]
+        assert "audio_features" not in rows.column_names and "video_features" in rows.column_names
+
     @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
     def test_not_finite(self, load, folder, bad):
         features = random_features(ids(ROWS), 4, seed=1)

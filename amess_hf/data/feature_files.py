@@ -74,7 +74,7 @@ class SafetensorsFeatures:
         ValueError: If a file is missing, damaged, or holds a tensor that is no [frames, dim] of one width.
     """
 
-    # Mapped pages count as memory of this process until the file is closed, so files are opened anew now and then.
+    # Pages of a mapped file count as memory of this process until it is closed, so files are closed now and then.
     REOPEN_BYTES = 32 * 2**20
 
     def __init__(self, path: str | os.PathLike):
@@ -83,8 +83,7 @@ class SafetensorsFeatures:
             self.path = self.path / INDEX_NAME
         self._shard_of = self._read_index() if self.path.suffix == ".json" else self._read_names()
         self.feature_size = self._read_width()
-        self._open_path: Path | None = None
-        self._open_file: Any = None
+        self._open_files: dict[Path, Any] = {}
         self._bytes_read = 0
 
     def _read_index(self) -> dict[str, Path]:
@@ -134,10 +133,12 @@ class SafetensorsFeatures:
     def __getitem__(self, clip_id: str) -> np.ndarray:
         """Return the features of a clip, float32 [frames, feature_size]."""
         shard = self._shard_of[clip_id]
-        if shard != self._open_path or self._bytes_read > self.REOPEN_BYTES:
-            self._open_file, self._open_path, self._bytes_read = self._opened(shard), shard, 0
+        if self._bytes_read > self.REOPEN_BYTES:
+            self._open_files, self._bytes_read = {}, 0
+        if shard not in self._open_files:
+            self._open_files[shard] = self._opened(shard)
         try:
-            tensor = self._open_file.get_tensor(clip_id)
+            tensor = self._open_files[shard].get_tensor(clip_id)
         except SafetensorError as error:
             raise ValueError(f"{shard}: clip {clip_id} cannot be read ({first_line(error)}).") from None
         self._bytes_read += tensor.nbytes

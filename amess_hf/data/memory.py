@@ -34,8 +34,10 @@ def release_mapped_pages(suffix: str = ".arrow") -> int:
     libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     released = 0
     for line in Path("/proc/self/maps").read_text().splitlines():
-        if line.endswith(suffix):
-            start, end = (int(part, 16) for part in line.split(maxsplit=1)[0].split("-"))
+        span, permissions, *_ = line.split(maxsplit=2)
+        # Only what cannot be written: a page that can be may hold changes that are in no file.
+        if "w" not in permissions and line.endswith(suffix):
+            start, end = (int(part, 16) for part in span.split("-"))
             if libc.madvise(start, end - start, _MADV_DONTNEED) == 0:
                 released += end - start
     return released

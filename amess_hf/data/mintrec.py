@@ -142,7 +142,7 @@ def make_plan(config: MIntRecConfig, cache_dir: Path) -> Plan:
     plan = Plan(splits, COARSE_LABELS if config.label_granularity == "coarse" else labels)
     plan.features = open_modalities(layout, plan, cache_dir)
     if not config.allow_missing_features:
-        check_features_present(plan, layout)
+        check_features_present(plan)
     add_clip_paths(plan, layout)
     present = {name for members in splits.values() for clip in members for name in clip.fields}
     plan.columns = [name for name in _FIELD_TYPES if name in present]
@@ -157,11 +157,14 @@ def open_modalities(layout: Layout, plan: Plan, cache_dir: Path) -> dict[str, An
     for modality in MODALITIES:
         column = f"{modality}_features"
         own_files = {clip.id: clip.fields[column] for clip in clips if column in clip.fields}
-        parts = [open_features(path, cached) for path in layout.features.get(modality, [])]
+        parts = [(path, open_features(path, cached)) for path in layout.features.get(modality, [])]
         if own_files:
-            parts.append(NumpyFeatures(own_files))
-        if parts:
-            features[modality] = ChainedFeatures(parts, layout.features.get(modality, [layout.tables[0][1]]))
+            parts.append((layout.tables[0][1], NumpyFeatures(own_files)))
+        chained = ChainedFeatures(parts)
+        if chained.feature_size:
+            features[modality] = chained
+        elif parts:
+            logger.warning(f"{parts[0][0]}: no clip has a frame of {modality}; the modality is left out.")
     return features
 
 
@@ -171,18 +174,25 @@ def converted_path(cache_dir: Path, path: Path) -> Path:
 
 
 class ChainedFeatures:
-    """Features of several files as one; the first file that holds a clip counts."""
+    """Features of several files as one; the first file that holds a clip counts.
 
-    def __init__(self, parts: list[Any], paths: list[Path]):
-        widths = {str(path): part.feature_size for path, part in zip(paths, parts, strict=False) if part.feature_size}
+    Args:
+        parts: (path to name in errors, features that map a clip id to [frames, dim] and know their `feature_size`).
+
+    Raises:
+        ValueError: If two files have features of different width.
+    """
+
+    def __init__(self, parts: list[tuple[Path, Any]]):
+        widths = {path: part.feature_size for path, part in parts if part.feature_size}
         if len(set(widths.values())) > 1:
             found = ", ".join(f"{path}: {width}" for path, width in widths.items())
             raise ValueError(f"features of different width ({found}); choose files of one kind.")
-        self.parts, self.paths = parts, paths
+        self.parts = parts
         self.feature_size = next(iter(widths.values()), 0)
 
     def __contains__(self, clip_id: str) -> bool:
-        return any(clip_id in part for part in self.parts)
+        return any(clip_id in part for _, part in self.parts)
 
     def __getitem__(self, clip_id: str) -> np.ndarray:
         """Return float32 [frames, feature_size], of zero frames for a clip that has none.
@@ -190,26 +200,30 @@ class ChainedFeatures:
         Raises:
             ValueError: If a number is NaN or infinite.
         """
-        part = next((part for part in self.parts if clip_id in part), None)
-        if part is None:
-            return np.empty((0, self.feature_size), np.float32)
-        frames = part[clip_id]
-        if not np.isfinite(frames).all():
-            frame = int(np.argwhere(~np.isfinite(frames))[0][0])
-            raise ValueError(
-                f"{self.paths[0]}: clip {clip_id} has NaN or infinite features, first in frame {frame}; extract it again."
-            )
-        return frames
+        for path, part in self.parts:
+            if clip_id in part:
+                return _finite(part[clip_id], clip_id, path)
+        return np.empty((0, self.feature_size), np.float32)
 
 
-def check_features_present(plan: Plan, layout: Layout) -> None:
+def _finite(frames: np.ndarray, clip_id: str, path: Path) -> np.ndarray:
+    finite = np.isfinite(frames).all(axis=1)
+    if not finite.all():
+        raise ValueError(
+            f"{path}: clip {clip_id} has NaN or infinite features, first in frame {int(np.argmin(finite))}; "
+            "extract the clip again."
+        )
+    return frames
+
+
+def check_features_present(plan: Plan) -> None:
     """Raise `ValueError`, listing clips, if some have no features of a modality that the data set has."""
     for modality, features in plan.features.items():
         missing = [clip.id for members in plan.splits.values() for clip in members if clip.id not in features]
         if missing:
             more = ", ..." if len(missing) > 8 else ""
             raise ValueError(
-                f"{features.paths[0]}: no {modality} features for {len(missing)} clips: {', '.join(missing[:8])}{more}; "
+                f"{features.parts[0][0]}: no {modality} features for {len(missing)} clips: {', '.join(missing[:8])}{more}; "
                 "set `allow_missing_features` to treat the modality as absent there."
             )
 
@@ -251,7 +265,7 @@ class MIntRec(datasets.GeneratorBasedBuilder):
         }
         columns.update({name: datasets.Value(_FIELD_TYPES[name]) for name in self.plan.columns})
         if self.config.context_turns:
-            columns["context"] = datasets.List(datasets.Value("string"))
+            columns["context"] = datasets.Sequence(datasets.Value("string"))
         for modality, features in self.plan.features.items():
             # The first axis varies. Rows of this type come back as numpy arrays without going through lists.
             columns[f"{modality}_features"] = datasets.Array2D((None, features.feature_size), self.config.dtype)
