@@ -39,7 +39,7 @@ def run(model_args, data_args, training_args):
             trainer.save_metrics(prefix, result.metrics)
         return result.predictions
 
-    results = score(job, training_args, predict, trainer.is_world_process_zero())
+    results = score(job, data_args, training_args, predict, trainer.is_world_process_zero())
     if training_args.push_to_hub and trainer.is_world_process_zero():
         revision = training_args.hub_revision
         push_folder(

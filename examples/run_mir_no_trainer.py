@@ -41,6 +41,9 @@ from amess_hf.training.trainer import LOSS_PARTS
 
 logger = logging.get_logger("amess_hf.run_mir_no_trainer")
 
+# A loss without weight, or a batch in which nothing is heard, leaves some weights without gradient.
+DDP_ARGUMENTS = DistributedDataParallelKwargs(find_unused_parameters=True)
+
 
 def is_due(strategy, interval, step, updates_per_epoch, max_steps):
     """Whether what is done every `interval` steps, or every epoch, is due after `step`; at the end it always is."""
@@ -261,8 +264,7 @@ def run(model_args, data_args, training_args):
     job = prepare(model_args, data_args, training_args)
     accelerator = Accelerator(
         mixed_precision=training_args.mixed_precision,
-        # A loss without weight, or a batch in which nothing is heard, leaves some weights without gradient.
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        kwargs_handlers=[DDP_ARGUMENTS],
     )
     output_dir, main = training_args.output_dir, accelerator.is_main_process
     if training_args.do_train:
@@ -283,7 +285,7 @@ def run(model_args, data_args, training_args):
             update_results(output_dir, metrics_of(split, logits, prefix), prefix)
         return logits
 
-    results = score(job, training_args, predict_and_record, main)
+    results = score(job, data_args, training_args, predict_and_record, main)
     if training_args.push_to_hub and main:
         push_folder(output_dir, training_args.hub_model_id, training_args.hub_token, training_args.hub_revision)
     return results

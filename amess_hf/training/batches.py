@@ -72,8 +72,10 @@ class ClipBatchSampler(Sampler):
         draw = np.random.default_rng((self.seed, self.epoch))
         order = draw.permutation(self.num_clips) if self.shuffle else np.arange(self.num_clips)
         if self.lengths is not None:
+            # Like lengths, not the same neighbours in every epoch: hence the noise.
+            keys = -self.lengths * draw.uniform(0.9, 1.1, self.num_clips)
             pools = np.split(order, range(size * BATCHES_PER_POOL, len(order), size * BATCHES_PER_POOL))
-            order = np.concatenate([pool[np.argsort(-self.lengths[pool], kind="stable")] for pool in pools])
+            order = np.concatenate([pool[keys[pool].argsort()] for pool in pools])
         batches = np.split(order, range(size, len(order), size))
         if self.lengths is not None:
             # The one that may be short stays the last.

@@ -8,8 +8,10 @@ from datasets import ClassLabel, DatasetDict, Value, concatenate_datasets, load_
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
+from ..data.clip_features import add_clip_features
 from ..data.collator import AMESSDataCollator
 from ..data.descriptions import load_label_descriptions
+from ..data.layout import NO_FEATURES
 from ..data.mintrec import load_mintrec
 from ..modeling_amess import AMESSForIntentClassification
 
@@ -121,12 +123,15 @@ def _load_one(name, folder, data_args):
     splits = load_mintrec(
         folder,
         name=name,
+        scope="all" if data_args.out_of_scope_clips else "in",
         label_granularity=data_args.label_granularity,
-        audio_features=data_args.audio_features,
-        video_features=data_args.video_features,
+        audio_features=NO_FEATURES if data_args.audio_encoder else data_args.audio_features,
+        video_features=NO_FEATURES if data_args.video_encoder else data_args.video_features,
         context_turns=data_args.context_turns,
         allow_missing_features=data_args.allow_missing_features,
     )
+    limits = {key: value for key, value in USUAL_LIMITS.get(name, {}).items() if key != "max_text_length"}
+    splits = add_clip_features(splits, data_args.audio_encoder, data_args.video_encoder, folder, **limits)
     labels = next(iter(splits.values())).features["label"].names
     return TaskData(splits, labels, task_descriptions(name, labels, data_args))
 
@@ -258,12 +263,15 @@ def build_model(model_args, data_args, task, tokenizer):
     if model_args.model_name_or_path is not None:
         model = AMESSForIntentClassification.from_pretrained(model_args.model_name_or_path)
         _check_labels(model.config, task)
+        _check_encoders(model.config, data_args)
     else:
         model = AMESSForIntentClassification.from_text_pretrained(
             model_args.text_model_name_or_path,
             labels=task.labels,
             label_descriptions=task.label_descriptions,
             tokenizer=tokenizer,
+            audio_encoder=data_args.audio_encoder,
+            video_encoder=data_args.video_encoder,
             **{**_usual_limits(data_args), **task.feature_sizes(), **model_args.config_fields()},
         )
     model.get_input_embeddings().requires_grad_(not model_args.freeze_word_embeddings)
@@ -286,6 +294,13 @@ def _check_labels(config, task):
             f"the model's labels are {', '.join(names)}, but those of the data are {', '.join(task.labels)}; "
             "use the data set that the model was trained on"
         )
+
+
+def _check_encoders(config, data_args):
+    for name in ("audio_encoder", "video_encoder"):
+        given, known = getattr(data_args, name), getattr(config, name)
+        if given is not None and given != known:
+            raise ValueError(f"`--{name} {given}` makes other features than the model was trained with ({known})")
 
 
 def build_collator(tokenizer, model, task):

@@ -4,21 +4,28 @@ import copy
 import os
 import sys
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from transformers import HfArgumentParser, set_seed
+from transformers import AutoConfig, HfArgumentParser, set_seed
 from transformers.utils import logging
 
 from ..data.collator import AMESSDataCollator
 from ..evaluation.aggregation import aggregate_runs, load_seed_results, seed_folder, write_aggregate
+from ..evaluation.model_card import create_model_card
+from ..evaluation.prediction import predict_clips
+from ..evaluation.reporting import fit_detectors, report
 from ..modeling_amess import AMESSForIntentClassification
+from ..oos_amess import OutOfScopeDetector
 from .arguments import AMESSTrainingArguments
 from .checkpoints import check_output_dir
 from .preparation import TaskData, build_collator, build_model, hold_out, load_task, load_tokenizer
 from .results import answers, generalized_accuracy, update_results, write_predictions
 from .script_arguments import DataArguments, ModelArguments
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -33,6 +40,7 @@ class Job:
         tokenizer: The text encoder's tokenizer.
         model ([`AMESSForIntentClassification`]): The model.
         collator ([`AMESSDataCollator`]): Makes batches.
+        model_name_or_path (`str`, *optional*): Where a saved model was loaded from.
     """
 
     task: TaskData
@@ -41,6 +49,7 @@ class Job:
     tokenizer: Any
     model: AMESSForIntentClassification
     collator: AMESSDataCollator
+    model_name_or_path: str | None = None
 
     def split(self, name, option):
         """A split of the intents that are trained on, or a `ValueError` that says which option asked for it."""
@@ -65,21 +74,43 @@ def prepare(model_args, data_args, training_args):
     """Clips, tokenizer, model and collator, as the arguments say."""
     check_output_dir(training_args.output_dir)
     set_seed(training_args.seed)
+    data_args = with_encoders_of_model(model_args, data_args)
     task = load_task(data_args, training_args.seed)
     held_out = [name.strip() for name in (data_args.hold_out_intents or "").split(",") if name.strip()]
     seen_task = hold_out(task, held_out) if held_out else task
     tokenizer = load_tokenizer(model_args)
     model = build_model(model_args, data_args, seen_task, tokenizer)
-    return Job(task, seen_task, held_out, tokenizer, model, build_collator(tokenizer, model, seen_task))
+    collator = build_collator(tokenizer, model, seen_task)
+    return Job(task, seen_task, held_out, tokenizer, model, collator, model_args.model_name_or_path)
 
 
-def score(job, training_args, predict, is_main_process=True):
+def with_encoders_of_model(model_args, data_args):
+    """The data arguments, with the encoders that a saved model was trained with, unless ready features are named."""
+    if model_args.model_name_or_path is None:
+        return data_args
+    config = AutoConfig.from_pretrained(model_args.model_name_or_path)
+    chosen = {
+        f"{modality}_encoder": getattr(config, f"{modality}_encoder")
+        for modality in ("audio", "video")
+        if getattr(data_args, f"{modality}_encoder") is None and getattr(data_args, f"{modality}_features") is None
+    }
+    return replace(data_args, **chosen)
+
+
+SCORED_SPLITS = (
+    ("do_eval", "validation", "eval", "dev"),
+    ("do_predict", "test", "test", "test"),
+)
+
+
+def score(job, data_args, training_args, predict, is_main_process=True):
     """
     Score the splits that `--do_eval` and `--do_predict` name, and the intents that were held out; write what a run leaves
-    behind.
+    behind: predictions, figures, the detector, the report and the model card.
 
     Args:
         job ([`Job`]): The clips and the trained model.
+        data_args ([`DataArguments`]): Whether to fit a detector, and to write a report.
         training_args ([`AMESSTrainingArguments`]): What to do, and the output folder.
         predict (`Callable`):
             `predict(split, prefix)` gives the logits (clips, num_labels) of a split, and writes its metrics as
@@ -89,25 +120,92 @@ def score(job, training_args, predict, is_main_process=True):
     Returns:
         `dict`: the content of `all_results.json`, on the main process.
     """
-    for wanted, option, name, prefix, file_name in (
-        (training_args.do_eval, "--do_eval", "validation", "eval", "predictions_dev.tsv"),
-        (training_args.do_predict, "--do_predict", "test", "test", "predictions_test.tsv"),
-    ):
-        if wanted:
-            split = job.split(name, option)
+    folder, detector, figures = training_args.output_dir, None, {}
+    if is_main_process:
+        detector = find_detector(job, data_args, training_args)
+    for option, name, prefix, short_name in SCORED_SPLITS:
+        if getattr(training_args, option):
+            split = job.split(name, f"--{option}")
             logits = predict(split, prefix)
             if is_main_process:
-                write_answers(os.path.join(training_args.output_dir, file_name), split, logits, job.model.config)
+                figures |= figures_by_data_set(split, logits, prefix)
+                path = os.path.join(folder, f"predictions_{short_name}.tsv")
+                write_answers(path, split, logits, job, detector)
+    reports = write_reports(job, training_args, detector) if is_main_process and data_args.report else {}
+    if is_main_process:
+        results = update_results(folder, figures)
+        if training_args.do_train:
+            write_card(job, data_args, training_args, results, detector, reports)
     figures = score_unseen(job, predict) if job.held_out else {}
     if is_main_process:
-        return update_results(training_args.output_dir, figures)
+        return update_results(folder, figures)
 
 
-def write_answers(path, split, logits, config):
-    """The answers to the clips of a split, as [`~amess_hf.training.results.write_predictions`] writes them."""
-    names = config.id2label
+def figures_by_data_set(split, logits, prefix):
+    """Accuracy on each data set as `{prefix}_{data set}_accuracy`, where clips of several are scored together."""
+    if "dataset" not in split.column_names:
+        return {}
+    right = logits.argmax(-1) == np.array(split["label"])
+    names = np.array(split["dataset"])
+    return {f"{prefix}_{name}_accuracy": float(right[names == name].mean()) for name in np.unique(names)}
+
+
+def find_detector(job, data_args, training_args):
+    """The detector to answer with: the one that was asked for, fitted now and saved; else the saved model's; else none."""
+    if data_args.detector is None:
+        place = None if training_args.do_train else job.model_name_or_path
+        return None if place is None else OutOfScopeDetector.from_pretrained(place, missing_ok=True)
+    train, dev = (
+        predict_clips(job.model, job.split(name, "--detector"), job.collator, description=name)
+        for name in ("train", "validation")
+    )
+    (detector,) = fit_detectors(job.model, train, dev, methods=[data_args.detector])
+    detector.save_pretrained(training_args.output_dir)
+    return detector
+
+
+def write_answers(path, split, logits, job, detector=None):
+    """
+    The answers to the clips of a split, as [`~amess_hf.training.results.write_predictions`] writes them; `UNK` where a
+    detector finds a clip out of scope.
+    """
+    names = job.model.config.id2label
     predictions, scores = answers(logits, names)
+    if detector is not None:
+        outputs = predict_clips(job.model, split, job.collator, description="Detecting")
+        in_scope = detector.predict(outputs.as_model_outputs()).tolist()
+        predictions = [name if known else "UNK" for name, known in zip(predictions, in_scope, strict=True)]
     write_predictions(path, split["id"], [names.get(label, "UNK") for label in split["label"]], predictions, scores)
+
+
+def write_reports(job, training_args, detector):
+    """`report/dev` and `report/test`, for the splits that are scored. Returns split → what `report` returned."""
+    reports = {}
+    for option, name, _, short_name in SCORED_SPLITS:
+        if getattr(training_args, option):
+            reports[short_name] = report(
+                job.model,
+                job.split(name, f"--{option}"),
+                job.collator,
+                os.path.join(training_args.output_dir, "report", short_name),
+                short_name,
+                calibration_dataset=job.seen_task.splits.get("validation"),
+                detectors=() if detector is None else (detector,),
+            )
+    return reports
+
+
+def write_card(job, data_args, training_args, results, detector, reports):
+    """The model card, with the figures of this run."""
+    last_report = reports.get("test", reports.get("dev"))
+    try:
+        card = create_model_card(
+            job.model, results, data_args.dataset_name, training_args.hub_model_id, detector, last_report
+        )
+    except ImportError as error:
+        logger.warning(f"No model card is written: {error}")
+        return
+    card.save(os.path.join(training_args.output_dir, "README.md"))
 
 
 def score_unseen(job, predict):

@@ -62,6 +62,12 @@ class DataArguments:
     )
     audio_features: str | None = field(default=None, metadata={"help": "Name or path of audio features, or none."})
     video_features: str | None = field(default=None, metadata={"help": "Name or path of video features, or none."})
+    audio_encoder: str | None = field(
+        default=None, metadata={"help": "Make audio features from raw clips: log-mel, or a model on the Hub."}
+    )
+    video_encoder: str | None = field(
+        default=None, metadata={"help": "Make video features from raw clips: frame-difference, or a model on the Hub."}
+    )
     allow_missing_features: bool = field(
         default=False, metadata={"help": "Treat a clip without features as one without sound or picture."}
     )
@@ -75,6 +81,14 @@ class DataArguments:
     )
     train_clips_per_intent: int | None = field(
         default=None, metadata={"help": "Train on this many clips of each intent only."}
+    )
+    out_of_scope_clips: bool = field(
+        default=False,
+        metadata={"help": "Load the data set's out-of-scope clips too: for the report, and for outlier exposure."},
+    )
+    detector: str | None = field(
+        default=None,
+        metadata={"help": "Fit this out-of-scope score on the training clips and save the detector with the model."},
     )
     report: bool = field(default=False, metadata={"help": "Write report/ with tables and figures."})
     seeds: str | None = field(
