@@ -12,7 +12,7 @@ from datasets import load_dataset, load_from_disk
 from amess_hf.data import mintrec
 from amess_hf.data.feature_files import write_features
 from amess_hf.data.labels import EMOTION_LABELS, MINTREC2_LABELS, MINTREC_LABELS, coarse_label, nearest
-from amess_hf.data.mintrec import load_mintrec
+from amess_hf.data.mintrec import load_mintrec, with_feature_arrays
 
 
 MINTREC_HEADER = "season\tepisode\tclip\ttext\tlabel"
@@ -586,10 +586,7 @@ class TestOutAgain:
         for split, rows in dataset.items():
             assert loaded[split].features == rows.features
             assert loaded[split].to_list() == rows.to_list()
-            numpy = loaded[split].with_format(
-                "numpy", columns=["audio_features", "video_features"], output_all_columns=True
-            )
-            for row, same in zip(rows, numpy, strict=True):
+            for row, same in zip(rows, with_feature_arrays(loaded)[split], strict=True):
                 assert same["video_features"].shape == row["video_features"].shape
                 np.testing.assert_array_equal(same["video_features"], row["video_features"])
 
