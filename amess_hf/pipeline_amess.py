@@ -204,7 +204,7 @@ class IntentRecognitionPipeline(Pipeline):
             num_workers = min(num_workers, 1)
         loader = DataLoader(dataset, num_workers=num_workers, batch_size=batch_size, collate_fn=list)
         hidden = total is None or total < PROGRESS_FROM
-        with logging.tqdm(total=total, desc="Recognising intents", unit="clip", disable=hidden or None) as progress:
+        with logging.tqdm(total=total, desc="Recognising intents", unit="clip", disable=hidden) as progress:
             for examples in loader:
                 for result in self.forward({"examples": examples}, **forward_params)["results"]:
                     yield self.postprocess(result, **postprocess_params)

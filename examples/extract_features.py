@@ -159,7 +159,7 @@ class Extraction:
         audio = args.audio_encoder and load_audio_encoder(args.audio_encoder, self.state.device)
         video = args.video_encoder and load_video_encoder(args.video_encoder, args.video_frame_rate, self.state.device)
         hidden = not self.state.is_main_process
-        with logging.tqdm(total=len(jobs), desc="Encoding clips", unit="clip", disable=hidden or None) as progress:
+        with logging.tqdm(total=len(jobs), desc="Encoding clips", unit="clip", disable=hidden) as progress:
             for begin in range(0, len(jobs), CLIPS_PER_BATCH):
                 batch = jobs[begin : begin + CLIPS_PER_BATCH]
                 clips = encode_jobs(batch, audio, video)

@@ -1,0 +1,342 @@
+"""The pipeline: every kind of input, its answers against the model's own, and `UNK`."""
+
+import copy
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import DESCRIPTIONS, LABELS, tiny_config, tiny_model
+from datasets import Dataset
+from transformers import AutoProcessor, Wav2Vec2Config, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC
+from transformers import pipeline as make_pipeline
+from transformers.utils import logging
+
+from amess_hf import AMESSProcessor, IntentRecognitionPipeline, OutOfScopeDetector
+
+
+av = pytest.importorskip("av")
+
+from amess_hf.clips_amess import ClipError  # noqa: E402
+from amess_hf.data.clip_writer import write_clip  # noqa: E402
+
+
+FRONT_ENDS = {
+    "audio_feature_size": 80,
+    "video_feature_size": 512,
+    "audio_encoder": "log-mel",
+    "video_encoder": "frame-difference",
+    "max_audio_length": 60,
+    "max_video_length": 12,
+}
+TEXT = "hello you are late again"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tokenizer):
+    """A saved model with its processor."""
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model(**FRONT_ENDS).save_pretrained(folder)
+    AMESSProcessor.for_model(tiny_config(**FRONT_ENDS), tokenizer).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def pipe(folder):
+    return make_pipeline("intent-recognition", model=folder, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    path = tmp_path_factory.mktemp("clips") / "clip.mp4"
+    generator = np.random.default_rng(0)
+    frames = generator.integers(0, 255, (25, 32, 48, 3), dtype=np.uint8)
+    write_clip(path, frames, generator.uniform(-0.5, 0.5, 16000))
+    return str(path)
+
+
+def scores(answer):
+    return {entry["label"]: entry["score"] for entry in answer}
+
+
+def agree(first, second, atol=1e-5):
+    assert set(scores(first)) == set(scores(second))
+    for label, score in scores(first).items():
+        assert score == pytest.approx(scores(second)[label], abs=atol)
+
+
+class TestInputs:
+    def test_a_clip_gives_the_models_own_answer(self, pipe, clip):
+        answer = pipe({"video": clip, "text": TEXT})
+        with torch.no_grad():
+            logits = pipe.model(**pipe.processor(text=TEXT, clip=clip)).logits[0]
+        expected = dict(zip(LABELS, logits.softmax(-1).tolist(), strict=True))
+        assert scores(answer) == pytest.approx(expected, abs=1e-5)
+        assert [entry["score"] for entry in answer] == sorted(expected.values(), reverse=True)
+
+    def test_kinds_of_inputs(self, pipe, clip):
+        words, sights = pipe({"text": TEXT}), pipe({"clip": clip})
+        agree(pipe(TEXT), words)
+        agree(pipe(clip), sights)
+        agree(pipe({"video": clip}), sights)
+        agree(pipe({"path": clip, "bytes": None}), sights)
+        agree(pipe({"video": clip, "text": ""}), sights)
+        agree(pipe({"video": clip, "audio": clip, "text": None}), sights)
+        with open(clip, "rb") as file:
+            agree(pipe(file.read()), sights)
+        assert scores(words) != pytest.approx(scores(sights), abs=1e-4)
+
+    def test_features_in_place_of_a_clip(self, pipe, clip):
+        batch = pipe.processor(text=TEXT, clip=clip)
+        features = {name: batch[name][0].numpy() for name in ("audio_features", "video_features")}
+        agree(pipe({"text": TEXT, **features}), pipe({"text": TEXT, "clip": clip}))
+        lists = {name: value.tolist() for name, value in features.items()}
+        agree(pipe({"text": TEXT, **lists}), pipe({"text": TEXT, "clip": clip}))
+
+    def test_arrays(self, pipe):
+        generator = np.random.default_rng(1)
+        sound, frames = generator.normal(size=16000), generator.integers(0, 255, (9, 20, 30, 3), dtype=np.uint8)
+        answer = pipe({"audio": {"array": sound, "sampling_rate": 16000}, "video": frames, "text": TEXT})
+        agree(answer, pipe({"audio": sound, "sampling_rate": 16000, "video": frames, "text": TEXT}))
+        assert scores(answer) != pytest.approx(scores(pipe(TEXT)), abs=1e-4)
+
+    def test_lists_batches_data_sets_and_generators(self, pipe, clip):
+        inputs = [{"text": TEXT, "clip": clip}, {"text": "thanks", "clip": None}, {"text": None, "clip": clip}] * 2
+        expected = [pipe(one) for one in inputs]
+        for answers in (
+            pipe(inputs),
+            pipe(tuple(inputs), batch_size=4),
+            pipe(inputs, batch_size=6, num_workers=1),
+            pipe(Dataset.from_list(inputs), batch_size=4),
+            list(pipe((one for one in inputs), batch_size=5)),
+        ):
+            assert len(answers) == len(expected)
+            for answer, one in zip(answers, expected, strict=True):
+                agree(answer, one)
+        assert pipe([]) == []
+
+    def test_rows_of_a_data_set_keep_their_other_columns_out(self, pipe, clip):
+        row = {
+            "id": "dia0_utt3",
+            "dialogue_id": "0",
+            "label": 2,
+            "text": TEXT,
+            "clip": clip,
+            "start": 343.1,
+            "end": 344.0,
+        }
+        agree(pipe(row), pipe({"text": TEXT, "clip": clip}))  # those seconds are the episode's, not the clip's
+
+    def test_span_and_context(self, pipe, clip):
+        with torch.no_grad():
+            batch = pipe.processor(text=TEXT, context=["thanks"], clip=clip, start=0.2, end=0.6)
+            expected = pipe.model(**batch).logits[0].softmax(-1).tolist()
+        answer = pipe({"text": TEXT, "context": ["thanks"], "clip": clip, "start": 0.2, "end": 0.6})
+        assert scores(answer) == pytest.approx(dict(zip(LABELS, expected, strict=True)), abs=1e-5)
+
+    def test_sound_alone_and_picture_alone(self, pipe, tmp_path):
+        write_clip(tmp_path / "voice.wav", sound=np.random.default_rng(2).uniform(-0.5, 0.5, 16000))
+        write_clip(tmp_path / "mute.mp4", np.random.default_rng(3).integers(0, 255, (9, 32, 32, 3), dtype=np.uint8))
+        answers = pipe([str(tmp_path / "voice.wav"), str(tmp_path / "mute.mp4")], batch_size=2)
+        assert all(sum(scores(answer).values()) == pytest.approx(1, abs=1e-5) for answer in answers)
+        agree(answers[1], pipe({"video": str(tmp_path / "mute.mp4")}))
+
+    def test_what_is_no_input(self, pipe, tmp_path):
+        with pytest.raises(ClipError, match="nowhere.mp4 does not exist"):
+            pipe(str(tmp_path / "nowhere.mp4"))
+        with pytest.raises(ValueError, match=r"The input has only \['context', 'id'\]"):
+            pipe({"id": "S01", "context": ["hello"]})
+        with pytest.raises(ValueError, match="not int"):
+            pipe(7)
+
+
+class TestAnswers:
+    def test_top_k(self, pipe):
+        assert len(pipe(TEXT)) == 4 and len(pipe(TEXT, top_k=2)) == 2 and len(pipe(TEXT, top_k=None)) == 4
+        assert pipe(TEXT, top_k=1) == pipe(TEXT)[:1]
+        with pytest.raises(ValueError, match="`top_k` is 0"):
+            pipe(TEXT, top_k=0)
+        with pytest.raises(TypeError, match="Unknown parameter of the pipeline: 'topk'"):
+            pipe(TEXT, topk=2)
+
+    def test_threshold(self, pipe):
+        plain = pipe(TEXT)
+        assert pipe(TEXT, threshold=0.0) == plain
+        unknown, *rest = pipe(TEXT, threshold=1.0)
+        assert unknown == {"label": "UNK", "score": 1 - plain[0]["score"]} and rest == plain
+        with pytest.raises(ValueError, match="`threshold` is 7"):
+            pipe(TEXT, threshold=7)
+
+    def test_anchors(self, pipe, clip):
+        answer = pipe({"clip": clip, "text": TEXT}, return_anchors=True)
+        assert answer["predictions"] == pipe({"clip": clip, "text": TEXT})
+        assert answer["label"] == answer["predictions"][0]["label"] and answer["in_scope"] is None
+        batch = pipe.processor(text=TEXT, clip=clip)
+        with torch.no_grad():
+            outputs = pipe.model(**batch)
+        words = TEXT.split()
+        positions, gates = outputs.anchor_indices[0].tolist(), outputs.anchor_scores[0].tolist()
+        # token 0 is [CLS] and the last one [SEP]; every word is one token
+        expected = {words[p - 1]: g for p, g in zip(positions[0], gates[0], strict=True) if 0 < p <= len(words)}
+        assert {a["word"]: a["score"] for a in answer["anchors"]["text"]} == pytest.approx(expected, abs=1e-5)
+        for anchor in answer["anchors"]["text"]:
+            assert TEXT[anchor["start"] : anchor["end"]] == anchor["word"]
+        for row, modality, rate in ((1, "audio", 50), (2, "video", 10)):
+            anchors = answer["anchors"][modality]
+            assert [a["frame"] for a in anchors] == [p for p in positions[row] if p >= 0]
+            for anchor in anchors:
+                assert anchor["start"] == pytest.approx(anchor["frame"] / rate)
+                assert anchor["end"] == pytest.approx((anchor["frame"] + 1) / rate)
+                assert 0 < anchor["score"] <= 1
+
+    def test_anchors_of_a_span_are_in_seconds_of_the_clip(self, pipe, clip):
+        answer = pipe({"clip": clip, "text": TEXT, "start": 0.4, "end": 0.8}, return_anchors=True)
+        for modality in ("audio", "video"):
+            assert answer["anchors"][modality]
+            assert all(0.4 <= a["start"] < a["end"] <= 0.8 + 1e-6 for a in answer["anchors"][modality])
+
+    def test_anchors_without_a_clip(self, pipe):
+        features = {"audio_features": np.ones((5, 80)), "video_features": np.zeros((0, 512))}
+        anchors = pipe({"text": "", **features}, return_anchors=True)["anchors"]
+        assert anchors["text"] == [] and anchors["video"] == []
+        assert set(anchors["audio"][0]) == {"frame", "score"}
+
+    def test_anchor_words_with_context_punctuation_and_a_cut_text(self, pipe):
+        text = "hello, you are   so-kind again please help me with this box no never"
+        answer = pipe({"text": text, "context": ["thanks you"]}, return_anchors=True)
+        assert answer["anchors"]["text"]
+        assert all(anchor["word"] in text.split() for anchor in answer["anchors"]["text"])
+        assert all(text[a["start"] : a["end"]] == a["word"] for a in answer["anchors"]["text"])
+
+    def test_no_anchors_where_the_fusion_has_none(self, tokenizer):
+        model = tiny_model(fusion_type="mean")
+        pipe = IntentRecognitionPipeline(model, tokenizer=tokenizer, device="cpu")
+        assert pipe(TEXT, return_anchors=True)["anchors"] == {"text": [], "audio": [], "video": []}
+
+    def test_progress_on_long_lists(self, pipe, capsys):
+        logging.enable_progress_bar()
+        pipe([TEXT] * 31)
+        assert "Recognising intents" not in capsys.readouterr().err
+        pipe([TEXT] * 32, batch_size=8)
+        assert "Recognising intents: 100%" in capsys.readouterr().err
+
+
+class TestCandidates:
+    def test_the_same_as_setting_the_descriptions(self, pipe, tokenizer):
+        intents = {
+            "Negotiate": ["help me with this box"],
+            "Greet": DESCRIPTIONS["Greet"],
+            "Leave": ["never again", "no"],
+        }
+        before = pipe(TEXT)
+        answer = pipe(TEXT, candidate_intents=intents)
+        model = copy.deepcopy(pipe.model)
+        model.set_label_descriptions(intents, tokenizer)
+        with torch.no_grad():
+            expected = model(**pipe.processor(text=TEXT)).logits[0].softmax(-1).tolist()
+        assert scores(answer) == pytest.approx(dict(zip(intents, expected, strict=True)), abs=1e-5)
+        assert pipe(TEXT) == before  # the pipeline's own model is as it was
+        agree(pipe([TEXT] * 2, candidate_intents={name: s for name, s in intents.items()})[1], answer)
+
+    def test_names_alone(self, pipe):
+        answer = pipe(TEXT, candidate_intents=["Greet", "Thank"])
+        agree(answer, pipe(TEXT, candidate_intents={name: DESCRIPTIONS[name] for name in ("Greet", "Thank")}))
+        assert set(scores(pipe(TEXT, candidate_intents=["late", "kind"]))) == {"late", "kind"}
+
+    def test_none(self, pipe):
+        with pytest.raises(ValueError, match="`candidate_intents` is empty"):
+            pipe(TEXT, candidate_intents={})
+
+
+class TestOutOfScope:
+    @pytest.fixture
+    def guarded(self, folder, pipe, tmp_path):
+        """A copy of the model's folder with a detector whose threshold lies between the scores of two texts."""
+        with torch.no_grad():
+            outputs = pipe.model(**pipe.processor(text=[TEXT, "thanks"]))
+        detector = OutOfScopeDetector("msp")
+        ordered = detector.score(outputs).tolist()
+        detector.threshold = sum(ordered) / 2
+        shutil.copytree(folder, tmp_path / "model")
+        detector.save_pretrained(tmp_path / "model")
+        names = [TEXT, "thanks"]
+        return str(tmp_path / "model"), names[int(np.argmax(ordered))], names[int(np.argmin(ordered))]
+
+    def test_the_detector_beside_the_model_is_used(self, guarded):
+        place, known, unknown = guarded
+        pipe = make_pipeline("intent-recognition", model=place, device="cpu")
+        assert "UNK" not in scores(pipe(known))
+        answers = pipe([known, unknown], batch_size=2, top_k=2)
+        assert [answer[0]["label"] == "UNK" for answer in answers] == [False, True]
+        assert len(answers[1]) == 3 and answers[1][0]["score"] == pytest.approx(1 - answers[1][1]["score"])
+        full = pipe(unknown, return_anchors=True)
+        assert full["label"] == "UNK" and full["in_scope"] is False
+        assert "UNK" not in scores(full["predictions"])
+        assert pipe(known, return_anchors=True)["in_scope"] is True
+        # a threshold stands for the detector, which has no say over other intents
+        assert "UNK" not in scores(pipe(unknown, threshold=0.0))
+        assert "UNK" not in scores(pipe(unknown, candidate_intents=["late", "kind"]))
+
+    def test_none(self, guarded, pipe):
+        place, _, unknown = guarded
+        assert pipe.detector is None
+        open_pipe = make_pipeline("intent-recognition", model=place, detector=False, device="cpu")
+        assert "UNK" not in scores(open_pipe(unknown))
+
+
+class TestLoading:
+    def test_save_and_load(self, pipe, clip, tmp_path):
+        pipe.save_pretrained(tmp_path)
+        assert isinstance(AutoProcessor.from_pretrained(tmp_path), AMESSProcessor)
+        again = make_pipeline("intent-recognition", model=str(tmp_path), device="cpu")
+        agree(again({"clip": clip, "text": TEXT}), pipe({"clip": clip, "text": TEXT}))
+
+    def test_from_objects(self, pipe, tokenizer, clip):
+        built = make_pipeline("intent-recognition", model=pipe.model, tokenizer=tokenizer, device="cpu")
+        agree(built({"clip": clip, "text": TEXT}), pipe({"clip": clip, "text": TEXT}))
+        with pytest.raises(ValueError, match="Give `processor` or `tokenizer`"):
+            IntentRecognitionPipeline(pipe.model)
+
+    def test_a_processor_of_another_model(self, pipe, tokenizer):
+        other = AMESSProcessor.for_model(tiny_config(**{**FRONT_ENDS, "max_audio_length": 480}), tokenizer)
+        with pytest.raises(ValueError, match="`max_audio_length` is 480 in the processor and 60 in the model"):
+            make_pipeline("intent-recognition", model=pipe.model, processor=other)
+
+
+class Recogniser:
+    """Stands in for a speech recognition pipeline: hears whether there is sound."""
+
+    class feature_extractor:
+        sampling_rate = 8000
+
+    def __call__(self, inputs):
+        assert inputs["sampling_rate"] == 8000
+        return {"text": f" {TEXT} " if len(inputs["raw"]) == pytest.approx(8000, abs=700) else "box"}
+
+
+class TestSpeechRecognition:
+    def test_missing_words_are_filled_in(self, folder, clip, pipe):
+        hearing = make_pipeline("intent-recognition", model=folder, asr_model=Recogniser(), device="cpu")
+        agree(hearing(clip), pipe({"clip": clip, "text": TEXT}))
+        assert hearing(clip, return_anchors=True)["text"] == TEXT
+        agree(hearing({"clip": clip, "text": "thanks"}), pipe({"clip": clip, "text": "thanks"}))
+        agree(hearing(TEXT), pipe(TEXT))
+        sound = {"array": np.zeros(16000), "sampling_rate": 16000}
+        agree(hearing({"audio": sound}), pipe({"audio": sound, "text": TEXT}))
+
+    def test_a_model_of_the_hub(self, folder, clip, pipe, tmp_path):
+        torch.manual_seed(0)
+        letters = ["<pad>", "<s>", "</s>", "<unk>", "|", *"abcdefgh"]
+        (tmp_path / "vocab.json").write_text(json.dumps({letter: i for i, letter in enumerate(letters)}))
+        config = Wav2Vec2Config(
+            hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, conv_dim=[8] * 7,
+            num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=2, vocab_size=len(letters),
+        )  # fmt: skip
+        Wav2Vec2ForCTC(config).save_pretrained(tmp_path / "asr")
+        Wav2Vec2CTCTokenizer(str(tmp_path / "vocab.json")).save_pretrained(tmp_path / "asr")
+        Wav2Vec2FeatureExtractor().save_pretrained(tmp_path / "asr")
+        hearing = make_pipeline("intent-recognition", model=folder, asr_model=str(tmp_path / "asr"), device="cpu")
+        heard = hearing(clip, return_anchors=True)["text"]
+        assert heard.strip()
+        agree(hearing(clip), pipe({"clip": clip, "text": heard}))

@@ -1,0 +1,232 @@
+"""AMESSProcessor: what goes in, the batch that comes out, what is saved, and what does not fit together."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_config, tiny_model
+from encoder_models import save_speech_model, save_vision_model
+from transformers import AutoProcessor
+
+from amess_hf import AMESSDataCollator, AMESSProcessor
+from amess_hf.encoders_amess import FrameDifferenceEncoder, LogMelEncoder
+
+
+av = pytest.importorskip("av")
+
+from amess_hf.clips_amess import ClipError, read_frames, read_sound  # noqa: E402
+from amess_hf.data.clip_writer import write_clip  # noqa: E402
+
+
+FRONT_ENDS = {
+    "audio_feature_size": 80,
+    "video_feature_size": 512,
+    "audio_encoder": "log-mel",
+    "video_encoder": "frame-difference",
+    "max_audio_length": 60,
+    "max_video_length": 12,
+}
+
+
+def random_frames(count, height=32, width=48, seed=0):
+    return np.random.default_rng(seed).integers(0, 255, (count, height, width, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """One second of noise in sound and picture."""
+    path = tmp_path_factory.mktemp("clips") / "clip.mp4"
+    write_clip(path, random_frames(25), np.random.default_rng(0).uniform(-0.5, 0.5, 16000))
+    return str(path)
+
+
+@pytest.fixture
+def processor(tokenizer):
+    return AMESSProcessor.for_model(tiny_config(**FRONT_ENDS), tokenizer)
+
+
+def same(first, second, atol=0.0):
+    assert set(first) == set(second)
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], atol=atol, rtol=0)
+
+
+class TestInputs:
+    def test_clip_and_text(self, processor, clip):
+        batch = processor(text="hello you", clip=clip)
+        assert set(batch) >= {"input_ids", "attention_mask", "audio_features", "video_features"}
+        assert batch["audio_features"].shape[::2] == (1, 80) and batch["video_features"].shape == (1, 10, 512)
+        assert batch["audio_attention_mask"].all() and batch["video_attention_mask"].all()
+        assert batch["attention_mask"].sum() == 4  # [CLS] hello you [SEP]
+
+    def test_one_clip_by_four_ways(self, processor, clip):
+        whole = processor(text="hello", clip=clip)
+        same(whole, processor(text="hello", audio=clip, video=clip))
+        with open(clip, "rb") as file:
+            same(whole, processor(text="hello", clip=file.read()))
+        sound = read_sound(clip, 16000)
+        frames = read_frames(clip, **FrameDifferenceEncoder().reading)
+        features = {
+            "audio_features": LogMelEncoder()([sound])[0],
+            "video_features": FrameDifferenceEncoder()([frames])[0],
+        }
+        same(whole, processor(text="hello", **features))
+        same(whole, processor(text="hello", audio={"array": sound, "sampling_rate": 16000}, video=clip))
+        same(whole, processor(text=["hello"], audio=[sound], video=[clip]))
+        same(whole, processor(text="hello", **{name: value.tolist() for name, value in features.items()}))
+
+    def test_arrays(self, processor):
+        frames = random_frames(5)
+        batch = processor(text="hello", audio=np.zeros(44100, np.int16), video=frames, sampling_rate=44100)
+        assert batch["audio_features"].shape[1] == pytest.approx(49, abs=1) and batch["video_features"].shape[1] == 5
+        same(batch, processor(text="hello", audio=np.zeros((2, 44100)), video=frames / 255, sampling_rate=44100), 1e-6)
+        same(batch, processor(text="hello", audio=torch.zeros(44100), video=torch.tensor(frames), sampling_rate=44100))
+
+    def test_a_batch_is_its_members_padded(self, processor, clip):
+        batch = processor(
+            text=["hello you", None, "thanks"],
+            clip=[clip, clip, None],
+            audio_features=[None, np.ones((70, 80), np.float32), None],
+        )
+        assert batch["audio_attention_mask"].sum(1).tolist() == [
+            50 if batch["audio_attention_mask"][0, 49] else 49,
+            60,
+            0,
+        ]
+        assert batch["video_attention_mask"].sum(1).tolist() == [10, 10, 0]
+        assert batch["attention_mask"].sum(1).tolist() == [4, 0, 3]
+        alone = processor(text="hello you", clip=clip)
+        length = alone["audio_features"].shape[1]
+        torch.testing.assert_close(batch["audio_features"][0, :length], alone["audio_features"][0])
+        assert batch["audio_features"][0, length:].abs().max() == 0
+
+    def test_the_same_batch_as_the_collator(self, processor, tokenizer):
+        generator = np.random.default_rng(0)
+        rows = [
+            {
+                "text": text,
+                "context": context,
+                "audio_features": generator.normal(size=(length, 80)).astype(np.float32),
+                "video_features": generator.normal(size=(length, 512)).astype(np.float32),
+            }
+            for text, context, length in [("hello you", ["a: late again"], 5), ("", [], 90), ("thanks", [], 0)]
+        ]
+        columns = {name: [row[name] for row in rows] for name in rows[0]}
+        same(dict(processor(**columns)), AMESSDataCollator(tokenizer, tiny_config(**FRONT_ENDS))(rows))
+
+    def test_the_model_takes_it(self, processor, clip):
+        logits = tiny_model(**FRONT_ENDS)(**processor(text=["hello", "thanks"], clip=[clip, None])).logits
+        assert logits.shape == (2, 4) and logits.isfinite().all()
+
+    def test_span(self, processor, clip):
+        batch = processor(text="hello", clip=clip, start=0.2, end=0.6)
+        assert batch["video_features"].shape[1] == 4 and batch["audio_features"].shape[1] == 19
+        pair = processor(clip=[clip, clip], start=0.2, end=[0.6, 0.4])
+        assert pair["video_attention_mask"].sum(1).tolist() == [4, 2]
+
+    def test_no_more_is_decoded_than_the_limits_let_through(self, tokenizer, tmp_path):
+        path = tmp_path / "long.mp4"
+        write_clip(path, random_frames(300), np.zeros(30 * 16000), frame_rate=10)
+        processor = AMESSProcessor.for_model(tiny_config(**FRONT_ENDS), tokenizer)
+        sound, frames = processor.read_clip(path)
+        assert len(frames) == 12 and len(sound) == 320080  # 12 frames; one window of 20 s
+        batch = processor(clip=path)
+        assert batch["audio_features"].shape[1] == 60 and batch["video_features"].shape[1] == 12
+
+    @pytest.mark.parametrize("absent", ["audio", "video"])
+    def test_a_modality_that_the_model_does_not_take(self, tokenizer, clip, absent):
+        config = tiny_config(**{**FRONT_ENDS, f"{absent}_feature_size": None, f"{absent}_encoder": None})
+        batch = AMESSProcessor.for_model(config, tokenizer)(text="hello", clip=clip)
+        assert f"{absent}_features" not in batch and f"{absent}_attention_mask" not in batch
+
+    def test_sound_or_picture_alone(self, processor, tmp_path):
+        write_clip(tmp_path / "mute.mp4", random_frames(10), frame_rate=10)
+        write_clip(tmp_path / "voice.wav", sound=np.zeros(16000))
+        batch = processor(text=["hello", "hello"], clip=[tmp_path / "mute.mp4", tmp_path / "voice.wav"])
+        assert batch["audio_attention_mask"].sum(1).tolist() == [0, 49]
+        assert batch["video_attention_mask"].sum(1).tolist() == [10, 0]
+
+
+class TestSaving:
+    def test_front_ends(self, processor, clip, tmp_path):
+        expected = processor(text="hello", clip=clip)
+        processor.save_pretrained(tmp_path)
+        loaded = AutoProcessor.from_pretrained(tmp_path)
+        assert isinstance(loaded, AMESSProcessor)
+        assert (loaded.audio_sampling_rate, loaded.video_frame_rate) == (16000, 10.0)
+        loaded.check_model(tiny_config(**FRONT_ENDS))
+        same(expected, loaded(text="hello", clip=clip))
+
+    def test_hub_encoders(self, tokenizer, clip, tmp_path):
+        speech = save_speech_model(tmp_path / "wavlm", norm="layer")
+        vision = save_vision_model(tmp_path / "swin")
+        names = {"audio_encoder": speech, "video_encoder": vision, "audio_feature_size": 32, "video_feature_size": 24}
+        config = tiny_config(**names)
+        processor = AMESSProcessor.for_model(config, tokenizer, video_frame_rate=5)
+        expected = processor(text="hello", clip=clip)  # loads the encoders, which are not to be saved
+        assert expected["video_features"].shape[1:] == (5, 24) and expected["audio_features"].shape[-1] == 32
+        processor.save_pretrained(tmp_path / "model")
+        saved = json.loads((tmp_path / "model" / "processor_config.json").read_text())
+        assert saved["feature_extractor"]["do_normalize"] and saved["image_processor"]["size"]["height"] == 32
+        loaded = AutoProcessor.from_pretrained(tmp_path / "model")
+        assert type(loaded.image_processor) is type(processor.image_processor)
+        assert {**loaded.to_dict(), "auto_map": None} == {**processor.to_dict(), "auto_map": None}
+        same(expected, loaded(text="hello", clip=clip))
+
+    def test_names_of_inputs(self, processor):
+        assert set(processor.model_input_names) >= {"input_ids", "audio_features", "video_attention_mask"}
+
+
+class TestWhatDoesNotFit:
+    @pytest.mark.parametrize(
+        "field, value",
+        [
+            ("audio_encoder", "microsoft/wavlm-base"),
+            ("video_encoder", None),
+            ("audio_feature_size", 768),
+            ("video_feature_size", None),
+            ("max_text_length", 40),
+            ("max_audio_length", 400),
+            ("max_video_length", 180),
+        ],
+    )
+    def test_another_model(self, processor, field, value):
+        processor.check_model(tiny_config(**FRONT_ENDS))
+        with pytest.raises(ValueError, match=f"`{field}` is .* in the processor and {value!r} in the model"):
+            processor.check_model(tiny_config(**{**FRONT_ENDS, field: value}))
+
+    def test_an_encoder_of_another_width_or_rate(self, tokenizer, clip):
+        wide = AMESSProcessor(tokenizer, audio_encoder="log-mel", audio_feature_size=768)
+        with pytest.raises(ValueError, match="gives features 80 wide, but `audio_feature_size` is 768"):
+            wide(audio=clip)
+        fast = AMESSProcessor(tokenizer, audio_encoder="log-mel", audio_feature_size=80, audio_sampling_rate=8000)
+        with pytest.raises(ValueError, match="takes 16000 samples a second, but `audio_sampling_rate` is 8000"):
+            fast(audio=clip)
+
+    def test_a_clip_for_a_model_of_unknown_encoders(self, tokenizer, clip):
+        processor = AMESSProcessor.for_model(tiny_config(), tokenizer)
+        with pytest.raises(
+            ValueError, match=f"{clip} cannot be used: the model was trained with ready audio features"
+        ):
+            processor(text="hello", clip=clip)
+        assert processor(text="hello", audio_features=np.zeros((3, 6)))["audio_features"].shape == (1, 3, 6)
+
+    def test_bad_arguments(self, processor, tmp_path):
+        with pytest.raises(ValueError, match="Nothing to process"):
+            processor(context=["hello"])
+        with pytest.raises(ValueError, match="The lists differ in length: {'text': 2, 'clip': 1}"):
+            processor(text=["a", "b"], clip=["clip.mp4"])
+        with pytest.raises(ValueError, match="`return_tensors` is 'np'"):
+            processor(text="hello", return_tensors="np")
+        with pytest.raises(ValueError, match=r"`audio_features` .* \(3, 7\); it must be \(frames, 80\)"):
+            processor(text="hello", audio_features=np.zeros((3, 7)))
+        with pytest.raises(ValueError, match=r"`video` has shape \(5, 4, 4, 1\)"):
+            processor(video=np.zeros((5, 4, 4, 1)))
+        with pytest.raises(ClipError, match="nowhere.mp4 does not exist"):
+            processor(clip=tmp_path / "nowhere.mp4")
+
+    def test_preprocessing_that_is_not_at_hand_is_said(self, tokenizer, caplog):
+        config = tiny_config(audio_encoder="no-such/model")
+        assert AMESSProcessor.for_model(config, tokenizer).feature_extractor is None
+        assert "The preprocessing of no-such/model is not saved with the processor" in caplog.text
