@@ -12,7 +12,7 @@ from ..data.clip_features import add_clip_features
 from ..data.collator import AMESSDataCollator
 from ..data.descriptions import load_label_descriptions
 from ..data.layout import NO_FEATURES
-from ..data.mintrec import load_mintrec
+from ..data.mintrec import load_mintrec, with_feature_arrays
 from ..modeling_amess import AMESSForIntentClassification
 
 
@@ -106,7 +106,7 @@ def is_on_hub(name):
 
 
 def _load_from_hub(name):
-    splits = load_dataset(name)
+    splits = with_feature_arrays(load_dataset(name))
     for split in splits.values():
         missing = {"id", "text", "label"} - set(split.column_names)
         if missing or not isinstance(split.features["label"], ClassLabel):
