@@ -235,7 +235,8 @@ class TestReport:
         expected = np.mean(outputs.predictions[:45] == outputs.labels[:45])
         assert results["classification"]["accuracy"] == results["modalities"][0]["accuracy"] == pytest.approx(expected)
         assert list(results["classification"]["per_class"]) == LABELS
-        assert list(results["oos_detection"]) == ["energy", "mahalanobis", "label_similarity"]
+        compared = ["energy", "mahalanobis", "label_similarity", "msp", "max_logit"]  # those given, then the others
+        assert list(results["oos_detection"]) == compared
         assert results["kept_in_scope"] == pytest.approx(43 / 45)  # the least number that is 95 % of 45
         assert set(results["open_classification"]) == {"accuracy", "f1_known", "f1_open", "f1"}
         confidence, correct = confidence_and_correct(outputs.logits[:45], outputs.labels[:45])

@@ -70,8 +70,8 @@ def report(
         output_dir: the folder; it is made if need be.
         name: what the report calls the split.
         calibration_dataset: in-scope clips to fit a temperature on, usually the dev split. None: no temperature.
-        detectors: fitted `OutOfScopeDetector`s to compare, the one in use first. Without any, the scores that need no
-            fitting are compared.
+        detectors: fitted `OutOfScopeDetector`s to compare, the one in use first. The scores that need no fitting are
+            compared with them in any case.
         batch_size: clips at a time.
 
     Returns:
@@ -271,9 +271,9 @@ def _write_oos(writer, figures, results, outputs, detectors):
     in_scope = outputs.labels >= 0
     if not detectors and in_scope.all():
         return
-    if not detectors:
-        unfitted = ["energy", "msp", "max_logit"] + ["label_similarity"] * (outputs.label_embeds is not None)
-        detectors = [OutOfScopeDetector(method) for method in unfitted]
+    unfitted = ["energy", "msp", "max_logit"] + ["label_similarity"] * (outputs.label_embeds is not None)
+    given = {detector.method for detector in detectors}
+    detectors = [*detectors, *(OutOfScopeDetector(method) for method in unfitted if method not in given)]
     scores = {detector.method: detector.score(outputs.as_model_outputs()).numpy() for detector in detectors}
     first = detectors[0]
     accepted = None if first.threshold is None else scores[first.method] >= first.threshold
