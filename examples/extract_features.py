@@ -223,7 +223,8 @@ class Extraction:
                     yield clip, earlier[clip]
 
         new = folder.with_name(f".new-{folder.name}")
-        shutil.rmtree(new, ignore_errors=True)
+        for leftover in (new, *folder.parent.glob(f".{new.name}.*")):  # of a run that was killed here
+            shutil.rmtree(leftover, ignore_errors=True)
         write_features(entries(), new, source=Path(self.args.data_dir), dtype=self.args.dtype)
         if folder.exists():
             os.rename(folder, _old(folder))
