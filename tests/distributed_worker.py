@@ -1,0 +1,168 @@
+"""
+One process of a run over several, on the CPU, for `test_distributed.py`: `distributed_worker.py FOLDER`.
+
+Each scenario gives numbers that must not depend on how many processes share the clips out.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from safetensors.torch import save_file
+from torch import distributed
+from transformers import BertConfig, BertTokenizer
+
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+
+import run_mir_no_trainer  # noqa: E402
+from conftest import TEXT_SIZES, WORDS, tiny_model  # noqa: E402
+
+from amess_hf import AMESSDataCollator, AMESSTrainer, AMESSTrainingArguments  # noqa: E402
+from amess_hf.training.label_updates import description_sampler  # noqa: E402
+from amess_hf.training.trainer import LOSS_PARTS  # noqa: E402
+
+
+def make_tokenizer():
+    return BertTokenizer(
+        vocab={word: index for index, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
+    )
+
+
+def make_clips(count, seed):
+    """Random clips of all lengths; a few lack the sound or the picture, and a few are out of scope (label -1)."""
+    draw = np.random.default_rng(seed)
+    return Dataset.from_list(
+        [
+            {
+                "id": f"clip{number}",
+                "text": " ".join(draw.choice(WORDS, draw.integers(1, 9))),
+                "label": int(draw.integers(-1, 4)),
+                "audio_features": draw.standard_normal((draw.integers(0, 9), 6)).astype(np.float32).tolist(),
+                "video_features": draw.standard_normal((draw.integers(0, 9), 5)).astype(np.float32).tolist(),
+            }
+            for number in range(count)
+        ]
+    )
+
+
+def make_model():
+    """A model with every loss, and nothing drawn at random in training."""
+    return tiny_model(
+        text_config=BertConfig(
+            **TEXT_SIZES, intermediate_size=48, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+        ),
+        dropout=0.0,
+        modality_dropout=0.0,
+        clip_contrastive_loss_weight=0.4,
+        consistency_loss_weight=0.3,
+        outlier_exposure_loss_weight=0.2,
+        label_smoothing=0.1,
+    )
+
+
+def make_arguments(folder, world, **values):
+    """Batches of four clips, whatever the number of processes."""
+    return AMESSTrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=4 // world,
+        per_device_eval_batch_size=4,
+        gradient_accumulation_steps=2,
+        num_train_epochs=2,
+        optim="sgd",
+        learning_rate=0.02,
+        head_learning_rate=0.05,
+        label_update="2",
+        logging_steps=1,
+        eval_strategy="epoch",
+        save_strategy="no",
+        load_best_model_at_end=False,
+        use_cpu=True,
+        disable_tqdm=True,
+        **values,
+    )
+
+
+def one_step(world, rank, sizes=(5, 3)):
+    """Loss, its parts and all gradients of one batch that the processes hold in unequal shares."""
+    tokenizer, model = make_tokenizer(), make_model().train()
+    clips = make_clips(sum(sizes), seed=1)
+    first = sum(sizes[:rank]) if world > 1 else 0
+    rows = [clips[number] for number in range(first, first + (sizes[rank] if world > 1 else sum(sizes)))]
+    batch = AMESSDataCollator(tokenizer, model.config)(rows)
+    arguments = SimpleNamespace(label_update_period=lambda steps: 2, gradient_accumulation_steps=1, seed=0)
+    batch.update(description_sampler(model.config, tokenizer, arguments, 10)(0))
+    wrapped = torch.nn.parallel.DistributedDataParallel(model) if world > 1 else model
+    outputs = wrapped(**batch)
+    outputs.loss.backward()
+    numbers = {f"gradient {name}": parameter.grad for name, parameter in model.named_parameters()}
+    for name in ("loss", *LOSS_PARTS):
+        value = outputs[name].detach().clone()
+        if world > 1:
+            distributed.all_reduce(value)
+        numbers[name] = value / world
+    return numbers
+
+
+def from_training(model, history, logits):
+    """Weights, label memory, logged loss parts and answers of a finished training."""
+    numbers = {f"weights {name}": value for name, value in model.state_dict().items()}
+    lines = [line for line in history if "triplet_loss" in line]
+    for name in ("loss", *LOSS_PARTS):
+        numbers[f"logged {name}"] = torch.tensor([line[name] for line in lines])
+    return {**numbers, "logits": torch.as_tensor(logits)}
+
+
+def with_trainer(folder, world, **values):
+    """Training with `AMESSTrainer`."""
+    tokenizer, model, clips = make_tokenizer(), make_model(), make_clips(9, seed=2)
+    trainer = AMESSTrainer(
+        model=model,
+        args=make_arguments(folder, world, **values),
+        processing_class=tokenizer,
+        data_collator=AMESSDataCollator(tokenizer, model.config),
+        train_dataset=clips,
+        eval_dataset=clips,
+    )
+    trainer.train()
+    return from_training(model, trainer.state.log_history, trainer.predict(clips).predictions)
+
+
+def with_loop(folder, world, **values):
+    """The same with the loop of `run_mir_no_trainer.py`."""
+    tokenizer, model, clips = make_tokenizer(), make_model(), make_clips(9, seed=2)
+    collator = AMESSDataCollator(tokenizer, model.config)
+    job = SimpleNamespace(model=model, tokenizer=tokenizer, collator=collator, split=lambda name, option: clips)
+    arguments = make_arguments(folder, world, **values)
+    accelerator = Accelerator(kwargs_handlers=[run_mir_no_trainer.DDP_ARGUMENTS])
+    training = run_mir_no_trainer.Training(accelerator, job, arguments)
+    training.run()
+    logits = run_mir_no_trainer.predict(accelerator, model, collator, clips, 4)
+    return from_training(model, training.state.log_history, logits)
+
+
+def scenarios(folder, world=1, rank=0):
+    """Everything that is compared: `{scenario: {name: tensor}}`."""
+    return {
+        "trainer": with_trainer(folder, world),
+        "trainer, grouped by length": with_trainer(folder, world, train_sampling_strategy="group_by_length"),
+        "loop": with_loop(folder, world),
+        "one step": one_step(world, rank),
+    }
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
+    results = scenarios(folder, int(os.environ["WORLD_SIZE"]), rank)
+    if rank == 0:
+        for number, tensors in enumerate(results.values()):
+            save_file({key: value.contiguous() for key, value in tensors.items()}, folder / f"{number}.safetensors")
+        (folder / "scenarios.json").write_text(json.dumps(list(results)))
+    distributed.destroy_process_group()
