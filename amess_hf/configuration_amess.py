@@ -65,7 +65,7 @@ class AMESSConfig(PreTrainedConfig):
             concatenation, MLP) or `"text"` (no fusion).
         projection_dim (`int`, *optional*, defaults to 256):
             Width of `multimodal_embeds` and `label_embeds`.
-        dropout (`float`, *optional*, defaults to 0.1):
+        dropout (`float`, *optional*, defaults to 0.3):
             Dropout of the fusion module and before the classifier.
         modality_dropout (`float`, *optional*, defaults to 0.1):
             In training, the share of clips whose words, sound or picture (one of them, drawn evenly) are masked.
@@ -78,9 +78,9 @@ class AMESSConfig(PreTrainedConfig):
             Logarithm of the initial scale (1 / temperature) of similarities; 2.6592 is a temperature of 0.07.
         triplet_margin (`float`, *optional*, defaults to 0.2):
             Margin of both triplet losses, in cosine similarity.
-        triplet_loss_weight (`float`, *optional*, defaults to 0.5):
+        triplet_loss_weight (`float`, *optional*, defaults to 1.0):
             Weight of the margin triplet (clip, own description, hardest other description).
-        label_contrastive_loss_weight (`float`, *optional*, defaults to 0.5):
+        label_contrastive_loss_weight (`float`, *optional*, defaults to 1.0):
             Weight of the softmax over all descriptions.
         clip_contrastive_loss_weight (`float`, *optional*, defaults to 0.1):
             Weight of the triplets between clips of a batch.
@@ -90,7 +90,7 @@ class AMESSConfig(PreTrainedConfig):
         outlier_exposure_loss_weight (`float`, *optional*, defaults to 0.0):
             Weight of the cross-entropy to the uniform distribution on out-of-scope training clips (label -1;
             Outlier Exposure, arXiv 1812.04606).
-        label_smoothing (`float`, *optional*, defaults to 0.0):
+        label_smoothing (`float`, *optional*, defaults to 0.1):
             Label smoothing of the cross-entropy.
         label_similarity_weight (`float`, *optional*, defaults to 0.0):
             Share of the similarity to descriptions in the logits at inference: 0 is the classifier alone, 1 the
@@ -152,18 +152,18 @@ class AMESSConfig(PreTrainedConfig):
     num_anchors: int = 8
     fusion_type: str = "anchor"
     projection_dim: int = 256
-    dropout: float | int = 0.1
+    dropout: float | int = 0.3
     modality_dropout: float | int = 0.1
     layer_norm_eps: float = 1e-5
     initializer_range: float = 0.02
     logit_scale_init_value: float | int = 2.6592
     triplet_margin: float | int = 0.2
-    triplet_loss_weight: float | int = 0.5
-    label_contrastive_loss_weight: float | int = 0.5
+    triplet_loss_weight: float | int = 1.0
+    label_contrastive_loss_weight: float | int = 1.0
     clip_contrastive_loss_weight: float | int = 0.1
     consistency_loss_weight: float | int = 0.0
     outlier_exposure_loss_weight: float | int = 0.0
-    label_smoothing: float | int = 0.0
+    label_smoothing: float | int = 0.1
     label_similarity_weight: float | int = 0.0
     label_descriptions: dict[str, list[str]] | None = None
     zero_shot_labels: list[str] | None = None

@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 import torch
-from conftest import DESCRIPTIONS, text_config, tiny_model
+from conftest import DESCRIPTIONS, text_config, tiny_config, tiny_model
 from transformers.trainer_utils import EvalPrediction
 
 from amess_hf import AMESSTrainingArguments
 from amess_hf.training import LabelDescriptionSampler, WeightAverage, parameter_groups
+from amess_hf.training.optimization import default_learning_rate
 from amess_hf.training.trainer import prediction_metrics
 
 
@@ -76,11 +77,11 @@ class TestParameterGroups:
     def test_frozen_parameters_are_left_out(self, tmp_path):
         model = tiny_model()
         model.get_input_embeddings().requires_grad_(False)
-        assert not any("word_embeddings" in name for name in self.rates(model, arguments(tmp_path)))
+        assert not any("word_embeddings" in name for name in self.rates(model, arguments(tmp_path, learning_rate=1e-4)))
 
     def test_no_text_encoder(self, tmp_path):
         with pytest.raises(ValueError, match="text_encoder"):
-            parameter_groups(torch.nn.Linear(2, 2), arguments(tmp_path))
+            parameter_groups(torch.nn.Linear(2, 2), arguments(tmp_path, learning_rate=1e-4))
 
 
 class TestWeightAverage:
@@ -167,3 +168,11 @@ def test_metrics_leave_out_of_scope_clips_out():
     logits = np.eye(4)[[0, 1, 2, 3, 0]]
     metrics = prediction_metrics(EvalPrediction(predictions=logits, label_ids=np.array([0, 1, 1, -1, -1])))
     assert metrics["accuracy"] == pytest.approx(2 / 3)
+
+
+class TestDefaultLearningRate:
+    @pytest.mark.parametrize(("width", "rate"), [(32, 2e-4), (384, 2e-4), (768, 5e-5)])
+    def test_falls_with_the_width(self, width, rate):
+        encoder = text_config()
+        encoder.hidden_size = width
+        assert default_learning_rate(tiny_config(text_config=encoder)) == pytest.approx(rate)

@@ -12,15 +12,16 @@ class AMESSTrainingArguments(TrainingArguments):
     [`~transformers.TrainingArguments`] with the recommended recipe as defaults, and
 
     Args:
-        learning_rate (`float`, *optional*, defaults to 1e-4):
-            Learning rate of the text encoder's last layer.
+        learning_rate (`float`, *optional*):
+            Learning rate of the text encoder's last layer. By default 2e-4 for an encoder up to 384 wide, and less in
+            proportion to the square of the width beyond (5e-5 at 768); see [`default_learning_rate`].
         head_learning_rate (`float`, *optional*, defaults to 1e-3):
             Learning rate of everything but the text encoder.
         head_weight_decay (`float`, *optional*, defaults to 0.01):
             Weight decay of everything but the text encoder.
-        layer_decay (`float`, *optional*, defaults to 1.0):
+        layer_decay (`float`, *optional*, defaults to 0.8):
             Factor between the learning rates of a text encoder layer and the one above it; 1 is the same for all.
-        label_update (`str`, *optional*, defaults to `"4"`):
+        label_update (`str`, *optional*, defaults to `"10"`):
             How often each label's description is encoded with gradient: `"step"`, `"epoch"` or a number of steps. In
             between, the memory of its last embedding stands in. The labels take turns, so that steps cost the same.
         weight_averaging (`float`, *optional*, defaults to 0.99):
@@ -38,7 +39,10 @@ class AMESSTrainingArguments(TrainingArguments):
     output_dir: str | None = field(
         default=None, metadata={"help": "Folder for the model, the metrics and checkpoints."}
     )
-    learning_rate: float = field(default=1e-4, metadata={"help": "Learning rate of the text encoder's last layer."})
+    learning_rate: float | None = field(
+        default=None,
+        metadata={"help": "Learning rate of the text encoder's last layer; by default it depends on its width."},
+    )
     head_learning_rate: float = field(
         default=1e-3, metadata={"help": "Learning rate of everything but the text encoder."}
     )
@@ -47,10 +51,10 @@ class AMESSTrainingArguments(TrainingArguments):
         default=0.01, metadata={"help": "Weight decay of everything but the text encoder."}
     )
     layer_decay: float = field(
-        default=1.0, metadata={"help": "Learning rate of a text encoder layer, relative to the layer above it."}
+        default=0.8, metadata={"help": "Learning rate of a text encoder layer, relative to the layer above it."}
     )
     label_update: str = field(
-        default="4",
+        default="10",
         metadata={"help": "How often each description is encoded with gradient: step, epoch, or a number of steps."},
     )
     weight_averaging: float = field(
@@ -59,7 +63,7 @@ class AMESSTrainingArguments(TrainingArguments):
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Evaluations without improvement after which training stops."}
     )
-    num_train_epochs: float = field(default=12.0, metadata={"help": "Passes over the training clips."})
+    num_train_epochs: float = field(default=6.0, metadata={"help": "Passes over the training clips."})
     per_device_train_batch_size: int = field(default=16, metadata={"help": "Clips a step and device, in training."})
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Clips a step and device, in evaluation."})
     warmup_steps: float = field(

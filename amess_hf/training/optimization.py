@@ -9,6 +9,14 @@ from transformers import Trainer
 TEXT_ENCODER = re.compile(r"(^|\.)text_encoder\.")
 
 
+def default_learning_rate(config):
+    """
+    2e-4 for a text encoder up to 384 wide (chosen on MIntRec's dev split with MiniLM), and less in proportion to the square
+    of the width beyond: 5e-5 at 768, the usual one for BERT-base.
+    """
+    return 2e-4 * min(1.0, 384 / config.text_config.hidden_size) ** 2
+
+
 def _depth(name, num_layers):
     """Layers between a text encoder's parameter and its output: 0 for the last layer, `num_layers` for embeddings."""
     layer = re.search(r"\.(\d+)\.", name.split("text_encoder", 1)[1])

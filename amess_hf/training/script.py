@@ -20,6 +20,7 @@ from ..modeling_amess import AMESSForIntentClassification
 from ..oos_amess import OutOfScopeDetector
 from .arguments import AMESSTrainingArguments
 from .checkpoints import check_output_dir
+from .optimization import default_learning_rate
 from .preparation import TaskData, build_collator, build_model, hold_out, load_task, load_tokenizer
 from .results import answers, generalized_accuracy, update_results, write_predictions
 from .script_arguments import DataArguments, ModelArguments
@@ -80,6 +81,8 @@ def prepare(model_args, data_args, training_args):
     seen_task = hold_out(task, held_out) if held_out else task
     tokenizer = load_tokenizer(model_args)
     model = build_model(model_args, data_args, seen_task, tokenizer)
+    if training_args.learning_rate is None:
+        training_args.learning_rate = default_learning_rate(model.config)
     collator = build_collator(tokenizer, model, seen_task)
     return Job(task, seen_task, held_out, tokenizer, model, collator, model_args.model_name_or_path)
 

@@ -12,7 +12,7 @@ from .averaging import WeightAverage, averaged_weights
 from .batches import training_dataloader
 from .checkpoints import begin_checkpoint, check_free_space, check_output_dir, checkpoint_to_resume, write_manifest
 from .label_updates import description_sampler
-from .optimization import parameter_groups
+from .optimization import default_learning_rate, parameter_groups
 
 
 LOSS_PARTS = (
@@ -61,6 +61,8 @@ class AMESSTrainer(PushesToHub, Trainer):
         kwargs.setdefault("compute_metrics", prediction_metrics)
         if args.should_save:
             check_output_dir(args.output_dir)
+        if args.learning_rate is None:
+            args.learning_rate = default_learning_rate(model.config)
         super().__init__(model=model, args=args, processing_class=processing_class, **kwargs)
         self.tokenizer = getattr(processing_class, "tokenizer", processing_class)
         self.average = None
