@@ -1,13 +1,16 @@
 """Training from raw clips: what tells the intents apart is only in the sound, or only in the movement."""
 
 import os
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import text_config
 from datasets import Dataset, DatasetDict
-from transformers import set_seed
+from transformers import BertModel, set_seed
+from transformers import pipeline as make_pipeline
 
 from amess_hf import (
     AMESSConfig,
@@ -23,6 +26,7 @@ av = pytest.importorskip("av")
 
 from amess_hf.data.clip_features import add_clip_features, clip_jobs, encoder_slug, find_clips  # noqa: E402
 from amess_hf.data.clip_writer import write_clip  # noqa: E402
+from amess_hf.training.script import parse_arguments, run_for_each_seed  # noqa: E402
 
 
 WORDS = "you are so kind"
@@ -189,3 +193,25 @@ class TestFindingClips:
 
     def test_slug(self):
         assert encoder_slug("microsoft/wavlm-base") == "wavlm-base" and encoder_slug("a/b c/") == "b-c"
+
+
+def test_one_command_from_clips_to_a_pipeline(corpus, tokenizer, tmp_path, monkeypatch):
+    """`run_mir.py` with encoders trains on raw clips; the pipeline over what it saved gives the scores that it wrote."""
+    monkeypatch.setattr("sys.path", [str(Path(__file__).parents[1] / "examples"), *sys.path])
+    import run_mir
+
+    BertModel(text_config()).save_pretrained(tmp_path / "encoder")
+    tokenizer.save_pretrained(tmp_path / "encoder")
+    options = {
+        "data_dir": corpus, "audio_encoder": "log-mel", "video_encoder": "frame-difference",
+        "text_model_name_or_path": tmp_path / "encoder", "output_dir": tmp_path / "run", "max_steps": 2,
+        "hidden_size": 16, "projection_dim": 8, "per_device_train_batch_size": 4, "use_cpu": True, "disable_tqdm": True,
+    }  # fmt: skip
+    flags = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    run_for_each_seed(run_mir.run, *parse_arguments(["--do_train", "--do_eval", *flags]))
+    lines = (tmp_path / "run" / "predictions_dev.tsv").read_text().splitlines()[1:5]
+    pipe = make_pipeline("intent-recognition", model=str(tmp_path / "run"), device="cpu")
+    clips = find_clips(corpus)
+    for clip, _, prediction, score in (line.split("\t") for line in lines):
+        answer = pipe({"video": str(clips[clip]), "text": WORDS}, top_k=1)
+        assert answer == [{"label": prediction, "score": pytest.approx(float(score), abs=1e-4)}]

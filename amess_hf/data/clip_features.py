@@ -9,6 +9,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import torch
 from datasets.fingerprint import Hasher
 from transformers.utils import logging
 
@@ -171,7 +172,7 @@ def add_clip_features(
     video_frame_rate: float | None = None,
     max_audio_length: int | None = None,
     max_video_length: int | None = None,
-    device: Any = "cpu",
+    device: Any = None,
 ) -> datasets.DatasetDict:
     """
     Adds `audio_features` and `video_features` made from the raw clips.
@@ -185,7 +186,7 @@ def add_clip_features(
         data_dir (*optional*): Where to look for the clips of rows without a path.
         video_frame_rate (`float`, *optional*): Frames a second for the video encoder, by default its own.
         max_audio_length, max_video_length (`int`, *optional*): Features to keep; no more of a clip is decoded.
-        device: Where the encoders run.
+        device (*optional*): Where the encoders run, by default a GPU if there is one.
 
     Returns:
         `DatasetDict` with the columns `audio_features` and `video_features`, `float32` of shape `(frames, width)`.
@@ -195,6 +196,7 @@ def add_clip_features(
     """
     if audio_encoder is None and video_encoder is None:
         return dataset
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     audio = None if audio_encoder is None else load_audio_encoder(audio_encoder, device)
     video = None if video_encoder is None else load_video_encoder(video_encoder, video_frame_rate, device)
     limits = {"max_audio_length": max_audio_length, "max_video_length": max_video_length}
