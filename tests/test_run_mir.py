@@ -194,3 +194,53 @@ def test_missing_test_split(trained, inputs, tmp_path):
     values = {"dataset_name": "mintrec", "data_dir": tmp_path, "model_name_or_path": trained["run_mir"]}
     with pytest.raises(ValueError, match="`--do_predict` needs the split `test`, but the data has only train, valid"):
         run_script("run_mir", {**values, "output_dir": tmp_path / "out", "use_cpu": True}, ("do_predict",))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"triplet_loss_weight": 0, "label_contrastive_loss_weight": 0, "clip_contrastive_loss_weight": 0},
+        {"label_update": "50"},  # at most steps it is no label's turn
+    ],
+)
+def test_steps_without_descriptions(inputs, tmp_path, change):
+    values = {**inputs["data"], **inputs["encoder"], **inputs["sizes"], **inputs["run"], "max_steps": 3, **change}
+    values |= {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+    results = run_script("run_mir", {**values, "output_dir": tmp_path}, ("do_train", "do_eval"))
+    assert 0 <= results["eval_accuracy"] <= 1
+
+
+def test_seeds_are_aggregated_and_resume(inputs, tmp_path):
+    values = {**inputs["data"], **inputs["encoder"], **inputs["sizes"], **inputs["run"], "max_steps": 2}
+    values |= {"output_dir": tmp_path, "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+    first = run_script("run_mir", {**values, "seeds": "0,1"}, ("do_train", "do_eval"))
+    assert list(first) == [0, 1]
+    weights = tmp_path / "seed-0" / "model.safetensors"
+    written = weights.stat().st_mtime_ns
+    again = run_script("run_mir", {**values, "seeds": "0,1"}, ("do_train", "do_eval"))
+    assert again == first and weights.stat().st_mtime_ns == written
+    table = (tmp_path / "aggregate.md").read_text()
+    assert "eval_accuracy" in table and "| 2 |" in table
+
+
+def test_report_detector_and_card(inputs, tmp_path):
+    pytest.importorskip("matplotlib")
+    values = {**inputs["data"], **inputs["encoder"], **inputs["sizes"], **inputs["run"], "max_steps": 2}
+    values |= {"output_dir": tmp_path / "run", "eval_strategy": "no", "save_strategy": "no", "detector": "max_logit"}
+    values |= {"load_best_model_at_end": False}
+    results = run_script("run_mir", values, ("do_train", "do_eval", "report"))
+    assert (tmp_path / "run" / "report" / "dev" / "report.md").is_file()
+    assert (tmp_path / "run" / "oos_detector.json").is_file()
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert f"{results['eval_accuracy']:.2f}"[:4] in card or str(results["eval_accuracy"]) in card
+    # the saved detector answers when the model is only scored, and calls some clips out of scope
+    answers = {row["prediction"] for row in read_predictions(tmp_path / "run" / "predictions_dev.tsv")}
+    scored = {
+        **inputs["data"],
+        "model_name_or_path": tmp_path / "run",
+        "output_dir": tmp_path / "scored",
+        "use_cpu": True,
+    }
+    run_script("run_mir", scored, ("do_predict",))
+    answers |= {row["prediction"] for row in read_predictions(tmp_path / "scored" / "predictions_test.tsv")}
+    assert answers <= {*MINTREC_LABELS, "UNK"}

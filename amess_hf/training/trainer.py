@@ -5,11 +5,12 @@ from collections import defaultdict
 import torch
 from torch.utils.data import SequentialSampler
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..evaluation.metrics import compute_classification_metrics
 from ..hub import PushesToHub
 from .averaging import WeightAverage, averaged_weights
-from .batches import training_dataloader
+from .batches import mark_dynamic_lengths, training_dataloader
 from .checkpoints import begin_checkpoint, check_free_space, check_output_dir, checkpoint_to_resume, write_manifest
 from .label_updates import description_sampler
 from .optimization import default_learning_rate, parameter_groups
@@ -65,6 +66,11 @@ class AMESSTrainer(PushesToHub, Trainer):
             args.learning_rate = default_learning_rate(model.config)
         super().__init__(model=model, args=args, processing_class=processing_class, **kwargs)
         self.tokenizer = getattr(processing_class, "tokenizer", processing_class)
+        if self.args.weight_averaging and (self.is_fsdp_enabled or is_deepspeed_zero3_enabled()):
+            raise ValueError(
+                f"`weight_averaging` is {self.args.weight_averaging}, but with FSDP and DeepSpeed ZeRO-3 no process has the "
+                "weights whole to average; give `--weight_averaging 0`"
+            )
         self.average = None
         self._sampler = None  # of descriptions
         self._parts = defaultdict(list)
@@ -128,11 +134,11 @@ class AMESSTrainer(PushesToHub, Trainer):
         if self._sampler is None:
             batches = len(self.callback_handler.train_dataloader)
             self._sampler = description_sampler(self.model.config, self.tokenizer, self.args, batches)
-        return self._prepare_inputs(self._sampler(self.state.global_step))
+        return self._prepare_input(self._sampler(self.state.global_step))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if model.training:
-            inputs = {**inputs, **self._descriptions()}
+            inputs = mark_dynamic_lengths({**inputs, **self._descriptions()}, self.accelerator)
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         if model.training:
             for name in LOSS_PARTS:
