@@ -31,7 +31,7 @@ from amess_hf.evaluation.metrics import compute_classification_metrics
 from amess_hf.hub import push_folder, save_for_hub, save_training_arguments
 from amess_hf.training import WeightAverage, parameter_groups
 from amess_hf.training.averaging import averaged_weights
-from amess_hf.training.batches import training_dataloader
+from amess_hf.training.batches import mark_dynamic_lengths, training_dataloader
 from amess_hf.training.checkpoints import begin_checkpoint, check_free_space, checkpoint_to_resume, write_manifest
 from amess_hf.training.label_updates import description_sampler
 from amess_hf.training.results import update_results
@@ -155,7 +155,7 @@ class Training:
             last = number == len(batches)
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                 with self.accelerator.autocast():
-                    outputs = self.wrapped(**batch, **descriptions)
+                    outputs = self.wrapped(**mark_dynamic_lengths({**batch, **descriptions}, self.accelerator))
                 self.accelerator.backward(outputs.loss / len(batches))
             for name in ("loss", *LOSS_PARTS):
                 if outputs.get(name) is not None:

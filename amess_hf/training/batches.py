@@ -5,6 +5,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from accelerate.data_loader import prepare_data_loader
+from accelerate.utils import DynamoBackend
 from datasets import Dataset
 from torch.utils.data import DataLoader, Sampler
 
@@ -186,3 +187,22 @@ def training_dataloader(dataset, collator, args, accelerator, tokenizer, config)
         put_on_device=True,
         non_blocking=args.dataloader_pin_memory,
     )
+
+
+def mark_dynamic_lengths(batch, accelerator):
+    """
+    Tell `torch.compile`, where it is used, that the number of clips, words and frames differs between batches, before it
+    compiles for the first batch's numbers.
+
+    Args:
+        batch (`dict[str, torch.Tensor]`): A batch on its device.
+        accelerator (`accelerate.Accelerator`): Knows whether the model is compiled.
+
+    Returns:
+        `dict[str, torch.Tensor]`: the same batch.
+    """
+    if accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
+        for value in batch.values():
+            for axis in range(min(2, value.dim())):
+                torch._dynamo.maybe_mark_dynamic(value, axis)
+    return batch

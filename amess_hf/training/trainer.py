@@ -6,6 +6,7 @@ import torch
 from torch.utils.data import SequentialSampler
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.trainer_utils import has_length
 
 from ..evaluation.metrics import compute_classification_metrics
 from ..hub import PushesToHub
@@ -87,6 +88,9 @@ class AMESSTrainer(PushesToHub, Trainer):
     def get_train_dataloader(self):
         if self.train_dataset is None:
             raise ValueError("training needs clips: pass `train_dataset`")
+        if not has_length(self.train_dataset):
+            # A stream: what the next batch is nobody knows, and accelerate shares it out.
+            return super().get_train_dataloader()
         return training_dataloader(
             self.train_dataset, self.data_collator, self.args, self.accelerator, self.tokenizer, self.model.config
         )
