@@ -626,7 +626,8 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
         self.amess = AMESSModel(config)
         self.dropout = nn.Dropout(config.dropout)
         self.classifier = nn.Linear(config.text_config.hidden_size, config.num_labels)
-        self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
+        # One number in one dimension: FSDP shards no scalars.
+        self.logit_scale = nn.Parameter(torch.full((1,), float(config.logit_scale_init_value)))
         self.register_buffer("label_embeds", torch.zeros(config.num_labels, config.projection_dim))
         self.post_init()
 
