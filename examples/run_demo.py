@@ -223,7 +223,13 @@ def run(arguments: DemoArguments) -> dict:
 def main(arguments: list[str] | None = None) -> dict:
     (arguments,) = HfArgumentParser(DemoArguments).parse_args_into_dataclasses(arguments)
     logging.set_verbosity_error()
-    return run(arguments)
+    # The tensors are too small to share: a second thread would only wait, and on a busy machine for long.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return run(arguments)
+    finally:
+        torch.set_num_threads(threads)
 
 
 if __name__ == "__main__":
