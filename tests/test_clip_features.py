@@ -1,6 +1,8 @@
 """Training from raw clips: what tells the intents apart is only in the sound, or only in the movement."""
 
 import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from amess_hf import (
 
 av = pytest.importorskip("av")
 
+from amess_hf.clips_amess import read_sound  # noqa: E402
 from amess_hf.data.clip_features import add_clip_features, clip_jobs, encoder_slug, find_clips  # noqa: E402
 from amess_hf.data.clip_writer import write_clip  # noqa: E402
 from amess_hf.training.script import parse_arguments, run_for_each_seed  # noqa: E402
@@ -33,17 +36,29 @@ WORDS = "you are so kind"
 RATE = 16000
 
 
+def speak(path, high, generator):
+    """The same words in a high or a low voice, at varying speed; a rising or falling tone where there is no espeak-ng."""
+    if shutil.which("espeak-ng"):
+        pitch, speed = generator.integers(*((85, 99) if high else (1, 15))), generator.integers(170, 230)
+        spoken = path.with_suffix(".wav.tmp")
+        subprocess.run(["espeak-ng", "-p", str(pitch), "-s", str(speed), "-w", spoken, WORDS], check=True)
+        sound = read_sound(spoken, RATE)
+        spoken.unlink()
+    else:
+        glide = np.linspace(300, 900, round(generator.uniform(0.8, 1.2) * RATE))[:: 1 if high else -1]
+        sound = 0.4 * np.sin(2 * np.pi * np.cumsum(glide * generator.uniform(0.9, 1.1)) / RATE)
+    return sound + generator.normal(0, 0.02, len(sound))
+
+
 def draw(path, intent, evidence, generator):
     """
-    A clip of 0.8 to 1.2 s. Evidence in the sound: the pitch glides up or down. Evidence in the movement: a bright square
-    goes right or left. The other modality is drawn at random, so that it says nothing.
+    A clip of about 1 s. Evidence in the sound: the voice. Evidence in the movement: a bright square goes right or left. The
+    other modality is drawn at random, so that it says nothing.
     """
-    seconds = generator.uniform(0.8, 1.2)
     heard = intent if evidence == "sound" else int(generator.integers(2))
     seen = intent if evidence == "movement" else int(generator.integers(2))
-    pitch = np.linspace(300, 900, round(seconds * RATE))[:: 1 if heard else -1] * generator.uniform(0.9, 1.1)
-    sound = 0.4 * np.sin(2 * np.pi * np.cumsum(pitch) / RATE) + generator.normal(0, 0.02, len(pitch))
-    count, top = round(seconds * 20), int(generator.integers(0, 32))
+    sound = speak(path, heard, generator)
+    count, top = round(len(sound) / RATE * 20), int(generator.integers(0, 32))
     frames = np.full((count, 64, 64, 3), 60, dtype=np.uint8)
     for index, left in enumerate(np.linspace(0, 44, count)[:: 1 if seen else -1].astype(int)):
         frames[index, top : top + 24, left : left + 20] = 220

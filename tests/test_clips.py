@@ -282,6 +282,7 @@ LONG_CLIP = """
 import resource, sys
 import numpy as np
 from amess_hf.clips_amess import iter_frames, read_sound
+from amess_hf.encoders_amess import FrameDifferenceEncoder, LogMelEncoder
 import av
 
 def peak():
@@ -290,7 +291,9 @@ def peak():
 idle = peak()
 count = sum(1 for _ in iter_frames(sys.argv[1], frame_rate=2, size=224))
 samples = read_sound(sys.argv[1], 16000)
-print(count, len(samples), peak() - idle)
+heard = LogMelEncoder()([samples])[0]
+seen = FrameDifferenceEncoder()([iter_frames(sys.argv[1], frame_rate=10, size=16, gray=True)])[0]
+print(count, len(samples), len(heard), len(seen), peak() - idle)
 """
 
 
@@ -300,7 +303,8 @@ def test_ten_minutes_in_bounded_memory(tmp_path):
     sound = np.tile(tone(1.0, sampling_rate=8000), 600)
     write_clip(path, (still for _ in range(600)), sound, 1, sampling_rate=8000, video_codec="mpeg4")
     done = subprocess.run([sys.executable, "-c", LONG_CLIP, str(path)], capture_output=True, text=True, check=True)
-    count, samples, megabytes = done.stdout.split()
+    count, samples, heard, seen, megabytes = done.stdout.split()
+    assert int(heard) == pytest.approx(30000, abs=10) and int(seen) == 6000
     assert int(count) == 1200 and int(samples) == pytest.approx(600 * 16000, rel=1e-3)
     assert float(megabytes) < 500  # all frames at full size would be 830 MB
 
