@@ -92,7 +92,7 @@ class AMESSConfig(PreTrainedConfig):
             Outlier Exposure, arXiv 1812.04606).
         label_smoothing (`float`, *optional*, defaults to 0.1):
             Label smoothing of the cross-entropy.
-        label_similarity_weight (`float`, *optional*, defaults to 0.0):
+        label_similarity_weight (`float`, *optional*, defaults to 0.3):
             Share of the similarity to descriptions in the logits at inference: 0 is the classifier alone, 1 the
             similarity alone.
         label_descriptions (`dict[str, list[str]]`, *optional*):
@@ -164,7 +164,7 @@ class AMESSConfig(PreTrainedConfig):
     consistency_loss_weight: float | int = 0.0
     outlier_exposure_loss_weight: float | int = 0.0
     label_smoothing: float | int = 0.1
-    label_similarity_weight: float | int = 0.0
+    label_similarity_weight: float | int = 0.3
     label_descriptions: dict[str, list[str]] | None = None
     zero_shot_labels: list[str] | None = None
     audio_encoder: str | None = None

@@ -133,6 +133,14 @@ def eager_attention_forward(module, query, key, value, attention_mask, scaling, 
     return output.transpose(1, 2).contiguous(), weights
 
 
+class AMESSProjection(nn.Linear):
+    """Into the space that clips and descriptions share."""
+
+
+class AMESSFusionOutput(nn.Linear):
+    """What the fusion adds to the text encoder's summary: nothing at first, so that training starts from the latter."""
+
+
 class AMESSAttention(nn.Module):
     """Multi-head attention of queries (batch, queries, width) to a memory (batch, tokens, width)."""
 
@@ -295,7 +303,7 @@ class AMESSAnchorFusion(nn.Module):
         self.nothing = nn.Parameter(torch.zeros(config.hidden_size))
         self.layers = nn.ModuleList([AMESSFusionLayer(config) for _ in range(config.num_fusion_layers)])
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.out_proj = nn.Linear(config.hidden_size * len(self.embeddings), summary_size)
+        self.out_proj = AMESSFusionOutput(config.hidden_size * len(self.embeddings), summary_size)
 
     def forward(self, features, masks, summary):
         tokens = self.embeddings(features)
@@ -347,7 +355,7 @@ class AMESSMeanFusion(nn.Module):
             nn.Linear(config.hidden_size * len(self.embeddings), config.intermediate_size),
             ACT2FN["gelu"],
             nn.Dropout(config.dropout),
-            nn.Linear(config.intermediate_size, config.text_config.hidden_size),
+            AMESSFusionOutput(config.intermediate_size, config.text_config.hidden_size),
         )
 
     def forward(self, features, masks, summary):
@@ -380,7 +388,7 @@ class AMESSCrossModalFusion(nn.Module):
         )
         self.self_layers = nn.ModuleDict({name: AMESSFusionLayer(config) for name in names})
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.out_proj = nn.Linear(config.hidden_size * len(names), config.text_config.hidden_size)
+        self.out_proj = AMESSFusionOutput(config.hidden_size * len(names), config.text_config.hidden_size)
 
     def forward(self, features, masks, summary):
         tokens = self.embeddings(features)
@@ -412,10 +420,6 @@ class AMESSCrossModalFusion(nn.Module):
         mask = mask | ~there[:, None]
         result, _ = layer(states, memory, _attention_mask(self.config, states, memory, mask))
         return torch.where(there[:, None, None], result, states)
-
-
-class AMESSProjection(nn.Linear):
-    """Into the space that clips and descriptions share."""
 
 
 _FUSIONS = {"anchor": AMESSAnchorFusion, "mean": AMESSMeanFusion, "cross_modal": AMESSCrossModalFusion}
@@ -451,8 +455,14 @@ class AMESSPreTrainedModel(PreTrainedModel):
             # Orthonormal rows keep, as far as they can, the angles of a pretrained sentence encoder's embeddings.
             init.orthogonal_(module.weight)
             return
+        if isinstance(module, AMESSFusionOutput):
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
+            return
         super()._init_weights(module)
         if isinstance(module, AMESSModalityEmbedding):
+            # As loud as the positions, however narrow the features: quieter, and the choice of anchors starts blind.
+            init.normal_(module.projection.weight, std=module.projection.in_features**-0.5)
             init.normal_(module.modality_embedding, std=self.config.initializer_range)
         elif isinstance(module, AMESSAnchorFusion):
             init.normal_(module.nothing, std=self.config.initializer_range)
@@ -728,8 +738,8 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
         return {name: batch[name].to(self.device) for name in ("input_ids", "attention_mask")}
 
     def _encode_sentences(self, input_ids, attention_mask):
-        _, summary, _ = self.amess.encode_text(input_ids, attention_mask)
-        return self.amess.project(summary)
+        # A description takes the way of a clip that has words alone: both are then compared like with like.
+        return self.amess(input_ids=input_ids, attention_mask=attention_mask).multimodal_embeds
 
     def update_label_embeds(self, tokenizer):
         """Embed `config.label_descriptions` anew and store them with the model: after training, before saving."""
@@ -790,7 +800,7 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
         """
         weight = self.config.label_similarity_weight
         trained = self._trained_labels()
-        if weight == 0 and len(trained) == self.config.num_labels:
+        if self.config.label_descriptions is None or (weight == 0 and len(trained) == self.config.num_labels):
             return class_logits
         by_similarity = similarity_logits.log_softmax(-1)
         if not trained:

@@ -25,7 +25,13 @@ from amess_hf.training.script_arguments import DataArguments, ModelArguments
 
 
 FULL = "full"
-NO_SS = {"triplet_loss_weight": 0.0, "label_contrastive_loss_weight": 0.0, "clip_contrastive_loss_weight": 0.0}
+# Similarities that were not trained have no say in the answer either.
+NO_SS = {
+    "triplet_loss_weight": 0.0,
+    "label_contrastive_loss_weight": 0.0,
+    "clip_contrastive_loss_weight": 0.0,
+    "label_similarity_weight": 0.0,
+}
 VARIANTS = {
     FULL: {},
     "mean-instead-of-A-ME": {"fusion_type": "mean"},

@@ -250,7 +250,7 @@ class TestTraining:
 
     def test_zero_weights_leave_cross_entropy(self):
         weights = ("triplet_loss_weight", "label_contrastive_loss_weight", "clip_contrastive_loss_weight")
-        model = tiny_model(**dict.fromkeys(weights, 0), label_smoothing=0.0)
+        model = tiny_model(**dict.fromkeys(weights, 0), label_smoothing=0.0, label_similarity_weight=0.0)
         batch = random_batch(model.config)
         outputs = model(**batch)
         close(outputs.loss, torch.nn.functional.cross_entropy(outputs.logits, batch["labels"]))
@@ -361,8 +361,9 @@ class TestDescriptions:
 
 
 class TestCombinedLogits:
-    def test_classifier_alone_by_default(self):
-        model = tiny_model()
+    @pytest.mark.parametrize("fields", [{"label_similarity_weight": 0.0}, {"label_descriptions": None}])
+    def test_classifier_alone(self, fields):
+        model = tiny_model(**fields)
         class_logits, similarities = torch.randn(5, 4), torch.randn(5, 4)
         assert model.combine_logits(class_logits, similarities) is class_logits
 
