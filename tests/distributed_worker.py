@@ -16,6 +16,10 @@ from accelerate import Accelerator
 from datasets import Dataset
 from safetensors.torch import save_file
 from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 from transformers import BertConfig, BertTokenizer
 
 
@@ -89,8 +93,20 @@ def make_arguments(folder, world, **values):
     )
 
 
-def one_step(world, rank, sizes=(5, 3)):
-    """Loss, its parts and all gradients of one batch that the processes hold in unequal shares."""
+def sharded(model, world):
+    """The model with its weights shared out between the processes (FSDP), layer by layer."""
+    mesh = init_device_mesh("cpu", (world,))
+    for module in model.modules():
+        if type(module).__name__ in model._no_split_modules:
+            fully_shard(module, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+def one_step(world, rank, wrap, sizes=(5, 3)):
+    """
+    Loss, its parts and all gradients of one batch that the processes hold in unequal shares; `wrap(model, world)` readies
+    the model for several processes.
+    """
     tokenizer, model = make_tokenizer(), make_model().train()
     clips = make_clips(sum(sizes), seed=1)
     first = sum(sizes[:rank]) if world > 1 else 0
@@ -98,10 +114,13 @@ def one_step(world, rank, sizes=(5, 3)):
     batch = AMESSDataCollator(tokenizer, model.config)(rows)
     arguments = SimpleNamespace(label_update_period=lambda steps: 2, gradient_accumulation_steps=1, seed=0)
     batch.update(description_sampler(model.config, tokenizer, arguments, 10)(0))
-    wrapped = torch.nn.parallel.DistributedDataParallel(model) if world > 1 else model
+    wrapped = wrap(model, world) if world > 1 else model
     outputs = wrapped(**batch)
     outputs.loss.backward()
-    numbers = {f"gradient {name}": parameter.grad for name, parameter in model.named_parameters()}
+    numbers = {}
+    for name, parameter in model.named_parameters():
+        gradient = parameter.grad
+        numbers[f"gradient {name}"] = gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
     for name in ("loss", *LOSS_PARTS):
         value = outputs[name].detach().clone()
         if world > 1:
@@ -153,7 +172,8 @@ def scenarios(folder, world=1, rank=0):
         "trainer": with_trainer(folder, world),
         "trainer, grouped by length": with_trainer(folder, world, train_sampling_strategy="group_by_length"),
         "loop": with_loop(folder, world),
-        "one step": one_step(world, rank),
+        "one step": one_step(world, rank, lambda model, world: DistributedDataParallel(model)),
+        "one step, FSDP": one_step(world, rank, sharded),
     }
 
 

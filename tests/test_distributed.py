@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import distributed_worker
 import numpy as np
 import pytest
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
 from safetensors.torch import load_file
 
 from amess_hf.training.batches import ClipBatchSampler, clip_lengths
@@ -66,7 +69,7 @@ def alone(tmp_path_factory):
     return distributed_worker.scenarios(tmp_path_factory.mktemp("one-process"))
 
 
-@pytest.mark.parametrize("scenario", ["one step", "trainer", "trainer, grouped by length", "loop"])
+@pytest.mark.parametrize("scenario", ["one step", "one step, FSDP", "trainer", "trainer, grouped by length", "loop"])
 def test_two_processes_are_one(together, alone, scenario):
     expected, given = alone[scenario], together[scenario]
     assert expected.keys() == given.keys()
@@ -138,3 +141,34 @@ def test_lengths_of_clips():
     ]
     assert clip_lengths(chosen, tokenizer, config).tolist() == expected
     assert clip_lengths(list(chosen), tokenizer, config).tolist() == expected
+
+
+CONFIGS = Path(__file__).parents[1] / "examples" / "configs"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("one_gpu", "NO"),
+        ("several_gpus", "MULTI_GPU"),
+        ("fsdp", "FSDP"),
+        ("deepspeed_zero2", "DEEPSPEED"),
+        ("deepspeed_zero3", "DEEPSPEED"),
+    ],
+)
+def test_accelerate_takes_the_configs(name, kind):
+    """Accelerate's own reader knows every key, and its launcher takes the command in the file's first line."""
+    path = CONFIGS / f"{name}.yaml"
+    config = load_config_from_file(str(path))
+    assert config.distributed_type == kind and config.mixed_precision == "bf16"
+    assert config.num_processes == (1 if kind == "NO" else 2)
+    command = re.search(r"accelerate launch (.*)", path.read_text().splitlines()[0]).group(1)
+    arguments = launch_command_parser().parse_args(command.replace(" ...", "").split())
+    assert arguments.config_file == f"examples/configs/{name}.yaml" and arguments.training_script.endswith(
+        "run_mir.py"
+    )
+    assert ("weight_averaging" in command) == (name in ("fsdp", "deepspeed_zero3"))
+
+
+def test_every_config_is_tested():
+    assert len(list(CONFIGS.glob("*.yaml"))) == 5
