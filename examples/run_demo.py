@@ -96,9 +96,6 @@ def build_model(arguments: DemoArguments, labels: list[str], tokenizer: BertToke
         intermediate_size=2 * width,
         projection_dim=width,
         num_anchors=4,
-        # Features and states are narrow here: with the usual 0.02, made for widths near 768, what a frame holds would
-        # be drowned by its position, and the anchors would be slow to find the bursts.
-        initializer_range=0.15,
         id2label=dict(enumerate(labels)),
         label_descriptions=demo_label_descriptions(),
     )

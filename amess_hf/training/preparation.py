@@ -130,8 +130,7 @@ def _load_one(name, folder, data_args):
         context_turns=data_args.context_turns,
         allow_missing_features=data_args.allow_missing_features,
     )
-    limits = {key: value for key, value in USUAL_LIMITS.get(name, {}).items() if key != "max_text_length"}
-    splits = add_clip_features(splits, data_args.audio_encoder, data_args.video_encoder, folder, **limits)
+    splits = add_clip_features(splits, data_args.audio_encoder, data_args.video_encoder, folder)
     labels = next(iter(splits.values())).features["label"].names
     return TaskData(splits, labels, task_descriptions(name, labels, data_args))
 

@@ -76,7 +76,9 @@ def prepare(model_args, data_args, training_args):
     check_output_dir(training_args.output_dir)
     set_seed(training_args.seed)
     data_args = with_encoders_of_model(model_args, data_args)
-    task = load_task(data_args, training_args.seed)
+    # One process builds what is cached, the others read it.
+    with training_args.main_process_first(desc="loading the clips"):
+        task = load_task(data_args, training_args.seed)
     held_out = [name.strip() for name in (data_args.hold_out_intents or "").split(",") if name.strip()]
     seen_task = hold_out(task, held_out) if held_out else task
     tokenizer = load_tokenizer(model_args)
