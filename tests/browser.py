@@ -29,6 +29,7 @@ class Browser:
     """One window of Debian's Chromium; reaches loopback only, whatever the page asks for."""
 
     def __init__(self, profile: Path, width: int = 1280, height: int = 900):
+        self.profile = profile
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
