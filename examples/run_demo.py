@@ -39,6 +39,7 @@ from amess_hf.data.demo import (
 )
 from amess_hf.data.mintrec import load_mintrec
 from amess_hf.evaluation.prediction import modality_table, predict_clips
+from amess_hf.hub import save_for_hub
 from amess_hf.training import AMESSTrainer, AMESSTrainingArguments
 
 
@@ -205,8 +206,7 @@ def run(arguments: DemoArguments) -> dict:
     print(format_table(table, clips))
 
     saved = arguments.output_dir / "model"
-    model.save_pretrained(saved)
-    tokenizer.save_pretrained(saved)
+    save_for_hub(saved, model, tokenizer)
     print(f"\n4. Saved in {saved}, and loaded back with AutoModelForSequenceClassification. Three clips:\n")
     reloaded = AutoModelForSequenceClassification.from_pretrained(saved)
     tokenizer = AutoTokenizer.from_pretrained(saved)
