@@ -137,10 +137,6 @@ class AMESSProjection(nn.Linear):
     """Into the space that clips and descriptions share."""
 
 
-class AMESSFusionOutput(nn.Linear):
-    """What the fusion adds to the text encoder's summary: nothing at first, so that training starts from the latter."""
-
-
 class AMESSAttention(nn.Module):
     """Multi-head attention of queries (batch, queries, width) to a memory (batch, tokens, width)."""
 
@@ -303,7 +299,7 @@ class AMESSAnchorFusion(nn.Module):
         self.nothing = nn.Parameter(torch.zeros(config.hidden_size))
         self.layers = nn.ModuleList([AMESSFusionLayer(config) for _ in range(config.num_fusion_layers)])
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.out_proj = AMESSFusionOutput(config.hidden_size * len(self.embeddings), summary_size)
+        self.out_proj = nn.Linear(config.hidden_size * len(self.embeddings), summary_size)
 
     def forward(self, features, masks, summary):
         tokens = self.embeddings(features)
@@ -355,7 +351,7 @@ class AMESSMeanFusion(nn.Module):
             nn.Linear(config.hidden_size * len(self.embeddings), config.intermediate_size),
             ACT2FN["gelu"],
             nn.Dropout(config.dropout),
-            AMESSFusionOutput(config.intermediate_size, config.text_config.hidden_size),
+            nn.Linear(config.intermediate_size, config.text_config.hidden_size),
         )
 
     def forward(self, features, masks, summary):
@@ -388,7 +384,7 @@ class AMESSCrossModalFusion(nn.Module):
         )
         self.self_layers = nn.ModuleDict({name: AMESSFusionLayer(config) for name in names})
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.out_proj = AMESSFusionOutput(config.hidden_size * len(names), config.text_config.hidden_size)
+        self.out_proj = nn.Linear(config.hidden_size * len(names), config.text_config.hidden_size)
 
     def forward(self, features, masks, summary):
         tokens = self.embeddings(features)
@@ -454,10 +450,6 @@ class AMESSPreTrainedModel(PreTrainedModel):
         if isinstance(module, AMESSProjection):
             # Orthonormal rows keep, as far as they can, the angles of a pretrained sentence encoder's embeddings.
             init.orthogonal_(module.weight)
-            return
-        if isinstance(module, AMESSFusionOutput):
-            init.zeros_(module.weight)
-            init.zeros_(module.bias)
             return
         super()._init_weights(module)
         if isinstance(module, AMESSModalityEmbedding):
