@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from amess_hf.data.demo import write_demo_corpus
-from amess_hf.training.preparation import few_clips, hold_out, load_task, merge_tasks, task_descriptions
+from amess_hf.training.preparation import few_clips, hold_out, load_task, merge_tasks, task_descriptions, task_fields
 from amess_hf.training.results import answers, generalized_accuracy, update_results, write_predictions
 from amess_hf.training.script_arguments import DataArguments, ModelArguments
 
@@ -40,6 +40,12 @@ class TestLoadTask:
         assert sizes["audio_feature_size"] == np.shape(row["audio_features"])[1]
         assert sizes["video_feature_size"] == np.shape(row["video_features"])[1]
         assert list(task.label_descriptions) == task.labels
+
+    def test_words_alone_are_not_fused(self, task, tmp_path):
+        assert "fusion_type" not in task_fields(task)
+        folder = texts_folder(tmp_path / "a", [("hello you", "Greet"), ("so late", "Complain")], [("hi", "Greet")])
+        words = load_task(DataArguments(dataset_name="folder", data_dir=str(folder)), seed=0)
+        assert task_fields(words) == {"fusion_type": "text"}
 
     def test_folders_must_match_names(self, corpus):
         with pytest.raises(ValueError, match="one folder for each"):

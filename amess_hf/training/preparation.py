@@ -271,10 +271,19 @@ def build_model(model_args, data_args, task, tokenizer):
             tokenizer=tokenizer,
             audio_encoder=data_args.audio_encoder,
             video_encoder=data_args.video_encoder,
-            **{**_usual_limits(data_args), **task.feature_sizes(), **model_args.config_fields()},
+            **{**_usual_limits(data_args), **task_fields(task), **model_args.config_fields()},
         )
     model.get_input_embeddings().requires_grad_(not model_args.freeze_word_embeddings)
     return model
+
+
+def task_fields(task):
+    """Configuration fields that follow from the data: the features' widths; no fusion where there are words alone."""
+    sizes = task.feature_sizes()
+    if sizes:
+        return sizes
+    logger.warning("words alone: there is nothing to fuse, so `fusion_type` is text (`--fusion_type anchor` for A-ME)")
+    return {"fusion_type": "text"}
 
 
 def _usual_limits(data_args):

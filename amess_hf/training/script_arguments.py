@@ -21,7 +21,9 @@ class ModelArguments:
     freeze_word_embeddings: bool = field(
         default=True, metadata={"help": "Keep the text encoder's word embeddings as they were pretrained."}
     )
-    fusion_type: str | None = _config_field("anchor (A-ME), cross_modal, mean or text.")
+    fusion_type: str | None = _config_field(
+        "anchor (A-ME), cross_modal, mean or text; text if the data has words alone."
+    )
     num_anchors: int | None = _config_field("Anchors of each modality.")
     num_fusion_layers: int | None = _config_field("Fusion layers.")
     hidden_size: int | None = _config_field("Width of the fusion module.")
