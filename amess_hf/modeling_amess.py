@@ -780,7 +780,7 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
 
     def combine_logits(self, class_logits, similarity_logits):
         """
-        Log-probabilities from the classifier and from the descriptions together. The similarities share the
+        Scores from the classifier and from the descriptions together. The similarities share the
         probability between the labels that the classifier knows and those that it does not; among the known ones it is
         the geometric mean of both, with `config.label_similarity_weight` for the similarity.
 
@@ -795,6 +795,9 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
         trained = self._trained_labels()
         if self.config.label_descriptions is None or (weight == 0 and len(trained) == self.config.num_labels):
             return class_logits
+        if len(trained) == self.config.num_labels:
+            # The same up to a number for each clip, which keeps how sure both are: out-of-scope scores need it.
+            return (1 - weight) * class_logits.float() + weight * similarity_logits
         by_similarity = similarity_logits.log_softmax(-1)
         if not trained:
             return by_similarity

@@ -370,7 +370,16 @@ class TestCombinedLogits:
     def test_similarity_alone(self):
         model = tiny_model(label_similarity_weight=1.0)
         class_logits, similarities = torch.randn(5, 4), torch.randn(5, 4)
-        close(model.combine_logits(class_logits, similarities), similarities.log_softmax(-1))
+        close(model.combine_logits(class_logits, similarities), similarities)
+
+    def test_geometric_mean_of_both(self):
+        model = tiny_model(label_similarity_weight=0.3)
+        class_logits, similarities = torch.randn(5, 4), torch.randn(5, 4)
+        expected = class_logits.softmax(-1) ** 0.7 * similarities.softmax(-1) ** 0.3
+        combined = model.combine_logits(class_logits, similarities)
+        close(combined.softmax(-1), expected / expected.sum(-1, keepdim=True))
+        # surer clips stay surer: the energy is no constant
+        assert combined.logsumexp(-1).std() > 0.1
 
     def test_by_hand_with_a_new_label(self):
         model = tiny_model(label_similarity_weight=0.5, zero_shot_labels=["Ask for help"])
