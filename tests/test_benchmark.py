@@ -1,0 +1,94 @@
+"""The benchmark in miniature: every section gives sound figures, and the page and the plot show them."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BertConfig
+
+from amess_hf import AMESSConfig
+
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+
+import benchmark  # noqa: E402
+
+
+SIZES = {
+    "TEXT_LENGTH": 20,
+    "VIDEO_LENGTH": 60,
+    "AUDIO_LENGTH": 150,
+    "VIDEO_SIZE": 5,
+    "AUDIO_SIZE": 6,
+    "BATCH_SIZE": 3,
+    "GROWTH": ((4, 2), (8, 4), (16, 8)),
+}
+
+
+@pytest.fixture
+def miniature(monkeypatch):
+    for name, value in SIZES.items():
+        monkeypatch.setattr(benchmark, name, value)
+    sizes = {"vocab_size": 20000, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    monkeypatch.setattr(benchmark, "BertConfig", lambda: BertConfig(**sizes, intermediate_size=16))
+    fusion = {"hidden_size": 8, "intermediate_size": 8, "num_fusion_layers": 1, "projection_dim": 8}
+    monkeypatch.setattr(benchmark, "AMESSConfig", lambda **values: AMESSConfig(**fusion, **values))
+
+
+def test_every_section(miniature, monkeypatch, tmp_path, capsys):
+    peaks = {"text": 200, "anchor": 220}
+    monkeypatch.setattr(
+        benchmark.subprocess, "run", lambda command, **_: type("Done", (), {"stdout": f"{peaks[command[3]]}\n"})
+    )
+    threads = torch.get_num_threads()
+    try:
+        results = benchmark.main(["--quick", "--output_dir", str(tmp_path), "--threads", "1"])
+    finally:
+        torch.set_num_threads(threads)
+    assert json.loads((tmp_path / "benchmark.json").read_text()) == json.loads(json.dumps(results))
+    assert (tmp_path / "benchmark.png").stat().st_size > 10_000
+    page = (tmp_path / "benchmark.md").read_text()
+    assert page.strip() in capsys.readouterr().out
+    assert "| anchor | 0.00 | 1.10 |" in page and "machine" not in page
+
+    sections = results["sections"]
+    assert set(sections) == set(benchmark.SECTIONS) - {"gpu"}
+    for records in sections["step"].values():
+        assert set(records) == {*benchmark.VARIANTS, "text, batch's longest"} and records["text"]["ratio"] == 1
+        for record in records.values():
+            assert record["seconds"] > 0 and record["spread"] >= 0 and record["rounds"] in (3, 6)
+    growth = sections["growth"]["anchor"]
+    assert list(growth) == ["4/2", "8/4", "16/8"] and list(sections["growth"]["cross_modal"]) == ["4/2", "8/4"]
+    assert growth["8/4"]["growth"] == pytest.approx(growth["8/4"]["seconds"] / growth["4/2"]["seconds"])
+    assert list(sections["intents"]) == ["30", "300", "3000"]
+    assert sum(record["share"] for record in sections["latency"].values()) == pytest.approx(1)
+    shares = [record["padding"] for record in sections["padding"].values()]
+    assert 1 > shares[0] > shares[1] > shares[2] >= 0
+    assert all(record["clips_per_second"] > 1 for record in sections["loading"].values())
+
+
+def test_summary_of_times():
+    """Median, and half the distance of the quartiles, counted by hand."""
+    record = benchmark.summary([5.0, 1.0, 3.0, 2.0, 4.0])
+    assert record == {"seconds": 3.0, "spread": 1.5, "rounds": 5}
+    assert benchmark.summary([2.0])["spread"] == 0
+
+
+def test_what_is_measured_is_a_step(miniature):
+    """A step changes the weights that it should, and needs what a step needs."""
+    device = torch.device("cpu")
+    models = benchmark.make_models(device, ["anchor + SS"])
+    model = models["anchor + SS"]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    benchmark.training_step(model, benchmark.make_optimizer(models), benchmark.make_batch(device))()
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert {"label_embeds", "logit_scale", "classifier.weight", "amess.fusion.nothing"} <= changed
+    assert any(name.startswith("amess.text_encoder") for name in changed)
+    assert benchmark.flops_of_step(model, benchmark.make_batch(device)) > 1e5
+
+
+def test_unknown_section():
+    with pytest.raises(SystemExit, match="no section speed; there are step, memory"):
+        benchmark.main(["--sections", "speed"])
