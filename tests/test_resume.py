@@ -148,9 +148,10 @@ def test_killed_training_ends_the_same(train, tmp_path):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """The folder of a run with two whole checkpoints."""
+    """The folder of a run with two whole checkpoints, the last of which is the best: the loss falls step by step."""
     folder = tmp_path_factory.mktemp("finished")
-    make_trainer(make_arguments(folder, num_train_epochs=2)).train()
+    best_by_loss = {"metric_for_best_model": "loss", "greater_is_better": False}
+    make_trainer(make_arguments(folder, num_train_epochs=2, **best_by_loss)).train()
     return folder
 
 
