@@ -101,10 +101,10 @@ def train(splits, tokenizer):
     model = AMESSForIntentClassification(config)
     collator = AMESSDataCollator(tokenizer, config)
     rows = list(splits["train"])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     order = torch.Generator().manual_seed(0)
     model.train()
-    for _ in range(14):
+    for _ in range(30):
         for picked in torch.randperm(len(rows), generator=order).split(8):
             optimizer.zero_grad()
             model(**collator([rows[index] for index in picked])).loss.backward()
