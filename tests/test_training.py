@@ -77,7 +77,9 @@ class TestParameterGroups:
     def test_frozen_parameters_are_left_out(self, tmp_path):
         model = tiny_model()
         model.get_input_embeddings().requires_grad_(False)
-        assert not any("word_embeddings" in name for name in self.rates(model, arguments(tmp_path, learning_rate=1e-4)))
+        assert not any(
+            "word_embeddings" in name for name in self.rates(model, arguments(tmp_path, learning_rate=1e-4))
+        )
 
     def test_no_text_encoder(self, tmp_path):
         with pytest.raises(ValueError, match="text_encoder"):
