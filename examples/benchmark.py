@@ -233,7 +233,7 @@ def section_step(arguments, device):
     shorter = {name: value[:, :18] if value.dim() == 2 and name in ("input_ids", "attention_mask") else value
                for name, value in batch.items()}  # fmt: skip
     optimizer = make_optimizer(models)
-    rounds = 3 if arguments.quick else 9
+    rounds = 6 if arguments.quick else 15
     steps = {name: training_step(model, optimizer, batch) for name, model in models.items()}
     steps["text, batch's longest"] = training_step(models["text"], optimizer, shorter)
     training = with_ratios(in_turns(steps, rounds, device, "Training steps"), "text")

@@ -58,7 +58,7 @@ def test_every_section(miniature, monkeypatch, tmp_path, capsys):
     for records in sections["step"].values():
         assert set(records) == {*benchmark.VARIANTS, "text, batch's longest"} and records["text"]["ratio"] == 1
         for record in records.values():
-            assert record["seconds"] > 0 and record["spread"] >= 0 and record["rounds"] in (3, 6)
+            assert record["seconds"] > 0 and record["spread"] >= 0 and record["rounds"] in (6, 12)
     growth = sections["growth"]["anchor"]
     assert list(growth) == ["4/2", "8/4", "16/8"] and list(sections["growth"]["cross_modal"]) == ["4/2", "8/4"]
     assert growth["8/4"]["growth"] == pytest.approx(growth["8/4"]["seconds"] / growth["4/2"]["seconds"])
