@@ -56,10 +56,11 @@ def test_shipped_descriptions_are_complete(name):
     descriptions = load_label_descriptions(name)
     assert list(descriptions) == LABELS[name]
     for label, sentences in descriptions.items():
-        assert 8 <= len(sentences) <= 10, label
+        assert len(sentences) == 33, label
         assert find_description_problems(label, sentences, LABELS[name], min_sentences=3) == []
         typical = [s for s in sentences if s.startswith("The speaker says something like: ")]
-        assert 5 <= len(typical) <= 6 and len(sentences) - len(typical) >= 3, label
+        utterances = [s for s in sentences if s == s.lower()]
+        assert 5 <= len(typical) <= 6 and len(utterances) == 24 and len(sentences) - len(typical) - 24 >= 3, label
 
 
 @pytest.mark.parametrize("name", SHIPPED_DESCRIPTIONS)

@@ -6,6 +6,7 @@ from transformers.trainer_utils import EvalPrediction
 
 from amess_hf import AMESSTrainingArguments
 from amess_hf.training import LabelDescriptionSampler, WeightAverage, parameter_groups
+from amess_hf.training.label_updates import TRAINING_SENTENCES
 from amess_hf.training.optimization import default_learning_rate
 from amess_hf.training.trainer import prediction_metrics
 
@@ -163,6 +164,13 @@ class TestLabelDescriptionSampler:
             for index, ids in zip(batch["description_indices"].tolist(), batch["description_input_ids"], strict=True):
                 drawn.add((index, tokenizer.decode(ids, skip_special_tokens=True)))
         expected = {(index, text) for index, texts in enumerate(DESCRIPTIONS.values()) for text in texts}
+        assert drawn == expected
+
+    def test_draws_from_the_sentences_that_say_what_the_intent_is(self, tokenizer):
+        defining = [f"grumble {'so ' * count}" for count in range(TRAINING_SENTENCES)]
+        sampler = LabelDescriptionSampler({"Complain": [*defining, "hello there", "thanks"]}, tokenizer, 1, seed=0)
+        drawn = {sampler(step)["description_input_ids"].shape[1] for step in range(100)}
+        expected = {len(tokenizer(text)["input_ids"]) for text in defining}
         assert drawn == expected
 
 

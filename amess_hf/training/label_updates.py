@@ -6,9 +6,15 @@ import random
 from ..batching_amess import encode_texts
 
 
+# Sentences of a label that training draws from, the first ones: those that say what the intent is. The stored embedding is
+# the mean of all. On MIntRec, drawing from 24 bare example utterances too cost 0.9 points on dev (three seeds), and having
+# them in the mean lifted the accuracy on unseen intents from 6 to 18 % (one seed).
+TRAINING_SENTENCES = 9
+
+
 class LabelDescriptionSampler:
     """
-    Draw, for each step, the labels whose turn it is and one sentence for each.
+    Draw, for each step, the labels whose turn it is and one of the first `TRAINING_SENTENCES` sentences for each.
 
     Label k of L has its turn at the steps s with s mod period = floor(k * period / L): every label once in `period`
     steps, spread evenly. The draw depends on nothing but the seed and the step, so that every process draws the same
@@ -23,7 +29,7 @@ class LabelDescriptionSampler:
     """
 
     def __init__(self, label_descriptions, tokenizer, period, seed, max_length=64):
-        self.sentences = list(label_descriptions.values())
+        self.sentences = [sentences[:TRAINING_SENTENCES] for sentences in label_descriptions.values()]
         self.tokenizer = tokenizer
         self.period = period
         self.seed = seed
