@@ -121,6 +121,12 @@ class TestText:
         for label in LABELS:
             assert f"- **{label}**: {' '.join(DESCRIPTIONS[label])}\n" in card.text
 
+    def test_of_many_sentences_the_first_are_shown(self):
+        sentences = [f"Sentence {number}." for number in range(9)]
+        model = tiny_model(label_descriptions={**DESCRIPTIONS, "Thank": sentences})
+        text = create_model_card(model, {}).text
+        assert "- **Thank**: Sentence 0. Sentence 1. Sentence 2. (And 6 more in `config.json`.)" in text
+
     def test_detector(self, card):
         assert "The threshold keeps 90.0 % of the 40 in-scope clips" in card.text
         assert re.search(r"below the threshold -?[\d.]+ is answered", card.text)

@@ -13,6 +13,7 @@ _TEMPLATE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "model_card
 
 _TASK = {"task_type": "video-classification", "task_name": "Multimodal Intent Recognition"}
 _SPLITS = {"eval": "validation", "test": "test"}
+_SENTENCES_SHOWN = 3
 # figure in `all_results.json`, without its split -> name
 _FIGURES = {
     **MAIN_FIGURES,
@@ -182,15 +183,19 @@ def _report_tables(report):
 
 def _labels(config):
     descriptions, zero_shot = config.label_descriptions or {}, set(config.zero_shot_labels or ())
-    return [
-        {
-            "name": " ".join(name.split()),
-            # one line: a line of dashes would end the card's header
-            "sentences": " ".join(" ".join(descriptions.get(name, ())).split()),
-            "zero_shot": name in zero_shot,
-        }
-        for _, name in sorted(config.id2label.items())
-    ]
+    labels = []
+    for _, name in sorted(config.id2label.items()):
+        sentences = descriptions.get(name, ())
+        labels.append(
+            {
+                "name": " ".join(name.split()),
+                # one line: a line of dashes would end the card's header
+                "sentences": " ".join(" ".join(sentences[:_SENTENCES_SHOWN]).split()),
+                "more": len(sentences[_SENTENCES_SHOWN:]),
+                "zero_shot": name in zero_shot,
+            }
+        )
+    return labels
 
 
 def _percent(value):

@@ -246,7 +246,7 @@ def run_for_each_seed(run, model_args, data_args, training_args, output_dir=None
         args = copy.deepcopy(training_args)
         args.seed, args.output_dir = seed, seed_folder(output_dir, seed)
         args.resume_from_checkpoint = "True"
-        if not is_finished(args):
+        if not is_finished(args, data_args):
             run(model_args, data_args, args)
     results = load_seed_results(output_dir)
     if training_args.process_index == 0:
@@ -254,13 +254,14 @@ def run_for_each_seed(run, model_args, data_args, training_args, output_dir=None
     return results
 
 
-def is_finished(training_args):
+def is_finished(training_args, data_args):
     """Whether the output folder has the figures of all that the arguments ask for."""
     path = os.path.join(training_args.output_dir, "all_results.json")
     wanted = {
         "train_loss": training_args.do_train,
         "eval_accuracy": training_args.do_eval,
         "test_accuracy": training_args.do_predict,
+        "eval_combined_unseen_accuracy": data_args.hold_out_intents,
     }
     return os.path.isfile(path) and all(
         name in update_results(training_args.output_dir, {}) for name in wanted if wanted[name]
