@@ -47,6 +47,7 @@ from amess_hf.batching_amess import encode_texts, pad_features
 from amess_hf.data.feature_files import SafetensorsFeatures, read_pickle, write_features
 from amess_hf.data.labels import MINTREC_LABELS
 from amess_hf.training.batches import ClipBatchSampler
+from amess_hf.training.label_updates import label_turns
 
 
 TEXT_LENGTH, VIDEO_LENGTH, AUDIO_LENGTH = 30, 230, 480
@@ -103,7 +104,7 @@ def timed(function, device):
 
 def in_turns(functions, rounds, device, description, warm_up=1):
     """
-    Time functions one after another, in a new order in each round.
+    Time functions one after another, in a new order in each round; one that takes several `steps` counts for a step.
 
     Returns:
         `dict`: for each name `seconds` (median), `spread` (half the distance between the quartiles) and `rounds`.
@@ -112,7 +113,7 @@ def in_turns(functions, rounds, device, description, warm_up=1):
     draw = random.Random(0)
     for turn in logging.tqdm(range(warm_up + rounds), desc=description, unit="round"):
         for name in draw.sample(list(functions), len(functions)):
-            seconds = timed(functions[name], device)
+            seconds = timed(functions[name], device) / getattr(functions[name], "steps", 1)
             if turn >= warm_up:
                 times[name].append(seconds)
     return {name: summary(values) for name, values in times.items()}
@@ -179,31 +180,47 @@ def make_batch(device, batch_size=BATCH_SIZE, text=TEXT_LENGTH, audio=AUDIO_LENG
     return {name: value.to(device) for name, value in batch.items()}
 
 
-def add_descriptions(batch, model):
-    """The descriptions whose turn it is at a step."""
-    count = math.ceil(model.config.num_labels / LABEL_UPDATE)
-    device = batch["input_ids"].device
+def add_descriptions(batch, indices):
+    """The batch of a step at which the labels `indices` have their turn."""
+    device, shape = batch["input_ids"].device, (len(indices), DESCRIPTION_LENGTH)
+    if not indices:
+        return batch
     return {
         **batch,
-        "description_input_ids": torch.randint(1000, 20000, (count, DESCRIPTION_LENGTH), device=device),
-        "description_attention_mask": torch.ones(count, DESCRIPTION_LENGTH, dtype=torch.long, device=device),
-        "description_indices": torch.arange(count, device=device),
+        "description_input_ids": torch.randint(1000, 20000, shape, device=device),
+        "description_attention_mask": torch.ones(shape, dtype=torch.long, device=device),
+        "description_indices": torch.tensor(indices, device=device),
     }
 
 
+def batches_of_cycle(model, batch):
+    """The batches of the steps until the labels' turns come again; the batch alone where the model has no descriptions."""
+    if model.config.label_descriptions is None:
+        return [batch]
+    turns = label_turns(model.config.num_labels, LABEL_UPDATE)
+    at_step = [[index for index, turn in enumerate(turns) if turn == step] for step in range(LABEL_UPDATE)]
+    # a cycle is several of the same pattern: a turn and the steps without one before the next
+    length = LABEL_UPDATE // len(set(turns))
+    return [add_descriptions(batch, indices) for indices in at_step[:length]]
+
+
 def training_step(model, optimizer, batch, autocast=nullcontext):
-    """One whole step: forward, backward, optimizer."""
-    if model.config.label_descriptions is not None:
-        batch = add_descriptions(batch, model)
+    """
+    One whole step: forward, backward, optimizer. A model with descriptions takes the steps between two turns of its labels;
+    `steps` of the returned function says how many.
+    """
+    batches = batches_of_cycle(model, batch)
     model.train()
 
     def step():
-        with autocast():
-            loss = model(**batch).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        for one in batches:
+            with autocast():
+                loss = model(**one).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
 
+    step.steps = len(batches)
     return step
 
 
@@ -499,9 +516,10 @@ def section_gpu(arguments, device):
 
 def flops_of_step(model, batch):
     """Floating-point operations of the matrix products of a training step."""
+    step = training_step(model, torch.optim.SGD(model.parameters(), lr=0.0), batch)
     with FlopCounterMode(display=False) as counter:
-        training_step(model, torch.optim.SGD(model.parameters(), lr=0.0), batch)()
-    return counter.get_total_flops()
+        step()
+    return counter.get_total_flops() / step.steps
 
 
 # --------------------------------------------------------------------------------------------------------- what to write

@@ -147,8 +147,13 @@ class TestLabelDescriptionSampler:
             for step in range(start, start + period):
                 seen += sampler(step).get("description_indices", torch.tensor([])).tolist()
             assert sorted(seen) == [0, 1, 2, 3]
-        sizes = [len(sampler(step).get("description_indices", ())) for step in range(period)]
-        assert max(sizes) - min(sizes) <= 1
+
+    def test_labels_take_turns_in_tens(self, tokenizer):
+        sampler = LabelDescriptionSampler(
+            {f"label {number}": ["thank"] for number in range(25)}, tokenizer, 10, seed=0
+        )
+        drawn = {step: sampler(step).get("description_indices", torch.tensor([])).tolist() for step in range(10)}
+        assert drawn == dict.fromkeys(range(10), []) | {0: list(range(13)), 5: list(range(13, 25))}
 
     def test_same_step_same_draw(self, tokenizer):
         first, second = (LabelDescriptionSampler(DESCRIPTIONS, tokenizer, 1, seed=5) for _ in range(2))

@@ -23,7 +23,7 @@ class AMESSTrainingArguments(TrainingArguments):
             Factor between the learning rates of a text encoder layer and the one above it; 1 is the same for all.
         label_update (`str`, *optional*, defaults to `"10"`):
             How often each label's description is encoded with gradient: `"step"`, `"epoch"` or a number of steps. In
-            between, the memory of its last embedding stands in. The labels take turns, so that steps cost the same.
+            between, the memory of its last embedding stands in. The labels take turns, about ten at a time.
         weight_averaging (`float`, *optional*, defaults to 0.99):
             Decay per step of the moving average of the weights that is evaluated and kept; 0 is none.
         early_stopping_patience (`int`, *optional*):

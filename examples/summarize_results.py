@@ -1,0 +1,106 @@
+#!/usr/bin/env python3
+"""
+The README's tables of accuracy, from the figures of every run in results/accuracy.csv.
+
+    python examples/summarize_results.py
+"""
+
+import csv
+import os
+import sys
+from collections import defaultdict
+
+from amess_hf.evaluation.aggregation import aggregate_runs, format_spread, paired_difference
+
+
+RESULTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "results", "accuracy.csv")
+ACCURACY = "eval_accuracy"
+
+# title of a table → lines of (what, run, figure)
+SPREADS = {
+    "MIntRec dev, words alone": [
+        ("cross-entropy alone (SS off), the same recipe", "words-SS-off", ACCURACY),
+        ("**A-MESS, the default**", "words", ACCURACY),
+        ("the default, trained on MIntRec2.0's clips too", "both", "eval_mintrec_accuracy"),
+    ],
+    "MIntRec2.0 dev, words alone": [
+        ("plain fine-tuning with cross-entropy, as many steps", "words2-plain", ACCURACY),
+        ("**A-MESS, the default**", "words2", ACCURACY),
+        ("the default with two earlier turns (`--context_turns 2`)", "words2-context", ACCURACY),
+        ("the default, trained on MIntRec's clips too", "both", "eval_mintrec2.0_accuracy"),
+    ],
+    "MIntRec dev, real words with **simulated** sound and picture": [
+        ("words alone (`text`)", "simulated-text", ACCURACY),
+        ("A-ME (`anchor`)", "simulated-anchor", ACCURACY),
+        ("mean pooling (`mean`)", "simulated-mean", ACCURACY),
+        ("every token attends to every other (`cross_modal`)", "simulated-cross", ACCURACY),
+    ],
+    "Five intents held out of training, all 20 to choose from": [
+        ("unseen intents, untrained encoder", "held-out-untrained", "eval_similarity_unseen_accuracy"),
+        ("unseen intents, by similarity alone", "held-out", "eval_similarity_unseen_accuracy"),
+        ("**unseen intents**", "held-out", "eval_combined_unseen_accuracy"),
+        ("**seen intents**", "held-out", "eval_combined_seen_accuracy"),
+        ("seen intents, by the model trained on all 20", "words", "eval_seen_accuracy"),
+        ("harmonic mean of seen and unseen", "held-out", "eval_combined_harmonic_accuracy"),
+    ],
+}
+# what, run, figure, and the run and figure that it is compared with, seed by seed
+DIFFERENCES = [
+    ("SS on - SS off, MIntRec", "words", ACCURACY, "words-SS-off", ACCURACY),
+    ("A-MESS - plain fine-tuning, MIntRec2.0", "words2", ACCURACY, "words2-plain", ACCURACY),
+    ("two earlier turns - none, MIntRec2.0", "words2-context", ACCURACY, "words2", ACCURACY),
+    ("both sets - MIntRec alone, MIntRec", "both", "eval_mintrec_accuracy", "words", ACCURACY),
+    ("both sets - MIntRec2.0 alone, MIntRec2.0", "both", "eval_mintrec2.0_accuracy", "words2", ACCURACY),
+    (
+        "held out - trained on all, seen intents",
+        "held-out",
+        "eval_combined_seen_accuracy",
+        "words",
+        "eval_seen_accuracy",
+    ),
+    ("`anchor` - `text`, simulated", "simulated-anchor", ACCURACY, "simulated-text", ACCURACY),
+    ("`anchor` - `mean`, simulated", "simulated-anchor", ACCURACY, "simulated-mean", ACCURACY),
+    ("`anchor` - `cross_modal`, simulated", "simulated-anchor", ACCURACY, "simulated-cross", ACCURACY),
+]
+
+
+def load_results(path=RESULTS):
+    """(run, figure) → seed → value."""
+    values = defaultdict(dict)
+    with open(path, encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            values[row["run"], row["figure"]][int(row["seed"])] = float(row["value"])
+    return values
+
+
+def spread_lines(values):
+    """The tables of means and deviations, in Markdown."""
+    for title, rows in SPREADS.items():
+        yield f"| {title} | accuracy (%) | seeds |"
+        yield "| --- | ---: | ---: |"
+        for what, run, figure in rows:
+            by_seed = values[run, figure]
+            summary = aggregate_runs({seed: {figure: value} for seed, value in by_seed.items()})[figure]
+            yield f"| {what} | {format_spread(summary)} | {len(by_seed)} |"
+        yield ""
+
+
+def difference_lines(values):
+    """The table of differences over the seeds that both runs have, with the interval of a bootstrap over them."""
+    yield "| difference (points) | mean ± deviation | 95 % interval | seeds |"
+    yield "| --- | ---: | ---: | ---: |"
+    for what, run, figure, other, other_figure in DIFFERENCES:
+        first, second = values[run, figure], values[other, other_figure]
+        common = sorted(set(first) & set(second))
+        change = paired_difference({seed: first[seed] for seed in common}, {seed: second[seed] for seed in common})
+        interval = f"{100 * change['low']:.1f} to {100 * change['high']:.1f}"
+        yield f"| {what} | {format_spread(change)} | {interval} | {len(common)} |"
+
+
+def main():
+    values = load_results()
+    sys.stdout.write("\n".join([*spread_lines(values), *difference_lines(values)]) + "\n")
+
+
+if __name__ == "__main__":
+    main()
