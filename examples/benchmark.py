@@ -16,7 +16,6 @@ Writes `benchmark.json`, `benchmark.md` and `benchmark.png` into `--output_dir`.
 
 import gc
 import json
-import math
 import os
 import pickle
 import platform
