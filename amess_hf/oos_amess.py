@@ -64,9 +64,10 @@ class OutOfScopeDetector:
     | `label_similarity` | the greatest cosine of `m` and a description's embedding |
 
     `W` and `b` are the classifier's, `o = -pinv(W) b`, and `a` makes the mean residual of the training clips equal to
-    their mean greatest logit. The principal subspace has as many dimensions as there are intents (half the width where
-    the features are not wider than that). These are the definitions of `ood_detection/single_turn/` in
-    thuiar/MIntRec2.0, whose figures they reproduce; `label_similarity` is this project's.
+    their mean greatest logit. These are the definitions of `ood_detection/single_turn/` in thuiar/MIntRec2.0, but for the
+    principal subspace: two thirds of the width, which is 512 of 768 as in the authors' code of virtual-logit matching
+    (haoqiwang/vim, `benchmark.py`). MIntRec2.0's code takes as many dimensions as there are intents, which leaves less to
+    tell the clips apart by (README, "Out of scope"). `label_similarity` is this project's.
 
     All computation is in float64 on the CPU.
 
@@ -304,12 +305,11 @@ def _fit_mahalanobis(features: torch.Tensor, labels: torch.Tensor) -> dict:
 
 def _fit_subspace(features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> dict:
     """The origin, the directions outside the principal subspace of the training features, and the residual's scale."""
-    num_labels, width = weight.shape
+    width = weight.shape[1]
     origin = -torch.linalg.pinv(weight) @ bias
     centred = features - origin
     _, vectors = torch.linalg.eigh(centred.T @ centred / len(features))  # ascending eigenvalues
-    principal = num_labels if num_labels < width else width // 2
-    null_space = vectors[:, : width - principal]
+    null_space = vectors[:, : width - 2 * width // 3]
     residual = torch.linalg.vector_norm(centred @ null_space, dim=-1).mean()
     greatest_logit = (features @ weight.T + bias).amax(-1).mean()
     # features without residual: nothing to match, the score falls back to the energy

@@ -83,7 +83,7 @@ def formula(method, train, train_labels, model, outputs):
     origin = -np.linalg.pinv(weight) @ bias
     covariance = (train_features - origin).T @ (train_features - origin) / len(train_features)
     values, vectors = np.linalg.eig(covariance)
-    rest = vectors.real[:, np.argsort(-values.real)[len(weight) :]]
+    rest = vectors.real[:, np.argsort(-values.real)[weight.shape[1] * 2 // 3 :]]
     residual = np.array([np.linalg.norm(rest.T @ (row - origin)) for row in features])
     if method == "residual":
         return -residual
@@ -211,7 +211,7 @@ class TestFit:
         model = TinyHead(num_labels=20, width=8)
         labels = clips(100, 1, num_labels=20)
         detector = OutOfScopeDetector(method).fit(model.outputs(labels, 2), labels, model)
-        assert detector.state["null_space"].shape == (8, 4)
+        assert detector.state["null_space"].shape == (8, 3)
         assert detector.score(model.outputs(clips(20, 3, num_labels=20), 4)).std() > 0
 
     def test_other_model(self, model):
