@@ -70,15 +70,25 @@ def encode_texts(tokenizer, texts, contexts=None, max_length=None):
 
     Returns:
         `BatchEncoding` with `input_ids`, `attention_mask` (and `token_type_ids` if the tokenizer makes them), each a
-        `torch.LongTensor` of shape `(batch_size, text_length)`.
+        `torch.LongTensor` of shape `(batch_size, text_length)`; where a clip has earlier turns, also `utterance_mask` of
+        that shape, 1 for the tokens of the utterance itself.
     """
     limit = {} if max_length is None else {"truncation": True, "max_length": max_length}
     separator = f" {tokenizer.sep_token} " if tokenizer.sep_token else " "
-    rows = []
+    rows, context_lengths = [], []
     for text, turns in zip(texts, contexts if contexts is not None else [()] * len(texts), strict=True):
         kept = _latest_turns(tokenizer, text, turns, max_length) if turns else ()
-        row = tokenizer(separator.join(kept), text) if kept else tokenizer(text, **limit)
+        row = tokenizer(text, **limit)
+        length = len(row["input_ids"])
+        if kept:
+            row = tokenizer(separator.join(kept), text)
+        # The utterance is last, and the separator before it takes the place of a start token.
+        context_lengths.append(len(row["input_ids"]) - length)
         if not text.strip():
             row["attention_mask"] = [0] * len(row["attention_mask"])
         rows.append(row)
-    return pad_without_fast_tokenizer_warning(tokenizer, rows, return_tensors="pt")
+    batch = pad_without_fast_tokenizer_warning(tokenizer, rows, return_tensors="pt")
+    if any(context_lengths):
+        mask = batch["attention_mask"]
+        batch["utterance_mask"] = mask * (mask.cumsum(1) > torch.tensor(context_lengths)[:, None])
+    return batch

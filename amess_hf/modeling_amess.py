@@ -492,17 +492,19 @@ class AMESSModel(AMESSPreTrainedModel):
     def set_input_embeddings(self, value):
         self.text_encoder.set_input_embeddings(value)
 
-    def encode_text(self, input_ids, attention_mask=None, token_type_ids=None):
+    def encode_text(self, input_ids, attention_mask=None, token_type_ids=None, utterance_mask=None):
         """
         Args:
             input_ids (`torch.LongTensor` of shape `(batch_size, text_length)`): Tokens.
             attention_mask (`torch.Tensor` of shape `(batch_size, text_length)`, *optional*): 1 for tokens, 0 for padding.
             token_type_ids (`torch.LongTensor` of shape `(batch_size, text_length)`, *optional*):
                 Passed on if the encoder takes them.
+            utterance_mask (`torch.Tensor` of shape `(batch_size, text_length)`, *optional*):
+                1 for the utterance's own tokens, which have seen the dialogue context beside them.
 
         Returns:
-            `tuple`: token states `(batch_size, text_length, width)`, their mean `(batch_size, width)` (zero where there
-            are no words), and the mask as `torch.BoolTensor`.
+            `tuple`: token states `(batch_size, text_length, width)`, the mean of the utterance's `(batch_size, width)`
+            (zero where there are no words), and the utterance's mask as `torch.BoolTensor`.
         """
         mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         # An encoder may give NaN where every token is masked; with the first one let through, what it gives is unused.
@@ -511,6 +513,8 @@ class AMESSModel(AMESSPreTrainedModel):
         if token_type_ids is not None and "token_type_ids" in inspect.signature(self.text_encoder.forward).parameters:
             inputs["token_type_ids"] = token_type_ids
         states = self.text_encoder(**inputs).last_hidden_state
+        if utterance_mask is not None:
+            mask = mask & utterance_mask.bool()
         return states, masked_mean(states, mask), mask
 
     def project(self, pooled):
@@ -527,6 +531,7 @@ class AMESSModel(AMESSPreTrainedModel):
         audio_attention_mask: torch.Tensor | None = None,
         video_features: torch.FloatTensor | None = None,
         video_attention_mask: torch.Tensor | None = None,
+        utterance_mask: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         **kwargs,
@@ -547,6 +552,9 @@ class AMESSModel(AMESSPreTrainedModel):
                 Features of the picture.
             video_attention_mask (`torch.Tensor` of shape `(batch_size, video_length)`, *optional*):
                 1 for frames, 0 for padding; all zeros for a clip without picture; all ones if not given.
+            utterance_mask (`torch.Tensor` of shape `(batch_size, text_length)`, *optional*):
+                1 for the utterance's own tokens, 0 for its dialogue context, which the text encoder reads but which is
+                neither summarised nor fused; like `attention_mask` if not given.
             output_hidden_states (`bool`, *optional*): Whether to return the anchors' states of all fusion layers.
             output_attentions (`bool`, *optional*): Whether to return the attention weights of all fusion layers.
 
@@ -557,7 +565,9 @@ class AMESSModel(AMESSPreTrainedModel):
         self._check_attentions(output_attentions)
         features, masks = self._frames(audio_features, audio_attention_mask, video_features, video_attention_mask)
         if input_ids is not None:
-            features["text"], summary, masks["text"] = self.encode_text(input_ids, attention_mask, token_type_ids)
+            features["text"], summary, masks["text"] = self.encode_text(
+                input_ids, attention_mask, token_type_ids, utterance_mask
+            )
         else:
             summary = self._no_words(audio_features if audio_features is not None else video_features)
         if self.training and self.config.modality_dropout and len(features) > 1:
@@ -831,6 +841,7 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
         video_attention_mask: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         candidate_mask: torch.BoolTensor | None = None,
+        utterance_mask: torch.Tensor | None = None,
         description_input_ids: torch.LongTensor | None = None,
         description_attention_mask: torch.Tensor | None = None,
         description_indices: torch.LongTensor | None = None,
@@ -861,6 +872,7 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
             "audio_attention_mask": audio_attention_mask,
             "video_features": video_features,
             "video_attention_mask": video_attention_mask,
+            "utterance_mask": utterance_mask,
         }
         self._check_labels(labels)
         twice = self.training and labels is not None and self.config.consistency_loss_weight > 0

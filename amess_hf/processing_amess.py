@@ -162,7 +162,7 @@ class AMESSProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        names = list(self.tokenizer.model_input_names)
+        names = [*self.tokenizer.model_input_names, "utterance_mask"]
         for modality in ("audio", "video"):
             if getattr(self, f"{modality}_feature_size") is not None:
                 names += [f"{modality}_features", f"{modality}_attention_mask"]

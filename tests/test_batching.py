@@ -59,6 +59,21 @@ class TestEncodeTexts:
         expected = "[CLS] a : hello [SEP] b : no [SEP] help me [SEP]".split()
         assert self.words(tokenizer, batch["input_ids"][0]) == expected
         assert batch["token_type_ids"][0].tolist() == [0] * 9 + [1] * 3
+        assert batch["utterance_mask"][0].tolist() == [0] * 8 + [1] * 4  # the separator stands for a start token
+
+    @pytest.mark.parametrize("side", ["left", "right"])
+    def test_utterances_are_told_from_their_context(self, tokenizer, side, monkeypatch):
+        monkeypatch.setattr(tokenizer, "padding_side", side)
+        batch = encode_texts(tokenizer, ["help me", "hello", ""], [["b: no"], [], ["a: yes", "b: no"]])
+        words = [ids[mask.bool()] for ids, mask in zip(batch["input_ids"], batch["utterance_mask"], strict=True)]
+        assert [self.words(tokenizer, ids) for ids in words] == [
+            ["[SEP]", "help", "me", "[SEP]"],
+            ["[CLS]", "hello", "[SEP]"],
+            [],
+        ]
+
+    def test_no_context_no_utterance_mask(self, tokenizer):
+        assert "utterance_mask" not in encode_texts(tokenizer, ["help me", "hello"], [[], []])
 
     def test_the_oldest_turn_goes_first_and_the_utterance_never(self, tokenizer):
         turns = ["a: hello", "b: no", "a: yes"]

@@ -144,6 +144,22 @@ class TestMasks:
         features = {name: value for name, value in batch.items() if not name.endswith("mask")}
         close(model(**features).logits, model(**batch).logits)
 
+    def test_context_is_read_but_neither_summarised_nor_chosen(self):
+        model = tiny_model()
+        batch = random_batch(model.config, text=(7, 5), audio=(3, 2), video=(2, 4), labels=False)
+        utterance = torch.tensor([[0, 0, 0, 1, 1, 1, 1], [0, 0, 1, 1, 1, 0, 0]])
+        outputs = model(**batch, utterance_mask=utterance)
+        texts = outputs.anchor_indices[:, 0]
+        assert [sorted(clip) for clip in texts.tolist()][1] == [2, 3, 4] and (texts[0] >= 3).all()
+        states, summary, mask = model.amess.encode_text(
+            batch["input_ids"], batch["attention_mask"], utterance_mask=utterance
+        )
+        assert torch.equal(mask, utterance.bool())
+        close(summary, torch.stack([states[0, 3:].mean(0), states[1, 2:5].mean(0)]))
+        other = {**batch, "input_ids": batch["input_ids"].clone()}
+        other["input_ids"][0, 1] += 1
+        assert (model(**other, utterance_mask=utterance).logits[0] - outputs.logits[0]).abs().max() > 1e-4
+
     def test_masked_mean(self):
         states = torch.tensor([[[1.0], [3.0], [100.0]], [[7.0], [8.0], [9.0]]])
         mask = torch.tensor([[True, True, False], [False, False, False]])
