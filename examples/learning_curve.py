@@ -21,7 +21,7 @@ from ablate import NO_SS
 from run_mir import run
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import Normalizer
 from transformers import AutoModel, HfArgumentParser
 
 from amess_hf import AMESSTrainingArguments
@@ -68,7 +68,7 @@ def regression_accuracies(model_args, data_args, counts, seeds):
         accuracies[count] = {}
         for seed in seeds:
             clips = few_clips(train, count, seed)
-            model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+            model = make_pipeline(Normalizer(), LogisticRegression(max_iter=2000))
             model.fit(np.stack([by_id[clip] for clip in clips["id"]]), clips["label"][:])
             accuracies[count][seed] = float(model.score(dev_embeds, dev["label"][:]))
     return accuracies
