@@ -5,6 +5,7 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import torch
 from app_clips import FRAME_RATE, SAMPLING_RATE, SECONDS, Scene, draw_frame, mouth_openings, voice_samples
 from transformers import AutoTokenizer, BertConfig, BertTokenizer, set_seed
@@ -68,7 +69,7 @@ def train_model(folder: Path, text_encoder: str | None = None, clips_per_intent:
     Args:
         folder (`Path`): Where to save.
         text_encoder (`str`, *optional*): Folder of a pretrained text encoder; a new small one otherwise.
-        clips_per_intent (`int`): Clips to draw for each intent; half as many again set the detector's threshold.
+        clips_per_intent (`int`): Clips to draw for each intent; as many again set the detector's threshold.
         seed (`int`): Of the clips and the training.
 
     Returns:
@@ -80,11 +81,11 @@ def train_model(folder: Path, text_encoder: str | None = None, clips_per_intent:
     tokenizer, model = _new_model(descriptions, text_encoder)
     processor = AMESSProcessor.for_model(model.config, tokenizer)
     train = draw_rows(processor, clips_per_intent, seed)
-    held_back = draw_rows(processor, clips_per_intent // 2, seed + 1)
+    held_back = draw_rows(processor, clips_per_intent, seed + 1)
     collator = AMESSDataCollator(tokenizer, model.config)
     arguments = AMESSTrainingArguments(
         output_dir=str(Path(folder, "training")),
-        num_train_epochs=20,
+        num_train_epochs=30,
         head_learning_rate=1e-3,
         learning_rate=1e-3 if text_encoder is None else 1e-4,
         eval_strategy="no",
@@ -101,7 +102,7 @@ def train_model(folder: Path, text_encoder: str | None = None, clips_per_intent:
     logger.warning(f"Trained; it is right about {right:.0%} of clips that it has not seen.")
     detector = OutOfScopeDetector("mahalanobis")
     detector.fit(outputs["train"], torch.tensor([row["label"] for row in train]), model)
-    save_for_hub(folder, model, processor, detector.calibrate(outputs["dev"], keep=0.98))
+    save_for_hub(folder, model, processor, detector.calibrate(outputs["dev"], keep=1.0))
     return str(folder)
 
 
@@ -125,7 +126,9 @@ def draw_rows(processor: AMESSProcessor, clips_per_intent: int, seed: int) -> li
             sounds.append(None)
             pictures.append(None)
             continue
-        sounds.append(processor.read_sound(voice_samples(scene), SAMPLING_RATE))
+        # A clip's sound ends in silence where the AAC coder filled its last block of 1,024 samples.
+        voice = np.pad(voice_samples(scene), (0, draw.randrange(1024)))
+        sounds.append(processor.read_sound(voice, SAMPLING_RATE))
         openings = mouth_openings(sounds[-1])
         times = [index / frame_rate for index in range(int(SECONDS * frame_rate))]
         pictures.append([draw_frame(scene, time, openings[int(time * FRAME_RATE)], smooth=False) for time in times])
