@@ -155,7 +155,7 @@ def _new_model(descriptions: dict[str, list[str]], text_encoder: str | None):
     """A tokenizer and a model around the text encoder, or around a new small BERT."""
     sizes = {"audio_encoder": LOG_MEL, "video_encoder": FRAME_DIFFERENCE, "hidden_size": 64, "projection_dim": 64}
     sizes |= {"audio_feature_size": 80, "video_feature_size": 512, "num_anchors": 4, "label_similarity_weight": 0.1}
-    sizes |= {"consistency_loss_weight": 0.0, "label_smoothing": 0.0}
+    sizes["label_smoothing"] = 0.0
     if text_encoder is not None:
         tokenizer = AutoTokenizer.from_pretrained(text_encoder)
         model = AMESSForIntentClassification.from_text_pretrained(
