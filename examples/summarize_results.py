@@ -73,7 +73,6 @@ TRIALS = {
         ("4 epochs at half the learning rate", "words2-half-rate", "no"),
         ("weights averaged over 500 steps in place of 100", "words2-long-average", "no"),
         ("two dropout passes made to agree (R-Drop)", "words2-consistency", "yes, where twice the time is no matter"),
-        ("two dropout passes made to agree, no semantic synchronization", "words2-consistency-SS-off", "no"),
     ],
 }
 # what, run, figure, and the run and figure that it is compared with, seed by seed
