@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertTokenizer, DistilBertConfig, RobertaConfig, set_seed
 
-from amess_hf import AMESSConfig, AMESSForIntentClassification
+from amess_hf import AMESSConfig, AMESSForIntentClassification, AMESSProcessor
 
 
 WORDS = "the speaker says hello thanks you are so kind late again please help me with this box no never yes".split()
@@ -57,6 +57,17 @@ def tiny_config(**fields):
     return AMESSConfig(**{**defaults, **fields})
 
 
+# what makes a model one for clips, with encoders that need no download
+FRONT_ENDS = {
+    "audio_feature_size": 80,
+    "video_feature_size": 512,
+    "audio_encoder": "log-mel",
+    "video_encoder": "frame-difference",
+    "max_audio_length": 60,
+    "max_video_length": 12,
+}
+
+
 def tiny_model(seed=0, **fields):
     """A model with random weights and random label embeddings, in evaluation mode."""
     set_seed(seed)
@@ -68,6 +79,13 @@ def tiny_model(seed=0, **fields):
         for parameter in model.amess.fusion.parameters() if model.amess.fusion is not None else ():
             parameter.add_(0.1 * torch.randn(parameter.shape))
     return model.eval()
+
+
+def save_clip_model(folder, tokenizer):
+    """Save a tiny model for clips with its processor; gives the folder's path."""
+    tiny_model(**FRONT_ENDS).save_pretrained(folder)
+    AMESSProcessor.for_model(tiny_config(**FRONT_ENDS), tokenizer).save_pretrained(folder)
+    return str(folder)
 
 
 def random_batch(config, text=(5, 3, 7), audio=(9, 4, 1), video=(6, 8, 2), seed=0, labels=True):

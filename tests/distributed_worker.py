@@ -25,12 +25,12 @@ from transformers import BertConfig, BertTokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
-import run_mir_no_trainer  # noqa: E402
-from conftest import TEXT_SIZES, WORDS, tiny_model  # noqa: E402
+import run_mir_no_trainer
+from conftest import TEXT_SIZES, WORDS, tiny_model
 
-from amess_hf import AMESSDataCollator, AMESSTrainer, AMESSTrainingArguments  # noqa: E402
-from amess_hf.training.label_updates import description_sampler  # noqa: E402
-from amess_hf.training.trainer import LOSS_PARTS  # noqa: E402
+from amess_hf import AMESSDataCollator, AMESSTrainer, AMESSTrainingArguments
+from amess_hf.training.label_updates import description_sampler
+from amess_hf.training.trainer import LOSS_PARTS
 
 
 def make_tokenizer():

@@ -1,14 +1,8 @@
 import csv
-import sys
-from pathlib import Path
-
-import pytest
-
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
 import ablate
 import learning_curve
+import pytest
 
 
 RESULTS = {

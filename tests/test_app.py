@@ -2,25 +2,21 @@
 
 import os
 import re
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import app_view
 import numpy as np
 import pytest
 from browser import Browser, missing_programs
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-sys.path.insert(0, str(EXAMPLES))
-
-import app_view  # noqa: E402
-
 
 av = pytest.importorskip("av", reason='pip install "amess_hf[video]"')
 pytest.importorskip("PIL", reason='pip install "amess_hf[video]"')
 
-import app_clips  # noqa: E402
+import app_clips
 
 
 class TestView:

@@ -1,19 +1,13 @@
 """The benchmark in miniature: every section gives sound figures, and the page and the plot show them."""
 
 import json
-import sys
-from pathlib import Path
 
+import benchmark
 import pytest
 import torch
 from transformers import BertConfig
 
 from amess_hf import AMESSConfig
-
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-
-import benchmark  # noqa: E402
 
 
 SIZES = {

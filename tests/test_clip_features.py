@@ -3,8 +3,6 @@
 import os
 import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,10 +24,10 @@ from amess_hf import (
 
 av = pytest.importorskip("av")
 
-from amess_hf.clips_amess import read_sound  # noqa: E402
-from amess_hf.data.clip_features import add_clip_features, clip_jobs, encoder_slug, find_clips  # noqa: E402
-from amess_hf.data.clip_writer import write_clip  # noqa: E402
-from amess_hf.training.script import parse_arguments, run_for_each_seed  # noqa: E402
+from amess_hf.clips_amess import read_sound
+from amess_hf.data.clip_features import add_clip_features, clip_jobs, encoder_slug, find_clips
+from amess_hf.data.clip_writer import write_clip
+from amess_hf.training.script import parse_arguments, run_for_each_seed
 
 
 WORDS = "you are so kind"
@@ -212,7 +210,6 @@ class TestFindingClips:
 
 def test_one_command_from_clips_to_a_pipeline(corpus, tokenizer, tmp_path, monkeypatch):
     """`run_mir.py` with encoders trains on raw clips; the pipeline over what it saved gives the scores that it wrote."""
-    monkeypatch.setattr("sys.path", [str(Path(__file__).parents[1] / "examples"), *sys.path])
     import run_mir
 
     BertModel(text_config()).save_pretrained(tmp_path / "encoder")

@@ -12,7 +12,7 @@ import pytest
 
 av = pytest.importorskip("av")
 
-from amess_hf.clips_amess import (  # noqa: E402
+from amess_hf.clips_amess import (
     ClipError,
     clip_info,
     iter_frames,
@@ -21,7 +21,7 @@ from amess_hf.clips_amess import (  # noqa: E402
     read_sound,
     resample,
 )
-from amess_hf.data.clip_writer import write_clip  # noqa: E402
+from amess_hf.data.clip_writer import write_clip
 
 
 def brightening(count, height=48, width=64):

@@ -1,8 +1,6 @@
 """The comparison of out-of-scope scores over seeds, on tiny models that do not know five of the demo's intents."""
 
 import csv
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,9 +13,8 @@ from amess_hf.oos_amess import OOS_METHODS
 
 
 pytest.importorskip("matplotlib", reason='pip install "amess_hf[report]"')
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
-import compare_oos_scores  # noqa: E402
+import compare_oos_scores
 
 
 LABELS = list(demo_label_descriptions())

@@ -1,18 +1,12 @@
 """The demo, in a tiny setting: it trains, its table and its pictures of anchors are true, and a second start works."""
 
 import re
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+import run_demo
 
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-
-import run_demo  # noqa: E402
-
-from amess_hf.data.demo import MODALITIES, demo_clips  # noqa: E402
+from amess_hf.data.demo import MODALITIES, demo_clips
 
 
 TINY = "--train_clips 240 --test_clips 100 --num_train_epochs 8 --hidden_size 32".split()

@@ -1,16 +1,9 @@
 """The exported model gives what the model gives, for all lengths, and names the same anchors."""
 
-import sys
-from pathlib import Path
-
+import export_onnx
 import pytest
 import torch
 from conftest import random_batch, tiny_model
-
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-
-import export_onnx  # noqa: E402
 
 
 onnxruntime = pytest.importorskip("onnxruntime", reason='pip install "amess_hf[onnx]"')

@@ -1,6 +1,5 @@
 """extract_features.py: what it writes is read back, nothing is lost or doubled by a kill, and failures are reported."""
 
-import importlib.util
 import os
 import signal
 import subprocess
@@ -17,21 +16,14 @@ from amess_hf.encoders_amess import FrameDifferenceEncoder, LogMelEncoder
 
 av = pytest.importorskip("av")
 
-from amess_hf.clips_amess import read_frames, read_sound  # noqa: E402
-from amess_hf.data.clip_writer import write_clip  # noqa: E402
+import extract_features as script
+
+from amess_hf.clips_amess import read_frames, read_sound
+from amess_hf.data.clip_writer import write_clip
 
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "extract_features.py"
 TRAIN, DEV = 18, 3  # more than a batch of 16
-
-
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("extract_features", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -70,7 +62,7 @@ def check_complete(corpus, tmp_path, count=TRAIN + DEV):
         np.testing.assert_allclose(row["video_features"], FrameDifferenceEncoder()([frames])[0], atol=1e-6)
 
 
-def test_what_it_writes_is_read_back(script, corpus, tmp_path, capsys):
+def test_what_it_writes_is_read_back(corpus, tmp_path, capsys):
     assert script.main(arguments(corpus)) == 0
     output = capsys.readouterr()
     assert "21 of 21 clips are in" in output.out and "Encoding clips: 100%" in output.err
@@ -81,7 +73,7 @@ def test_what_it_writes_is_read_back(script, corpus, tmp_path, capsys):
     assert written == {path: path.stat().st_mtime_ns for path in corpus.rglob("*.safetensors")}
 
 
-def test_clips_that_come_later_are_added(script, corpus, tmp_path):
+def test_clips_that_come_later_are_added(corpus, tmp_path):
     table = (corpus / "dev.tsv").read_text()
     (corpus / "dev.tsv").write_text("\n".join(table.splitlines()[:2]) + "\n")
     script.main(arguments(corpus))
@@ -94,7 +86,7 @@ def kill(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def arm(script, moment):
+def arm(moment):
     """Makes the extraction kill itself at a moment."""
     if moment == "encoding":
         write_part = script.Extraction.write_part
@@ -119,12 +111,12 @@ def arm(script, moment):
 
 
 @pytest.mark.parametrize("moment", ["encoding", "joining", "clearing up"])
-def test_killed_and_started_again(script, corpus, tmp_path, moment):
+def test_killed_and_started_again(corpus, tmp_path, moment):
     script.read_jobs(script.ExtractionArguments(data_dir=str(corpus)))  # the tables are in the cache before the fork
     process = os.fork()
     if process == 0:
         signal.alarm(120)
-        arm(script, moment)
+        arm(moment)
         script.main(arguments(corpus))
         os._exit(1)
     assert os.waitpid(process, 0)[1] == signal.SIGKILL
@@ -133,7 +125,7 @@ def test_killed_and_started_again(script, corpus, tmp_path, moment):
     check_complete(corpus, tmp_path)
 
 
-def test_killed_between_taking_away_and_putting_there(script, corpus, tmp_path):
+def test_killed_between_taking_away_and_putting_there(corpus, tmp_path):
     script.main(arguments(corpus))
     folder = corpus / "audio_data" / "log-mel"
     folder.rename(folder.with_name(".old-log-mel"))
@@ -160,14 +152,14 @@ def test_two_processes(corpus, tmp_path):
 
 
 class TestFailures:
-    def test_stop(self, script, corpus):
+    def test_stop(self, corpus):
         bad = corpus / "raw_data" / "S01" / "E01" / "7.mp4"
         bad.write_text("no clip")
         with pytest.raises(ValueError, match=r"clip S01_E01_7: .*7.mp4 cannot be decoded .*`--on_error skip`"):
             script.main(arguments(corpus))
         assert not (corpus / "audio_data").exists()
 
-    def test_skip_reports_and_a_mended_clip_is_added(self, script, corpus, tmp_path, capsys):
+    def test_skip_reports_and_a_mended_clip_is_added(self, corpus, tmp_path, capsys):
         bad = corpus / "raw_data" / "S01" / "E01" / "7.mp4"
         good = bad.read_bytes()
         bad.write_text("no clip")
@@ -184,13 +176,13 @@ class TestFailures:
         assert not (corpus / "failed_clips.tsv").exists()
         assert len(SafetensorsFeatures(corpus / "video_data" / "frame-difference")) == TRAIN + DEV
 
-    def test_no_encoder(self, script, corpus):
+    def test_no_encoder(self, corpus):
         with pytest.raises(ValueError, match="Give `--audio_encoder`"):
             script.main(["--data_dir", str(corpus)])
 
 
 class TestTable:
-    def test_spans_of_one_file(self, script, tmp_path):
+    def test_spans_of_one_file(self, tmp_path):
         generator = np.random.default_rng(0)
         write_clip(
             tmp_path / "film.mkv", generator.integers(0, 255, (30, 16, 16, 3), dtype=np.uint8), None, frame_rate=10
@@ -215,7 +207,7 @@ class TestTable:
         expected = LogMelEncoder()([read_sound(tmp_path / "film.wav", 16000, 1.5, 2.0)])[0]
         np.testing.assert_allclose(audio["b"], expected, atol=2e-3)
 
-    def test_bad_tables(self, script, tmp_path):
+    def test_bad_tables(self, tmp_path):
         (tmp_path / "clips.csv").write_text("id,clip\na,\n")
         (tmp_path / "spans.csv").write_text("id,clip,start\na,film.mkv,soon\n")
         for table, message in (

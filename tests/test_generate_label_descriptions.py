@@ -1,19 +1,13 @@
 """The description generator: its prompt and checks, a server that speaks the chat-completions API, a local model."""
 
 import json
-import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
+import generate_label_descriptions as script
 import pytest
 
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-
-import generate_label_descriptions as script  # noqa: E402
-
-from amess_hf.data.descriptions import load_label_descriptions  # noqa: E402
+from amess_hf.data.descriptions import load_label_descriptions
 
 
 LABELS = ["Complain", "Praise", "Ask for help"]

@@ -1,9 +1,8 @@
 """Memory: a mapped data set does not stay resident, and training stays far below the size of the features."""
 
-import importlib.util
 import sys
-from pathlib import Path
 
+import benchmark_memory as benchmark
 import numpy as np
 import pytest
 from datasets import Array2D, Dataset, Features
@@ -58,10 +57,6 @@ def test_page_releaser(monkeypatch):
 def test_the_ratio_holds_on_a_small_file(tmp_path, monkeypatch):
     """The claim for 4 GB (less than 2 GB above words) as a ratio, on 200 MB: building the data set, and going through
     all batches from Arrow or from safetensors, take less than half of the features' size beyond what words take."""
-    path = Path(__file__).parents[1] / "examples" / "benchmark_memory.py"
-    spec = importlib.util.spec_from_file_location("benchmark_memory", path)
-    benchmark = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
     monkeypatch.setattr(benchmark, "BATCH_SIZE", 4)  # of this file even one usual batch is a tenth
     folder = tmp_path / "data"
     feature_bytes = benchmark.simulate(folder, 450)

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import DESCRIPTIONS, LABELS, tiny_config, tiny_model
+from conftest import DESCRIPTIONS, FRONT_ENDS, LABELS, save_clip_model, tiny_config, tiny_model
 from datasets import Dataset
 from transformers import AutoProcessor, Wav2Vec2Config, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC
 from transformers import pipeline as make_pipeline
@@ -18,28 +18,17 @@ from amess_hf import AMESSProcessor, IntentRecognitionPipeline, OutOfScopeDetect
 
 av = pytest.importorskip("av")
 
-from amess_hf.clips_amess import ClipError  # noqa: E402
-from amess_hf.data.clip_writer import write_clip  # noqa: E402
+from amess_hf.clips_amess import ClipError
+from amess_hf.data.clip_writer import write_clip
 
 
-FRONT_ENDS = {
-    "audio_feature_size": 80,
-    "video_feature_size": 512,
-    "audio_encoder": "log-mel",
-    "video_encoder": "frame-difference",
-    "max_audio_length": 60,
-    "max_video_length": 12,
-}
 TEXT = "hello you are late again"
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tokenizer):
     """A saved model with its processor."""
-    folder = tmp_path_factory.mktemp("model")
-    tiny_model(**FRONT_ENDS).save_pretrained(folder)
-    AMESSProcessor.for_model(tiny_config(**FRONT_ENDS), tokenizer).save_pretrained(folder)
-    return str(folder)
+    return save_clip_model(tmp_path_factory.mktemp("model"), tokenizer)
 
 
 @pytest.fixture(scope="module")

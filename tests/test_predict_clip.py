@@ -1,51 +1,24 @@
 """predict_clip.py and benchmark_clips.py from the command line."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import LABELS, tiny_config, tiny_model
+from conftest import LABELS, save_clip_model
 from PIL import Image
-
-from amess_hf import AMESSProcessor
 
 
 av = pytest.importorskip("av")
 
-from amess_hf.data.clip_writer import write_clip  # noqa: E402
+import benchmark_clips
+import predict_clip
 
-
-EXAMPLES = Path(__file__).parents[1] / "examples"
-FRONT_ENDS = {
-    "audio_feature_size": 80,
-    "video_feature_size": 512,
-    "audio_encoder": "log-mel",
-    "video_encoder": "frame-difference",
-}
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def predict_clip():
-    return load("predict_clip")
+from amess_hf.data.clip_writer import write_clip
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory, tokenizer):
-    folder = tmp_path_factory.mktemp("model")
-    tiny_model(**FRONT_ENDS).save_pretrained(folder)
-    AMESSProcessor.for_model(tiny_config(**FRONT_ENDS), tokenizer).save_pretrained(folder)
-    return str(folder)
+    return save_clip_model(tmp_path_factory.mktemp("model"), tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +30,7 @@ def clip(tmp_path_factory):
     return str(path)
 
 
-def test_table(predict_clip, model, clip, capsys):
+def test_table(model, clip, capsys):
     predict_clip.main([clip, "--text", "hello you", "--model", model, "--top_k", "3"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "“hello you”"
@@ -67,7 +40,7 @@ def test_table(predict_clip, model, clip, capsys):
     assert any(line.startswith("sound:") and line.endswith(" s") for line in lines)
 
 
-def test_json_and_threshold(predict_clip, model, clip, capsys):
+def test_json_and_threshold(model, clip, capsys):
     arguments = [clip, "--model", model, "--json", "--threshold", "0.999", "--start", "0.2", "--end", "0.8"]
     predict_clip.main(arguments)
     answer = json.loads(capsys.readouterr().out)
@@ -75,7 +48,7 @@ def test_json_and_threshold(predict_clip, model, clip, capsys):
     assert all(0.2 <= anchor["start"] < 0.8 for anchor in answer["anchors"]["video"])
 
 
-def test_described_intents_without_a_clip(predict_clip, model, capsys):
+def test_described_intents_without_a_clip(model, capsys):
     intents = ["--intent", "Negotiate=help me with this box", "--intent", "Leave=never", "--intent", "Leave=no"]
     predict_clip.main(["--text", "hello you", "--model", model, "--json", *intents])
     answer = json.loads(capsys.readouterr().out)
@@ -85,7 +58,7 @@ def test_described_intents_without_a_clip(predict_clip, model, capsys):
 
 
 @pytest.mark.parametrize("kind", ["clip", "sound", "mute"])
-def test_plot(predict_clip, model, clip, tmp_path, kind):
+def test_plot(model, clip, tmp_path, kind):
     pytest.importorskip("matplotlib")
     if kind == "sound":
         clip = tmp_path / "voice.wav"
@@ -100,7 +73,7 @@ def test_plot(predict_clip, model, clip, tmp_path, kind):
         assert np.asarray(picture.convert("L")).std() > 5  # something is drawn
 
 
-def test_usage_errors(predict_clip, model, tmp_path, capsys):
+def test_usage_errors(model, tmp_path, capsys):
     for arguments in (["--model", model], ["--text", "hello", "--model", model, "--plot", "x.png"]):
         with pytest.raises(SystemExit):
             predict_clip.main(arguments)
@@ -109,7 +82,7 @@ def test_usage_errors(predict_clip, model, tmp_path, capsys):
         predict_clip.main([str(tmp_path / "nowhere.mp4"), "--model", model])
 
 
-def test_merged_spans(predict_clip):
+def test_merged_spans():
     anchors = [{"frame": n, "start": n / 10, "end": (n + 1) / 10, "score": 0.5} for n in (7, 2, 3, 1)]
     assert predict_clip.merged_spans(anchors) == [(0.1, 0.4), (0.7, 0.8)]
     assert predict_clip.merged_spans([{"frame": 3, "score": 0.5}]) == []
@@ -117,7 +90,7 @@ def test_merged_spans(predict_clip):
 
 def test_benchmark(tmp_path, capsys):
     arguments = ["--small", "--num_clips", "1", "--seconds", "0.3", "--repeats", "1", "--output_dir", str(tmp_path)]
-    figures = load("benchmark_clips").main(arguments)
+    figures = benchmark_clips.main(arguments)
     assert figures == json.loads((tmp_path / "clips.json").read_text())
     assert sum(figures["share"].values()) == pytest.approx(1)
     assert figures["decoding_share"] == pytest.approx(

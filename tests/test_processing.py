@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_config, tiny_model
+from conftest import FRONT_ENDS, tiny_config, tiny_model
 from encoder_models import save_speech_model, save_vision_model
 from transformers import AutoProcessor
 
@@ -15,18 +15,8 @@ from amess_hf.encoders_amess import FrameDifferenceEncoder, LogMelEncoder
 
 av = pytest.importorskip("av")
 
-from amess_hf.clips_amess import ClipError, read_frames, read_sound  # noqa: E402
-from amess_hf.data.clip_writer import write_clip  # noqa: E402
-
-
-FRONT_ENDS = {
-    "audio_feature_size": 80,
-    "video_feature_size": 512,
-    "audio_encoder": "log-mel",
-    "video_encoder": "frame-difference",
-    "max_audio_length": 60,
-    "max_video_length": 12,
-}
+from amess_hf.clips_amess import ClipError, read_frames, read_sound
+from amess_hf.data.clip_writer import write_clip
 
 
 def random_frames(count, height=32, width=48, seed=0):

@@ -1,16 +1,13 @@
 """The README's figures are those of results/accuracy.csv."""
 
-import sys
 from pathlib import Path
 
 import pytest
+import summarize_results
+from summarize_results import difference_lines, load_results, spread_lines, trial_lines
 
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "examples"))
-
-import summarize_results  # noqa: E402
-from summarize_results import difference_lines, load_results, spread_lines, trial_lines  # noqa: E402
 
 
 def test_readme_has_the_tables_of_the_results():

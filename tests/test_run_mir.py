@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import run_mir
+import run_mir_no_trainer
 from conftest import text_config
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertModel, BertTokenizer
@@ -18,12 +20,6 @@ from amess_hf.training.script import one_line_errors, parse_arguments, run_for_e
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-sys.path.insert(0, str(EXAMPLES))
-
-import run_mir  # noqa: E402
-import run_mir_no_trainer  # noqa: E402
-
-
 SCRIPTS = {"run_mir": run_mir, "run_mir_no_trainer": run_mir_no_trainer}
 METRICS = ("accuracy", "weighted_f1", "weighted_precision", "f1", "precision", "recall")
 
