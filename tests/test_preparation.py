@@ -101,7 +101,7 @@ class TestMergedTasks:
     def test_each_clip_keeps_its_own_label_set(self, tmp_path):
         first = texts_folder(tmp_path / "a", [("hello you", "Greet"), ("so late", "Complain")], [("hi", "Greet")])
         second = texts_folder(
-            tmp_path / "b", [("Hi", "Greet"), ("hop in", "Invite"), ("join us", "Invite")], [("so  LATE", "Invite")]
+            tmp_path / "b", [("Hi", "Greet"), ("hop in", "Invite"), ("join us", "Invite")], [("so  LATE!", "Invite")]
         )
         tasks = {
             name: load_task(DataArguments(dataset_name="folder", data_dir=str(folder)), seed=0)
@@ -112,7 +112,7 @@ class TestMergedTasks:
         for name, own in (("a", {"Complain", "Greet"}), ("b", {"Greet", "Invite"})):
             assert {merged.labels[index] for index in merged.candidates[name]} == own
         rows = [(row["dataset"], row["text"], merged.labels[row["label"]]) for row in merged.splits["train"]]
-        # "so late" and "Hi" are in the other set's validation split
+        # "so late" and "Hi", whatever the case and punctuation, are in the other set's validation split
         assert rows == [("a", "hello you", "Greet"), ("b", "hop in", "Invite"), ("b", "join us", "Invite")]
         assert len(merged.splits["validation"]) == 2
 

@@ -1,6 +1,7 @@
 """From script arguments to data, tokenizer and model: what the training scripts share."""
 
 import random
+import re
 from collections import defaultdict
 from dataclasses import dataclass, replace
 
@@ -188,7 +189,8 @@ def merge_tasks(tasks):
 
 
 def _words(text):
-    return " ".join(text.lower().split())
+    """The words of a text, whatever its case and punctuation; a text without words stands for itself."""
+    return " ".join(re.findall(r"\w+", re.sub("['’]", "", text.lower()))) or text.strip()
 
 
 def _without_words_of(split, name, tasks):
