@@ -39,19 +39,14 @@ def pad_features(features, feature_size, max_length, name="features"):
     return torch.from_numpy(batch), torch.from_numpy(mask)
 
 
-def _latest_turns(tokenizer, text, turns, max_length):
-    """The longest run of the latest whole turns that fits beside the utterance, oldest first."""
-    if max_length is None:
-        return list(turns)
-    lengths = [len(tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"]) for part in (*turns, text)]
-    room = max_length - tokenizer.num_special_tokens_to_add(pair=True) - lengths.pop()
-    kept = []
-    for turn, length in zip(reversed(turns), reversed(lengths), strict=True):
-        room -= length + bool(kept)  # a separator stands between two turns
-        if room < 0:
-            break
-        kept.insert(0, turn)
-    return kept
+def _encode_with_turns(tokenizer, text, turns, max_length):
+    """The utterance after as many of the latest whole turns as fit beside it; `None` where none does."""
+    separator = f" {tokenizer.sep_token} " if tokenizer.sep_token else " "
+    for first in range(len(turns)):
+        row = tokenizer(separator.join(turns[first:]), text, verbose=False)
+        if max_length is None or len(row["input_ids"]) <= max_length:
+            return row
+    return None
 
 
 def encode_texts(tokenizer, texts, contexts=None, max_length=None):
@@ -74,16 +69,12 @@ def encode_texts(tokenizer, texts, contexts=None, max_length=None):
         that shape, 1 for the tokens of the utterance itself.
     """
     limit = {} if max_length is None else {"truncation": True, "max_length": max_length}
-    separator = f" {tokenizer.sep_token} " if tokenizer.sep_token else " "
     rows, context_lengths = [], []
     for text, turns in zip(texts, contexts if contexts is not None else [()] * len(texts), strict=True):
-        kept = _latest_turns(tokenizer, text, turns, max_length) if turns else ()
-        row = tokenizer(text, **limit)
-        length = len(row["input_ids"])
-        if kept:
-            row = tokenizer(separator.join(kept), text)
+        alone = tokenizer(text, **limit)
+        row = _encode_with_turns(tokenizer, text, turns, max_length) or alone
         # The utterance is last, and the separator before it takes the place of a start token.
-        context_lengths.append(len(row["input_ids"]) - length)
+        context_lengths.append(len(row["input_ids"]) - len(alone["input_ids"]))
         if not text.strip():
             row["attention_mask"] = [0] * len(row["attention_mask"])
         rows.append(row)

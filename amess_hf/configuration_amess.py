@@ -1,14 +1,19 @@
 """A-MESS model configuration."""
 
 import copy
+import math
 import os
 import shutil
 from numbers import Integral, Real
 from pathlib import Path
 
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
+from transformers.utils import logging
 
+
+logger = logging.get_logger(__name__)
 
 FUSION_TYPES = ("anchor", "cross_modal", "mean", "text")
 
@@ -33,6 +38,21 @@ REMOTE_CODE = {
 }
 
 
+# Text encoders that number positions from the padding token's id on, and so take fewer tokens than they have positions.
+_OFFSET_POSITIONS = {
+    "camembert", "data2vec-text", "ibert", "longformer", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta",
+    "xlm-roberta-xl", "xmod",
+}  # fmt: skip
+
+
+def text_positions(text_config):
+    """Tokens that a text encoder with this configuration takes at most; `None` where there is no limit."""
+    positions = getattr(text_config, "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions < 1:
+        return None
+    return positions - (text_config.pad_token_id + 1 if text_config.model_type in _OFFSET_POSITIONS else 0)
+
+
 class AMESSConfig(PreTrainedConfig):
     r"""
     Configuration of [`AMESSModel`] and [`AMESSForIntentClassification`] (A-MESS, arXiv 2503.19474).
@@ -45,7 +65,8 @@ class AMESSConfig(PreTrainedConfig):
         video_feature_size (`int`, *optional*):
             Width of a video frame's features, e.g. 256 for Swin ROI. `None`: the model takes no video.
         max_text_length (`int`, *optional*, defaults to 30):
-            Tokens of an utterance, its dialogue context included; longer ones are cut by the collator.
+            Tokens of an utterance, its dialogue context included; longer ones are cut by the collator. At most as many
+            as the text encoder has positions for.
         max_audio_length (`int`, *optional*, defaults to 480):
             Audio frames of a clip; longer ones are cut by the collator.
         max_video_length (`int`, *optional*, defaults to 230):
@@ -95,6 +116,8 @@ class AMESSConfig(PreTrainedConfig):
         label_similarity_weight (`float`, *optional*, defaults to 0.3):
             Share of the similarity to descriptions in the logits at inference: 0 is the classifier alone, 1 the
             similarity alone.
+        context_turns (`int`, *optional*, defaults to 0):
+            Earlier turns of the dialogue that the model was trained to read before an utterance.
         label_descriptions (`dict[str, list[str]]`, *optional*):
             Sentences that describe each label.
         zero_shot_labels (`list[str]`, *optional*):
@@ -165,6 +188,7 @@ class AMESSConfig(PreTrainedConfig):
     outlier_exposure_loss_weight: float | int = 0.0
     label_smoothing: float | int = 0.1
     label_similarity_weight: float | int = 0.3
+    context_turns: int = 0
     label_descriptions: dict[str, list[str]] | None = None
     zero_shot_labels: list[str] | None = None
     audio_encoder: str | None = None
@@ -175,10 +199,34 @@ class AMESSConfig(PreTrainedConfig):
         if not __name__.startswith("transformers_modules."):
             # The installed package has registered all this; transformers asks for `trust_remote_code` where it is set.
             kwargs = {name: value for name, value in kwargs.items() if name not in REMOTE_CODE}
-        super().__post_init__(**kwargs)
+        self._check_types()
+        if self.id2label is None and self.label2id:
+            self.id2label = {index: name for name, index in self.label2id.items()}
+        try:
+            super().__post_init__(**kwargs)
+        except StrictDataclassFieldValidationError as error:
+            raise ValueError(f"`text_config` has a bad value: {' '.join(str(error).split())}") from None
         if self.label2id is None and self.id2label is not None:
             self.label2id = {name: index for index, name in self.id2label.items()}
+        positions = text_positions(self.text_config)
+        if positions is not None and isinstance(self.max_text_length, Integral) and self.max_text_length > positions:
+            logger.warning(f"`max_text_length` becomes {positions}, for which the text encoder has positions")
+            self.max_text_length = positions
         self.validate()
+
+    def _check_types(self):
+        """What must be known before the fields that depend on it are made."""
+        if not isinstance(self.text_config, dict | PreTrainedConfig | None):
+            self._refuse("text_config", "the configuration of a text encoder, or its dict")
+        for name in ("id2label", "label2id", "label_descriptions"):
+            if not isinstance(getattr(self, name), dict | None):
+                self._refuse(name, "a dict")
+        if not isinstance(self.zero_shot_labels, list | tuple | None):
+            self._refuse("zero_shot_labels", "a list of labels")
+
+    def __eq__(self, other):
+        # A loaded configuration also remembers its model type and the version that wrote it, which say nothing more.
+        return isinstance(other, AMESSConfig) and self.to_dict() == other.to_dict()
 
     def to_dict(self):
         """The fields, and where the checkpoint's folder has the code that reads them."""
@@ -219,6 +267,7 @@ class AMESSConfig(PreTrainedConfig):
             "format_version",
         ):
             self._check_integer(name)
+        self._check_integer("context_turns", low=0)
         for name in (
             "triplet_margin",
             "triplet_loss_weight",
@@ -247,9 +296,20 @@ class AMESSConfig(PreTrainedConfig):
         for name in ("audio_encoder", "video_encoder"):
             if not isinstance(getattr(self, name), str | None):
                 self._refuse(name, "a model's name, or None")
-        if self.id2label is not None and len(set(self.id2label.values())) != len(self.id2label):
-            self._refuse("id2label", "a different name for each label")
+        if getattr(self.text_config, "is_encoder_decoder", False):
+            self._refuse("text_config", "that of an encoder without a decoder", self.text_config.model_type)
+        self._check_labels()
         self._check_descriptions()
+
+    def _check_labels(self):
+        if self.id2label is None:
+            return
+        if not self.id2label or sorted(self.id2label) != list(range(len(self.id2label))):
+            self._refuse("id2label", "a name for each id from 0 on, and at least one")
+        if len(set(self.id2label.values())) != len(self.id2label):
+            self._refuse("id2label", "a different name for each label")
+        if self.label2id != {name: index for index, name in self.id2label.items()}:
+            self._refuse("label2id", f"the inverse of `id2label` ({self.id2label})")
 
     def _check_descriptions(self):
         names = set((self.id2label or {}).values())
@@ -257,7 +317,7 @@ class AMESSConfig(PreTrainedConfig):
             if (
                 not isinstance(sentences, list)
                 or not sentences
-                or not all(isinstance(s, str) and s for s in sentences)
+                or not all(isinstance(s, str) and s.strip() for s in sentences)
             ):
                 raise ValueError(
                     f"`label_descriptions` has {sentences!r} for {label!r}; it must be a list of at least one sentence"
@@ -269,14 +329,18 @@ class AMESSConfig(PreTrainedConfig):
         if self.zero_shot_labels is not None and not set(self.zero_shot_labels) <= names:
             self._refuse("zero_shot_labels", f"among the labels {sorted(names)}")
 
-    def _check_integer(self, name):
+    def _check_integer(self, name, low=1):
         value = getattr(self, name)
-        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-            self._refuse(name, "a whole number of at least 1")
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < low:
+            self._refuse(name, f"a whole number of at least {low}")
 
     def _check_number(self, name, low, high):
         value = getattr(self, name)
-        if not isinstance(value, Real) or isinstance(value, bool) or not low <= value <= high:
+        if (
+            not isinstance(value, Real)
+            or isinstance(value, bool)
+            or not (low <= value <= high and math.isfinite(value))
+        ):
             self._refuse(
                 name, f"a number from {low} to {high}" if high < float("inf") else f"a number of at least {low}"
             )

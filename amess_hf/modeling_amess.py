@@ -16,7 +16,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .batching_amess import encode_texts
-from .configuration_amess import AMESSConfig
+from .configuration_amess import AMESSConfig, text_positions
 from .distributed_amess import gather_clips, mean_over_processes
 from .loss_amess import (
     classification_loss,
@@ -512,7 +512,7 @@ class AMESSModel(AMESSPreTrainedModel):
         inputs = {"input_ids": input_ids, "attention_mask": (mask | (first & ~mask.any(1, keepdim=True))).long()}
         if token_type_ids is not None and "token_type_ids" in inspect.signature(self.text_encoder.forward).parameters:
             inputs["token_type_ids"] = token_type_ids
-        states = self.text_encoder(**inputs).last_hidden_state
+        states = self.text_encoder(**inputs, return_dict=True).last_hidden_state
         if utterance_mask is not None:
             mask = mask & utterance_mask.bool()
         return states, masked_mean(states, mask), mask
@@ -555,13 +555,19 @@ class AMESSModel(AMESSPreTrainedModel):
             utterance_mask (`torch.Tensor` of shape `(batch_size, text_length)`, *optional*):
                 1 for the utterance's own tokens, 0 for its dialogue context, which the text encoder reads but which is
                 neither summarised nor fused; like `attention_mask` if not given.
-            output_hidden_states (`bool`, *optional*): Whether to return the anchors' states of all fusion layers.
-            output_attentions (`bool`, *optional*): Whether to return the attention weights of all fusion layers.
+            output_hidden_states (`bool`, *optional*):
+                Whether to return the anchors' states of all fusion layers; by default as the configuration says.
+            output_attentions (`bool`, *optional*):
+                Whether to return the attention weights of all fusion layers; by default as the configuration says.
 
         Raises:
-            `ValueError`: if no modality is given, if features have the wrong width, or if attention weights are asked
-            of an implementation that has none.
+            `ValueError`: if no modality is given, if features have another shape than said, or if attention weights are
+            asked of an implementation that has none.
         """
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
         self._check_attentions(output_attentions)
         features, masks = self._frames(audio_features, audio_attention_mask, video_features, video_attention_mask)
         if input_ids is not None:
@@ -570,6 +576,9 @@ class AMESSModel(AMESSPreTrainedModel):
             )
         else:
             summary = self._no_words(audio_features if audio_features is not None else video_features)
+        if any(len(mask) != len(summary) for mask in masks.values()):
+            sizes = {name: len(mask) for name, mask in masks.items()}
+            raise ValueError(f"the modalities have different numbers of clips: {sizes}; give each as many")
         if self.training and self.config.modality_dropout and len(features) > 1:
             masks = self._drop_modalities(masks)
             if input_ids is not None:
@@ -607,8 +616,14 @@ class AMESSModel(AMESSPreTrainedModel):
         given = {"audio": (audio_features, audio_mask), "video": (video_features, video_mask)}
         for name, (frames, mask) in given.items():
             width = getattr(self.config, f"{name}_feature_size")
-            if frames is None or width is None or self.fusion is None:
+            if frames is None or width is None or self.fusion is None or 0 in frames.shape[1:2]:
                 continue
+            if frames.dim() != 3 or (mask is not None and mask.shape != frames.shape[:2]):
+                raise ValueError(
+                    f"`{name}_features` has shape {tuple(frames.shape)}"
+                    f"{'' if mask is None else f' and its mask {tuple(mask.shape)}'}; it must be (batch_size, length, "
+                    f"{width}), and its mask (batch_size, length)"
+                )
             if frames.shape[-1] != width:
                 raise ValueError(
                     f"`{name}_features` is {frames.shape[-1]} wide, but this model was made for {width} "
@@ -736,13 +751,13 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
         return nn.functional.normalize(torch.stack(means), dim=-1)
 
     def _tokenize(self, sentences, tokenizer):
-        limit = min(getattr(self.config.text_config, "max_position_embeddings", 512), 128)
+        limit = min(text_positions(self.config.text_config) or 128, 128)
         batch = encode_texts(tokenizer, sentences, max_length=limit)
         return {name: batch[name].to(self.device) for name in ("input_ids", "attention_mask")}
 
     def _encode_sentences(self, input_ids, attention_mask):
         # A description takes the way of a clip that has words alone: both are then compared like with like.
-        return self.amess(input_ids=input_ids, attention_mask=attention_mask).multimodal_embeds
+        return self.amess(input_ids=input_ids, attention_mask=attention_mask, return_dict=True).multimodal_embeds
 
     def update_label_embeds(self, tokenizer):
         """Embed `config.label_descriptions` anew and store them with the model: after training, before saving."""
@@ -874,13 +889,17 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
             "video_attention_mask": video_attention_mask,
             "utterance_mask": utterance_mask,
         }
-        self._check_labels(labels)
         twice = self.training and labels is not None and self.config.consistency_loss_weight > 0
         if twice:
             inputs = {name: None if value is None else torch.cat([value, value]) for name, value in inputs.items()}
             labels = torch.cat([labels, labels])
             candidate_mask = None if candidate_mask is None else torch.cat([candidate_mask, candidate_mask])
-        outputs = self.amess(**inputs, output_hidden_states=output_hidden_states, output_attentions=output_attentions)
+        outputs = self.amess(
+            **inputs,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            return_dict=True,
+        )
         label_embeds = self._refreshed_label_embeds(
             description_input_ids, description_attention_mask, description_indices
         )
@@ -888,6 +907,7 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
         similarity_logits = self.similarity_logits(outputs.multimodal_embeds, label_embeds)
         losses = {}
         if labels is not None:
+            self._check_labels(labels, class_logits)
             losses = self._losses(outputs, class_logits, similarity_logits, label_embeds, labels, candidate_mask)
         logits = class_logits if self.training else self.combine_logits(class_logits, similarity_logits)
         if candidate_mask is not None:
@@ -904,9 +924,13 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
             **losses,
         )
 
-    def _check_labels(self, labels):
+    def _check_labels(self, labels, logits):
+        if labels.shape != logits.shape[:1]:
+            raise ValueError(
+                f"`labels` has shape {tuple(labels.shape)} for {logits.shape[0]} clips; give one for each"
+            )
         # On the CPU looking costs nothing; elsewhere it would make the host wait, and the device checks by itself.
-        if labels is not None and labels.device.type == "cpu" and not torch.compiler.is_compiling():
+        if labels.device.type == "cpu" and not torch.compiler.is_compiling():
             if labels.numel() and int(labels.max()) >= self.config.num_labels:
                 raise ValueError(
                     f"`labels` has {int(labels.max())}, but this model has {self.config.num_labels} labels"

@@ -27,14 +27,13 @@ from transformers.trainer_utils import rotate_checkpoints
 from transformers.utils import logging
 
 from amess_hf import AMESSTrainer
-from amess_hf.evaluation.metrics import compute_classification_metrics
 from amess_hf.hub import push_folder, save_for_hub, save_training_arguments
 from amess_hf.training import WeightAverage, parameter_groups
 from amess_hf.training.averaging import averaged_weights
 from amess_hf.training.batches import mark_dynamic_lengths, training_dataloader
 from amess_hf.training.checkpoints import begin_checkpoint, check_free_space, checkpoint_to_resume, write_manifest
 from amess_hf.training.label_updates import description_sampler
-from amess_hf.training.results import update_results
+from amess_hf.training.results import in_scope_metrics, update_results
 from amess_hf.training.script import one_line_errors, parse_arguments, prepare, run_for_each_seed, score
 from amess_hf.training.trainer import LOSS_PARTS
 
@@ -72,8 +71,7 @@ def predict(accelerator, model, collator, split, batch_size):
 
 def metrics_of(split, logits, prefix):
     """In-scope figures as `{prefix}_…`."""
-    labels = np.array(split["label"])
-    metrics = compute_classification_metrics(logits[labels >= 0].argmax(-1), labels[labels >= 0])
+    metrics = in_scope_metrics(logits, np.array(split["label"]))
     return {f"{prefix}_{name}": value for name, value in metrics.items()}
 
 
@@ -107,6 +105,7 @@ class Training:
         self.state = TrainerState()
         self.learning_rate = 0.0  # of the step taken last
         self.loss_parts = defaultdict(list)
+        self.total_loss = torch.zeros((), device=accelerator.device)  # of all steps of this start
 
     def run(self):
         """Train to the end, and leave the model with its best or its last weights. Returns figures."""
@@ -133,7 +132,12 @@ class Training:
         self.finish()
         seconds = time.perf_counter() - start
         steps = self.state.global_step - first_step
-        return {"train_runtime": round(seconds, 4), "train_steps_per_second": round(steps / seconds, 3)}
+        loss = self.accelerator.reduce(self.total_loss, "mean").item() / max(1, steps)
+        return {
+            "train_loss": loss,
+            "train_runtime": round(seconds, 4),
+            "train_steps_per_second": round(steps / seconds, 3),
+        }
 
     def rest_of_epoch(self):
         """The batches of each update that the present epoch still has."""
@@ -157,6 +161,7 @@ class Training:
                 with self.accelerator.autocast():
                     outputs = self.wrapped(**mark_dynamic_lengths({**batch, **descriptions}, self.accelerator))
                 self.accelerator.backward(outputs.loss / len(batches))
+            self.total_loss += outputs.loss.detach() / len(batches)
             for name in ("loss", *LOSS_PARTS):
                 if outputs.get(name) is not None:
                     self.loss_parts[name].append(outputs[name].detach())

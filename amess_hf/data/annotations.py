@@ -7,8 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from transformers.utils import logging
+
 from .labels import OUT_OF_SCOPE_LABEL, nearest
 
+
+logger = logging.get_logger(__name__)
 
 # The file that holds each split: official names first, then those usual elsewhere.
 SPLIT_FILES = {"train": ("train",), "validation": ("dev", "validation", "valid", "val"), "test": ("test",)}
@@ -164,9 +168,14 @@ def optional_fields(row: dict[str, Any], where: str) -> dict[str, Any]:
         for column in columns:
             if column in row:
                 value = row[column]
-                fields[name] = parse_seconds(value, where) if name in ("start", "end") else str(value or "")
+                fields[name] = parse_seconds(value, where) if name in ("start", "end") else as_text(value)
                 break
     return fields
+
+
+def as_text(value: Any) -> str:
+    """Return a cell as stripped text, an empty one as none; 0 is a value."""
+    return "" if value is None else str(value).strip()
 
 
 def parse_seconds(value: str | float | None, where: str) -> float | None:
@@ -210,11 +219,26 @@ def check_unique(clips: list[Clip]) -> None:
         seen[clip.id] = clip.where
 
 
+def warn_of_shared_ids(splits: dict[str, list[Clip]]) -> None:
+    """Warn if clips of two splits have the same id: the same clip twice, or two that feature files cannot tell apart."""
+    first: dict[str, str] = {}
+    shared = [
+        clip.id for split, clips in splits.items() for clip in clips if first.setdefault(clip.id, split) != split
+    ]
+    if shared:
+        more = ", ..." if len(shared) > 8 else ""
+        logger.warning(
+            f"{len(shared)} clip ids stand in more than one split: {', '.join(shared[:8])}{more}; "
+            "what is evaluated may have been trained on, and feature files have one entry for both."
+        )
+
+
 def add_context(clips: list[Clip], turns: list[Clip], context_turns: int) -> None:
     """Give every clip the `context_turns` turns of its dialogue that come last before it, oldest first.
 
     Turns are ordered by `utterance_id`, whatever their order in the file. Turns that are not in the table are
-    skipped, so the context reaches further back where an utterance in between is missing.
+    skipped, so the context reaches further back where an utterance in between is missing. A clip whose dialogue_id is
+    empty belongs to no dialogue and gets none.
 
     Args:
         clips: Clips of one split.
@@ -225,14 +249,18 @@ def add_context(clips: list[Clip], turns: list[Clip], context_turns: int) -> Non
         ValueError: If a clip has no `dialogue_id` or a numeric `utterance_id`.
     """
     dialogues: dict[str, dict[int, Clip]] = {}
-    for turn in turns:
+    for turn in filter(_in_dialogue, turns):
         dialogue_id, position = _place(turn)
         dialogues.setdefault(dialogue_id, {})[position] = turn
-    for clip in clips:
+    for clip in filter(_in_dialogue, clips):
         dialogue_id, position = _place(clip)
         dialogue = dialogues[dialogue_id]
         earlier = sorted(other for other in dialogue if other < position)[-context_turns:]
         clip.context = [_spoken(dialogue[other]) for other in earlier]
+
+
+def _in_dialogue(clip: Clip) -> bool:
+    return clip.fields.get("dialogue_id") != ""
 
 
 def _place(clip: Clip) -> tuple[str, int]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .annotations import Clip, need_columns, optional_fields, read_csv, read_jsonl, read_parquet, read_tsv
+from .annotations import Clip, as_text, need_columns, optional_fields, read_csv, read_jsonl, read_parquet, read_tsv
 from .feature_files import as_frames
 from .labels import OUT_OF_SCOPE_LABEL
 
@@ -22,7 +22,8 @@ def read_folder_table(path: Path, split: str) -> list[Clip]:
 
     Columns: `text`, `label`; where wanted `id`, those of [`OPTIONAL_FIELDS`], `clip`, `video`, `audio` (paths of raw
     clips) and `audio_features`, `video_features` (paths of `.npy` files [frames, dim]). Paths are relative to the
-    folder of the table. A clip without id is called after its split and row.
+    folder of the table. A clip without id is called after its split and row. In a table that `datasets` wrote, `label`
+    is a number, and `label_name` beside it counts.
 
     Raises:
         ValueError: If a column is missing, a label is empty, or a path leads nowhere.
@@ -31,15 +32,15 @@ def read_folder_table(path: Path, split: str) -> list[Clip]:
     for number, (where, row) in enumerate(READERS[path.suffix](path)):
         if not clips:
             need_columns(path, row, ("text", "label"))
-        label = str("" if row.get("label") is None else row["label"]).strip()
+        label = as_text(row.get("label_name", row["label"]))
         if not label:
             raise ValueError(f"{where}: no label; fill the cell, with UNK for an out-of-scope clip.")
-        clip_id = str(row.get("id") or f"{split}-{number}")
+        clip_id = as_text(row.get("id")) or f"{split}-{number}"
         fields = optional_fields(row, where)
         for column in (*CLIP_COLUMNS, *FEATURE_COLUMNS):
-            if row.get(column):
+            if row.get(column) not in (None, ""):
                 fields[column] = _resolve(row[column], column, path, where)
-        clips.append(Clip(clip_id, str(row.get("text") or "").strip(), label, where, fields))
+        clips.append(Clip(clip_id, as_text(row["text"]), label, where, fields))
     return clips
 
 
@@ -76,7 +77,7 @@ class NumpyFeatures:
     """Features of clips that have a `.npy` file each, read on demand.
 
     Args:
-        paths: {clip id: path of a `.npy` file [frames, dim]}.
+        paths: {clip: path of a `.npy` file [frames, dim]}; a clip goes by any name, as that of its row.
 
     Attributes:
         feature_size: Width of the features, None if no clip has a frame.

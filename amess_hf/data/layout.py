@@ -85,6 +85,7 @@ def _table_folders(root: Path, name: str, scope: str) -> list[Path]:
         inside, outside, everything = root, _mintrec_out_of_scope(root), None
     else:
         inside, outside = root / "in-scope", _mintrec2_out_of_scope(root / "out-of-scope")
+        inside = inside if find_split_files(inside) else root
         everything = root / "total"
     if scope == "all":
         choices = [[everything], [inside, outside], [inside], [outside]]

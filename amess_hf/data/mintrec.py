@@ -17,7 +17,15 @@ import numpy as np
 from datasets.exceptions import DatasetGenerationError
 from transformers.utils import logging
 
-from .annotations import Clip, add_context, check_unique, read_mintrec, read_mintrec2, resolve_labels
+from .annotations import (
+    Clip,
+    add_context,
+    check_unique,
+    read_mintrec,
+    read_mintrec2,
+    resolve_labels,
+    warn_of_shared_ids,
+)
 from .feature_files import DTYPES, open_features
 from .folder import CLIP_COLUMNS, NumpyFeatures, label_names, read_folder_table
 from .labels import COARSE_LABELS, LABELS, OUT_OF_SCOPE_ID, coarse_label
@@ -135,6 +143,7 @@ def make_plan(config: MIntRecConfig, cache_dir: Path) -> Plan:
         wanted = {"in": [True], "out": [False], "all": [True, False]}[config.scope]
         splits[split] = [clip for clip in members if clip.in_scope in wanted]
     splits = {split: members for split, members in splits.items() if members}
+    warn_of_shared_ids(splits)
     if not splits:
         raise ValueError(
             f"{config.data_dir}: no clip of scope={config.scope!r} in its tables; choose another `scope`."
@@ -150,16 +159,17 @@ def make_plan(config: MIntRecConfig, cache_dir: Path) -> Plan:
 
 
 def open_modalities(layout: Layout, plan: Plan, cache_dir: Path) -> dict[str, Any]:
-    """Return {modality: features that map a clip id to float32 [frames, dim]} for the modalities that are there."""
+    """Return {modality: features that map a clip to float32 [frames, dim]} for the modalities that are there."""
     cached = partial(converted_path, cache_dir)
     clips = [clip for members in plan.splits.values() for clip in members]
     features = {}
     for modality in MODALITIES:
         column = f"{modality}_features"
-        own_files = {clip.id: clip.fields[column] for clip in clips if column in clip.fields}
-        parts = [(path, open_features(path, cached)) for path in layout.features.get(modality, [])]
+        # A clip's own file goes with its row: two splits may number their clips alike.
+        own_files = {clip.where: clip.fields[column] for clip in clips if column in clip.fields}
+        parts = [(path, "id", open_features(path, cached)) for path in layout.features.get(modality, [])]
         if own_files:
-            parts.append((layout.tables[0][1], NumpyFeatures(own_files)))
+            parts.append((layout.tables[0][1], "where", NumpyFeatures(own_files)))
         chained = ChainedFeatures(parts)
         if chained.feature_size:
             features[modality] = chained
@@ -177,32 +187,33 @@ class ChainedFeatures:
     """Features of several files as one; the first file that holds a clip counts.
 
     Args:
-        parts: (path to name in errors, features that map a clip id to [frames, dim] and know their `feature_size`).
+        parts: (path to name in errors, attribute of a clip that is its key there, features that map the key to
+            [frames, dim] and know their `feature_size`).
 
     Raises:
         ValueError: If two files have features of different width.
     """
 
-    def __init__(self, parts: list[tuple[Path, Any]]):
-        widths = {path: part.feature_size for path, part in parts if part.feature_size}
+    def __init__(self, parts: list[tuple[Path, str, Any]]):
+        widths = {path: part.feature_size for path, _, part in parts if part.feature_size}
         if len(set(widths.values())) > 1:
             found = ", ".join(f"{path}: {width}" for path, width in widths.items())
             raise ValueError(f"features of different width ({found}); choose files of one kind.")
         self.parts = parts
         self.feature_size = next(iter(widths.values()), 0)
 
-    def __contains__(self, clip_id: str) -> bool:
-        return any(clip_id in part for _, part in self.parts)
+    def __contains__(self, clip: Clip) -> bool:
+        return any(getattr(clip, key) in part for _, key, part in self.parts)
 
-    def __getitem__(self, clip_id: str) -> np.ndarray:
+    def __getitem__(self, clip: Clip) -> np.ndarray:
         """Return float32 [frames, feature_size], of zero frames for a clip that has none.
 
         Raises:
             ValueError: If a number is NaN or infinite.
         """
-        for path, part in self.parts:
-            if clip_id in part:
-                return _finite(part[clip_id], clip_id, path)
+        for path, key, part in self.parts:
+            if getattr(clip, key) in part:
+                return _finite(part[getattr(clip, key)], clip.id, path)
         return np.empty((0, self.feature_size), np.float32)
 
 
@@ -219,7 +230,7 @@ def _finite(frames: np.ndarray, clip_id: str, path: Path) -> np.ndarray:
 def check_features_present(plan: Plan) -> None:
     """Raise `ValueError`, listing clips, if some have no features of a modality that the data set has."""
     for modality, features in plan.features.items():
-        missing = [clip.id for members in plan.splits.values() for clip in members if clip.id not in features]
+        missing = [clip.id for members in plan.splits.values() for clip in members if clip not in features]
         if missing:
             more = ", ..." if len(missing) > 8 else ""
             raise ValueError(
@@ -288,7 +299,7 @@ class MIntRec(datasets.GeneratorBasedBuilder):
         if self.config.context_turns:
             example["context"] = clip.context
         for modality, features in self.plan.features.items():
-            example[f"{modality}_features"] = features[clip.id].astype(self.config.dtype)
+            example[f"{modality}_features"] = features[clip].astype(self.config.dtype)
         return example
 
 

@@ -109,7 +109,10 @@ class AMESSTrainingArguments(TrainingArguments):
     def __post_init__(self):
         choose_workers = self.dataloader_num_workers is None
         self.dataloader_num_workers = self.dataloader_num_workers or 0
+        # transformers takes "evaluate while training" for "evaluate afterwards"; here `do_eval` says the latter.
+        do_eval = self.do_eval
         super().__post_init__()
+        self.do_eval = do_eval
         # False would be "public" even where an organisation's own default is private.
         self.hub_private_repo = self.hub_private_repo or None
         # Pinned memory is for copies to an accelerator; without one torch only warns.
@@ -124,6 +127,7 @@ class AMESSTrainingArguments(TrainingArguments):
             raise ValueError(f"`layer_decay` is {self.layer_decay}; it must be above 0 and at most 1")
         if not 0 <= self.weight_averaging < 1:
             raise ValueError(f"`weight_averaging` is {self.weight_averaging}; it must be at least 0 and below 1")
+        self.label_update = str(self.label_update)
         if self.label_update not in ("step", "epoch") and not (
             self.label_update.isdigit() and int(self.label_update) > 0
         ):

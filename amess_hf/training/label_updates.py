@@ -4,12 +4,16 @@ import math
 import random
 
 from ..batching_amess import encode_texts
+from ..configuration_amess import text_positions
 
 
 # Sentences of a label that training draws from, the first ones: those that say what the intent is. The stored embedding is
 # the mean of all. On MIntRec, drawing from 24 bare example utterances too gave 67.9 ± 0.6 on dev instead of 68.8 ± 0.2 (three
 # seeds), and having them in the mean alone lifted the accuracy on unseen intents from 6 to 18 % (one seed).
 TRAINING_SENTENCES = 9
+
+# Tokens of a sentence in training.
+MAX_SENTENCE_LENGTH = 64
 
 # Labels that have their turn together. A pass over few sentences costs as much as one over several: its backward pass
 # writes the gradient of every weight.
@@ -38,7 +42,7 @@ class LabelDescriptionSampler:
         max_length (`int`): Tokens of a sentence at most.
     """
 
-    def __init__(self, label_descriptions, tokenizer, period, seed, max_length=64):
+    def __init__(self, label_descriptions, tokenizer, period, seed, max_length=MAX_SENTENCE_LENGTH):
         self.sentences = [sentences[:TRAINING_SENTENCES] for sentences in label_descriptions.values()]
         self.tokenizer = tokenizer
         self.period = period
@@ -81,6 +85,8 @@ def description_sampler(config, tokenizer, args, batches_per_epoch):
         return lambda step: {}
     names = [config.id2label[index] for index in range(config.num_labels)]
     period = args.label_update_period(math.ceil(batches_per_epoch / args.gradient_accumulation_steps))
+    descriptions = {name: config.label_descriptions[name] for name in names}
+    positions = text_positions(config.text_config) or MAX_SENTENCE_LENGTH
     return LabelDescriptionSampler(
-        {name: config.label_descriptions[name] for name in names}, tokenizer, period, args.seed
+        descriptions, tokenizer, period, args.seed, max_length=min(MAX_SENTENCE_LENGTH, positions)
     )

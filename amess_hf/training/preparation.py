@@ -9,9 +9,11 @@ from datasets import ClassLabel, DatasetDict, Value, concatenate_datasets, load_
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
+from ..configuration_amess import AMESSConfig
 from ..data.clip_features import add_clip_features
 from ..data.collator import AMESSDataCollator
 from ..data.descriptions import load_label_descriptions
+from ..data.labels import LABELS
 from ..data.layout import NO_FEATURES
 from ..data.mintrec import load_mintrec, with_feature_arrays
 from ..modeling_amess import AMESSForIntentClassification
@@ -97,6 +99,10 @@ def load_task(data_args, seed):
     tasks = [_load_one(name, places.get(name), data_args) for name in names]
     task = tasks[0] if len(tasks) == 1 else merge_tasks(dict(zip(names, tasks, strict=True)))
     if data_args.train_clips_per_intent is not None:
+        if "train" not in task.splits:
+            raise ValueError(
+                f"`--train_clips_per_intent` needs the split train, but the data has only {', '.join(task.splits)}"
+            )
         task.splits["train"] = few_clips(task.splits["train"], data_args.train_clips_per_intent, seed)
     return task
 
@@ -128,7 +134,7 @@ def _load_one(name, folder, data_args):
         label_granularity=data_args.label_granularity,
         audio_features=NO_FEATURES if data_args.audio_encoder else data_args.audio_features,
         video_features=NO_FEATURES if data_args.video_encoder else data_args.video_features,
-        context_turns=data_args.context_turns,
+        context_turns=data_args.context_turns or 0,
         allow_missing_features=data_args.allow_missing_features,
     )
     splits = add_clip_features(splits, data_args.audio_encoder, data_args.video_encoder, folder)
@@ -259,12 +265,13 @@ def build_model(model_args, data_args, task, tokenizer):
     The model that the arguments ask for: a saved one, or a new one around a pretrained text encoder.
 
     Raises:
-        `ValueError`: if a saved model's labels are not those of the data.
+        `ValueError`: if a saved model takes other features than the data has, or was built otherwise than asked for.
     """
     if model_args.model_name_or_path is not None:
-        model = AMESSForIntentClassification.from_pretrained(model_args.model_name_or_path)
-        _check_labels(model.config, task)
-        _check_encoders(model.config, data_args)
+        model = AMESSForIntentClassification.from_pretrained(
+            model_args.model_name_or_path, config=_config_of_saved_model(model_args)
+        )
+        _check_features(model.config, data_args, task)
     else:
         model = AMESSForIntentClassification.from_text_pretrained(
             model_args.text_model_name_or_path,
@@ -273,6 +280,7 @@ def build_model(model_args, data_args, task, tokenizer):
             tokenizer=tokenizer,
             audio_encoder=data_args.audio_encoder,
             video_encoder=data_args.video_encoder,
+            context_turns=data_args.context_turns or 0,
             **{**_usual_limits(data_args), **task_fields(task), **model_args.config_fields()},
         )
     model.get_input_embeddings().requires_grad_(not model_args.freeze_word_embeddings)
@@ -297,20 +305,74 @@ def _usual_limits(data_args):
     return limits
 
 
-def _check_labels(config, task):
+def in_labels_of(config, task, dataset_name):
+    """
+    The task with the label ids of a saved model, which may know more labels: those of a data set that it was trained on
+    together with this one, or one that no clip of a folder happens to have.
+
+    Args:
+        config ([`AMESSConfig`]): The model's configuration.
+        task ([`TaskData`]): The clips.
+        dataset_name (`str`): A data set with labels of its own has its clips scored against these alone.
+
+    Raises:
+        `ValueError`: if the model does not know a label.
+    """
     names = [config.id2label[index] for index in range(config.num_labels)]
-    if names != task.labels:
+    if names == task.labels:
+        return task
+    unknown = [label for label in task.labels if label not in names]
+    if unknown:
         raise ValueError(
-            f"the model's labels are {', '.join(names)}, but those of the data are {', '.join(task.labels)}; "
-            "use the data set that the model was trained on"
+            f"the model does not know {', '.join(unknown)}; its labels are {', '.join(names)}. Use a data set that it was "
+            "trained on, or describe the intents with `model.set_label_descriptions`"
         )
+    ids = [names.index(label) for label in task.labels]
+    candidates = task.candidates or ({dataset_name: range(len(ids))} if dataset_name in LABELS else None)
+    splits = {}
+    for name, split in task.splits.items():
+        labels = [ids[label] if label >= 0 else -1 for label in split["label"]]
+        new = {"dataset": [dataset_name] * len(split)} if candidates and "dataset" not in split.column_names else {}
+        splits[name] = with_labels(split, labels, **new)
+    if candidates is not None:
+        candidates = {name: [ids[index] for index in known] for name, known in candidates.items()}
+    return replace(task, splits=DatasetDict(splits), labels=names, candidates=candidates)
 
 
-def _check_encoders(config, data_args):
+# What the weights of a saved model have been given a shape by.
+SHAPES = ("fusion_type", "num_fusion_layers", "hidden_size", "projection_dim")
+
+
+def _config_of_saved_model(model_args):
+    """A saved model's configuration, with the fields that were given."""
+    config = AMESSConfig.from_pretrained(model_args.model_name_or_path)
+    for name, value in model_args.config_fields().items():
+        if name in SHAPES and value != getattr(config, name):
+            raise ValueError(
+                f"`--{name} {value}`: the saved model has {getattr(config, name)}, and its weights fit nothing else; "
+                "train a new one with `--text_model_name_or_path`"
+            )
+        setattr(config, name, value)
+    config.validate()
+    return config
+
+
+def _check_features(config, data_args, task):
     for name in ("audio_encoder", "video_encoder"):
         given, known = getattr(data_args, name), getattr(config, name)
         if given is not None and given != known:
             raise ValueError(f"`--{name} {given}` makes other features than the model was trained with ({known})")
+    sizes = task.feature_sizes()
+    for modality in ("audio", "video"):
+        name = f"{modality}_feature_size"
+        known, given = getattr(config, name), sizes.get(name)
+        if known is not None and given is None:
+            logger.warning(f"the model takes {modality}, and the data has none: it answers without")
+        elif known is not None and given != known:
+            raise ValueError(
+                f"the data's {modality} features are {given} wide, but the model was made for {known}; "
+                f"choose those that it was trained with by `--{modality}_features`"
+            )
 
 
 def build_collator(tokenizer, model, task):
@@ -318,4 +380,13 @@ def build_collator(tokenizer, model, task):
     return AMESSDataCollator(tokenizer, model.config, task.candidates)
 
 
-__all__ = ["TaskData", "build_collator", "build_model", "hold_out", "load_task", "load_tokenizer", "merge_tasks"]
+__all__ = [
+    "TaskData",
+    "build_collator",
+    "build_model",
+    "hold_out",
+    "in_labels_of",
+    "load_task",
+    "load_tokenizer",
+    "merge_tasks",
+]

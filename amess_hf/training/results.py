@@ -6,6 +6,8 @@ import os
 
 import numpy as np
 
+from ..evaluation.metrics import compute_classification_metrics
+
 
 def write_predictions(path, ids, labels, predictions, scores):
     """
@@ -19,10 +21,11 @@ def write_predictions(path, ids, labels, predictions, scores):
         scores (`list[float]`): Probability of each answer.
     """
     with open(f"{path}.partial", "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, delimiter="\t", quoting=csv.QUOTE_NONE, escapechar=None, lineterminator="\n")
+        # As MIntRec's own tables: nothing is quoted, so that a quotation mark is a character and white space a blank.
+        writer = csv.writer(file, delimiter="\t", quoting=csv.QUOTE_NONE, quotechar=None, lineterminator="\n")
         writer.writerow(["id", "label", "prediction", "score"])
-        for clip, label, prediction, score in zip(ids, labels, predictions, scores, strict=True):
-            writer.writerow([clip, label, prediction, f"{score:.6f}"])
+        for *names, score in zip(ids, labels, predictions, scores, strict=True):
+            writer.writerow([*(" ".join(str(name).split()) for name in names), f"{score:.6f}"])
     os.replace(f"{path}.partial", path)
 
 
@@ -41,6 +44,21 @@ def answers(logits, names):
     probabilities = np.exp(logits - logits.max(-1, keepdims=True))
     probabilities /= probabilities.sum(-1, keepdims=True)
     return [names[index] for index in logits.argmax(-1)], probabilities.max(-1)
+
+
+def in_scope_metrics(logits, labels):
+    """
+    The in-scope figures of a split; none where no clip is in scope.
+
+    Args:
+        logits (`np.ndarray` of shape `(clips, num_labels)`): Scores.
+        labels (`np.ndarray` of shape `(clips,)`): Label ids, -1 out of scope.
+
+    Returns:
+        `dict[str, float]`: see [`~amess_hf.evaluation.metrics.compute_classification_metrics`].
+    """
+    in_scope = labels >= 0
+    return compute_classification_metrics(logits[in_scope].argmax(-1), labels[in_scope]) if in_scope.any() else {}
 
 
 def update_results(output_dir, figures, split=None):

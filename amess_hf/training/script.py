@@ -1,6 +1,7 @@
 """What `run_mir.py` and `run_mir_no_trainer.py` share: everything but the training loop itself."""
 
 import copy
+import json
 import os
 import sys
 from contextlib import contextmanager
@@ -9,8 +10,10 @@ from typing import Any
 
 import numpy as np
 from transformers import AutoConfig, HfArgumentParser, set_seed
+from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging
 
+from ..configuration_amess import AMESSConfig
 from ..data.collator import AMESSDataCollator
 from ..evaluation.aggregation import aggregate_runs, load_seed_results, seed_folder, write_aggregate
 from ..evaluation.model_card import create_model_card
@@ -21,7 +24,7 @@ from ..oos_amess import OutOfScopeDetector
 from .arguments import AMESSTrainingArguments
 from .checkpoints import check_output_dir
 from .optimization import default_learning_rate
-from .preparation import TaskData, build_collator, build_model, hold_out, load_task, load_tokenizer
+from .preparation import TaskData, build_collator, build_model, hold_out, in_labels_of, load_task, load_tokenizer
 from .results import answers, generalized_accuracy, update_results, write_predictions
 from .script_arguments import DataArguments, ModelArguments
 
@@ -65,22 +68,54 @@ def parse_arguments(arguments=None, description=None):
     parser = HfArgumentParser((ModelArguments, DataArguments, AMESSTrainingArguments), description=description)
     arguments = sys.argv[1:] if arguments is None else arguments
     if len(arguments) == 1 and arguments[0].endswith(".json"):
-        if not os.path.isfile(arguments[0]):
-            raise ValueError(f"{arguments[0]} is missing; it should hold the arguments as JSON")
-        return parser.parse_json_file(os.path.abspath(arguments[0]))
+        arguments = arguments_of_file(arguments[0], parser)
     return parser.parse_args_into_dataclasses(arguments)
+
+
+def arguments_of_file(path, parser):
+    """
+    The content of a JSON file as it would stand on the command line, so that both are read and checked alike.
+
+    Raises:
+        `ValueError`: if the file is missing, or holds no JSON object.
+    """
+    if not os.path.isfile(path):
+        raise ValueError(f"{path} is missing; it should hold the arguments as JSON")
+    with open(path, encoding="utf-8") as file:
+        try:
+            values = json.load(file)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is no JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f'{path} holds no JSON object; write {{"data_dir": "path/to/MIntRec", ...}}')
+    lists = {name for action in parser._actions if action.nargs in ("*", "+") for name in action.option_strings}
+    arguments = []
+    for name, value in values.items():
+        option = f"--{name}"
+        if isinstance(value, list) and option in lists:
+            arguments += [option, *map(str, value)]
+        elif isinstance(value, list):
+            arguments.append(f"{option}={','.join(map(str, value))}")
+        elif value is not None:
+            arguments.append(f"{option}={json.dumps(value) if isinstance(value, dict) else value}")
+    return arguments
 
 
 def prepare(model_args, data_args, training_args):
     """Clips, tokenizer, model and collator, as the arguments say."""
     check_output_dir(training_args.output_dir)
     set_seed(training_args.seed)
-    data_args = with_encoders_of_model(model_args, data_args)
+    data_args = as_model_was_trained(model_args, data_args)
     # One process builds what is cached, the others read it.
     with training_args.main_process_first(desc="loading the clips"):
         task = load_task(data_args, training_args.seed)
     held_out = [name.strip() for name in (data_args.hold_out_intents or "").split(",") if name.strip()]
     seen_task = hold_out(task, held_out) if held_out else task
+    if model_args.model_name_or_path is not None:
+        config = AMESSConfig.from_pretrained(model_args.model_name_or_path)
+        seen_task = in_labels_of(config, seen_task, data_args.dataset_name)
+    if not training_args.do_train or "validation" not in seen_task.splits:
+        without_evaluation(training_args)
     tokenizer = load_tokenizer(model_args)
     model = build_model(model_args, data_args, seen_task, tokenizer)
     if training_args.learning_rate is None:
@@ -89,16 +124,37 @@ def prepare(model_args, data_args, training_args):
     return Job(task, seen_task, held_out, tokenizer, model, collator, model_args.model_name_or_path)
 
 
-def with_encoders_of_model(model_args, data_args):
-    """The data arguments, with the encoders that a saved model was trained with, unless ready features are named."""
+def without_evaluation(training_args):
+    """Let training, if there is any, go without evaluations and end with the last weights."""
+    if training_args.do_train:
+        logger.warning("no dev split: nothing is evaluated while training, and the last weights are kept")
+    training_args.eval_strategy = IntervalStrategy.NO
+    training_args.load_best_model_at_end = False
+
+
+def as_model_was_trained(model_args, data_args):
+    """
+    The data arguments, with the encoders and the turns of context that a saved model was trained with, unless ready
+    features or another number are given.
+
+    Raises:
+        `ValueError`: if `--model_name_or_path` is no A-MESS model.
+    """
     if model_args.model_name_or_path is None:
         return data_args
     config = AutoConfig.from_pretrained(model_args.model_name_or_path)
+    if not isinstance(config, AMESSConfig):
+        raise ValueError(
+            f"{model_args.model_name_or_path} is a {config.model_type} model; `--model_name_or_path` takes a saved A-MESS "
+            "model, and `--text_model_name_or_path` a text encoder to train one from"
+        )
     chosen = {
         f"{modality}_encoder": getattr(config, f"{modality}_encoder")
         for modality in ("audio", "video")
         if getattr(data_args, f"{modality}_encoder") is None and getattr(data_args, f"{modality}_features") is None
     }
+    if data_args.context_turns is None:
+        chosen["context_turns"] = config.context_turns
     return replace(data_args, **chosen)
 
 
@@ -273,7 +329,7 @@ def one_line_errors():
     """What is wrong with the input ends the program with one line."""
     try:
         yield
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"{os.path.basename(sys.argv[0])}: {error}")
 
 

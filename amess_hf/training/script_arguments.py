@@ -77,7 +77,10 @@ class DataArguments:
     label_descriptions: str | None = field(
         default=None, metadata={"help": "JSON with descriptions of the intents; those shipped if not given."}
     )
-    context_turns: int = field(default=0, metadata={"help": "Earlier turns of the dialogue to read too."})
+    context_turns: int | None = field(
+        default=None,
+        metadata={"help": "Earlier turns of the dialogue to read too; by default none, or those of a saved model."},
+    )
     hold_out_intents: str | None = field(
         default=None, metadata={"help": "Intents to leave out of training, with a comma between; evaluated as unseen."}
     )

@@ -8,13 +8,13 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import has_length
 
-from ..evaluation.metrics import compute_classification_metrics
 from ..hub import PushesToHub
 from .averaging import WeightAverage, averaged_weights
 from .batches import mark_dynamic_lengths, training_dataloader
 from .checkpoints import begin_checkpoint, check_free_space, check_output_dir, checkpoint_to_resume, write_manifest
 from .label_updates import description_sampler
 from .optimization import default_learning_rate, parameter_groups
+from .results import in_scope_metrics
 
 
 LOSS_PARTS = (
@@ -29,10 +29,7 @@ LOSS_PARTS = (
 
 def prediction_metrics(prediction):
     """Metrics of an `EvalPrediction` with logits (clips, labels) and label ids (clips,); out-of-scope clips are left out."""
-    in_scope = prediction.label_ids >= 0
-    return compute_classification_metrics(
-        predictions=prediction.predictions[in_scope].argmax(-1), references=prediction.label_ids[in_scope]
-    )
+    return in_scope_metrics(prediction.predictions, prediction.label_ids)
 
 
 class _AverageWeights(TrainerCallback):
