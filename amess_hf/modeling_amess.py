@@ -733,12 +733,16 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
             `torch.FloatTensor` of shape `(len(label_descriptions), projection_dim)`, rows in the order of the dict.
 
         Raises:
-            `ValueError`: if a label has no sentence.
+            `ValueError`: if a label has no sentence, or an empty one.
         """
+        if not label_descriptions:
+            raise ValueError("no intent is described; give at least one, with a sentence")
         groups = [[texts] if isinstance(texts, str) else list(texts) for texts in label_descriptions.values()]
         for label, group in zip(label_descriptions, groups, strict=True):
-            if not any(text.strip() for text in group):
-                raise ValueError(f"no description for the intent {label!r}; describe it in at least one sentence")
+            if not group or not all(isinstance(text, str) and text.strip() for text in group):
+                raise ValueError(
+                    f"{group!r} is no description of the intent {label!r}; describe it in at least one sentence"
+                )
         sentences = [sentence for group in groups for sentence in group]
         was_training = self.training
         self.eval()

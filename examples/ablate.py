@@ -87,6 +87,9 @@ def ablation_rows(results, figure):
         results (`dict[str, dict[int, dict]]`): Variant → seed → figures.
         figure (`str`): The figure to compare.
     """
+    known = {name for runs in results.values() for run in runs.values() for name in run}
+    if figure not in known:
+        raise ValueError(f"`--figure {figure}` is none of the runs' figures: {', '.join(sorted(known))}")
     by_seed = {name: {seed: run[figure] for seed, run in runs.items()} for name, runs in results.items()}
     rows = []
     for name, values in by_seed.items():
@@ -97,11 +100,18 @@ def ablation_rows(results, figure):
 
 
 def write_tables(rows, figure, output_dir):
-    """`ablation.csv` (every run) and `ablation.md` (one line a variant); returns the Markdown."""
-    with open(os.path.join(output_dir, "ablation.csv"), "w", encoding="utf-8", newline="") as file:
+    """The table as `ablation.csv` and `ablation.md`, and every run as `ablation_runs.csv`; returns the Markdown."""
+    with open(os.path.join(output_dir, "ablation_runs.csv"), "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["variant", "seed", figure])
         writer.writerows([row["variant"], seed, value] for row in rows for seed, value in row["values"].items())
+    with open(os.path.join(output_dir, "ablation.csv"), "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["variant", "figure", "mean", "deviation", "difference", "difference_deviation", "seeds"])
+        for row in rows:
+            spreads = (row["summary"], row["difference"] or {"mean": None, "deviation": None})
+            numbers = [spread[name] for spread in spreads for name in ("mean", "deviation")]
+            writer.writerow([row["variant"], figure, *numbers, len(row["values"])])
     lines = [
         f"| variant | {figure} (%) | difference to full, paired (points) | seeds |",
         "| --- | ---: | ---: | ---: |",

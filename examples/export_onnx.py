@@ -4,12 +4,15 @@ Export a saved A-MESS to ONNX: words and features in, logits and anchors out.
 
     python examples/export_onnx.py --model_name_or_path runs/mintrec --output_file amess.onnx
 
-The number of clips, words and frames is free; `--batch_size`, `--text_length`, `--audio_length`, `--video_length` fix them
-(all or none). The file is checked against the model with onnxruntime before it counts as written. Needs
+The number of clips, words and frames is free; `--batch_size`, `--text_length`, `--audio_length`, `--video_length` each
+fix one. The file is checked against the model with onnxruntime before it counts as written. Needs
 `pip install "amess_hf[onnx]"`.
 
 Inputs: `input_ids`, `attention_mask` (batch, text_length) int64; `audio_features` (batch, audio_length, size) float32 and
-`audio_attention_mask` (batch, audio_length) int64; the same for `video`, as far as the model takes them. Outputs: `logits`
+`audio_attention_mask` (batch, audio_length) int64; the same for `video`, as far as the model takes them; and for a model
+that was trained with earlier turns of the dialogue `token_type_ids` (where its text encoder has types) and
+`utterance_mask`, both (batch, text_length) int64, as the collator makes them (clips without earlier turns: zeros, and the
+attention mask). Outputs: `logits`
 (batch, num_labels), and for the anchor fusion `anchor_indices` (batch, 3, num_anchors) int64 with -1 for none, and
 `anchor_scores`.
 """
@@ -59,6 +62,8 @@ class ForONNX(torch.nn.Module):
         self,
         input_ids,
         attention_mask,
+        token_type_ids=None,
+        utterance_mask=None,
         audio_features=None,
         audio_attention_mask=None,
         video_features=None,
@@ -67,6 +72,8 @@ class ForONNX(torch.nn.Module):
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            utterance_mask=utterance_mask,
             audio_features=audio_features,
             audio_attention_mask=audio_attention_mask,
             video_features=video_features,
@@ -96,6 +103,11 @@ def example_inputs(config, batch_size, lengths, seed=0):
         if modality == "text":
             inputs["input_ids"] = torch.randint(0, config.text_config.vocab_size, mask.shape, generator=draw)
             inputs["attention_mask"] = mask
+            if config.context_turns:
+                context = torch.arange(length) < length // 2
+                if getattr(config.text_config, "type_vocab_size", 0) > 1:
+                    inputs["token_type_ids"] = (mask.bool() & ~context).long()
+                inputs["utterance_mask"] = (mask.bool() & ~context).long()
         else:
             size = getattr(config, f"{modality}_feature_size")
             inputs[f"{modality}_features"] = torch.randn(*mask.shape, size, generator=draw)

@@ -29,6 +29,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from tqdm.auto import tqdm
@@ -60,6 +61,8 @@ EXAMPLES = "Utterances with this intent, for its sense only; do not repeat them:
 KNOWN = "These sentences exist already; write others:\n{lines}\n"
 
 MIN_WORDS = 3
+# How models speak to the one who asks, before and after what was asked for.
+CHATTER = re.compile(r"(let me know|i hope|i can|here (are|is)|sure|certainly|of course)\b", re.IGNORECASE)
 # Wrong key, no right, no such address or model: asking again would not help.
 HOPELESS_STATUS = (400, 401, 403, 404)
 
@@ -277,7 +280,7 @@ class DescriptionWriter:
         start = len(accepted)
         for sentence in candidates:
             problems = find_description_problems(label, [*accepted, sentence], self.labels)
-            if len(sentence.split()) < MIN_WORDS or sentence.endswith(":"):
+            if len(sentence.split()) < MIN_WORDS or sentence.endswith(":") or CHATTER.match(sentence):
                 problems.append(f"`{label}`: no sentence: {sentence!r}")
             if normalize_sentence(sentence) in elsewhere:
                 problems.append(f"`{label}`: describes another intent already: {sentence!r}")
@@ -306,17 +309,20 @@ def start_or_resume(arguments: DescriptionArguments) -> dict:
     """The content of the output file where it is there, otherwise one without descriptions.
 
     Raises:
-        ValueError: if the file was written by another model or with another prompt; its origin would be untrue.
+        ValueError: if the file was written by another model, or asked otherwise; its origin would be untrue.
     """
     origin = {"model": arguments.model, "date": date.today().isoformat(), "prompt": PROMPT}
     origin["temperature"] = arguments.temperature
+    origin["backend"] = arguments.backend
+    if arguments.base_url is not None:
+        origin["server"] = urlsplit(arguments.base_url).hostname  # without a key that its address may hold
     if arguments.train_file is not None:
         origin["examples"] = f"{arguments.examples_per_intent} utterances an intent from {arguments.train_file.name}"
     if not arguments.output_file.exists():
         return {"dataset": arguments.output_file.stem, "origin": origin, "descriptions": {}}
     content = read_description_file(arguments.output_file)
-    for key in ("model", "prompt"):
-        if content.get("origin", {}).get(key) != origin[key]:
+    for key in ("model", "prompt", "temperature", "examples"):
+        if content.get("origin", {}).get(key) != origin.get(key):
             raise ValueError(f"{arguments.output_file}: has another {key} in its origin; give another --output_file.")
     if content["descriptions"]:
         content["descriptions"] = validate_label_descriptions(

@@ -32,7 +32,7 @@ from amess_hf.training import WeightAverage, parameter_groups
 from amess_hf.training.averaging import averaged_weights
 from amess_hf.training.batches import mark_dynamic_lengths, training_dataloader
 from amess_hf.training.checkpoints import begin_checkpoint, check_free_space, checkpoint_to_resume, write_manifest
-from amess_hf.training.label_updates import description_sampler
+from amess_hf.training.label_updates import description_sampler, start_label_embeds
 from amess_hf.training.results import in_scope_metrics, update_results
 from amess_hf.training.script import one_line_errors, parse_arguments, prepare, run_for_each_seed, score
 from amess_hf.training.trainer import LOSS_PARTS
@@ -81,6 +81,7 @@ class Training:
     def __init__(self, accelerator, job, args):
         self.accelerator, self.job, self.args = accelerator, job, args
         self.model = job.model.to(accelerator.device)
+        start_label_embeds(self.model, job.tokenizer)
         self.split = job.split("train", "--do_train")
         self.loader = training_dataloader(
             self.split, job.collator, args, accelerator, job.tokenizer, self.model.config

@@ -29,7 +29,7 @@ import run_mir_no_trainer
 from conftest import TEXT_SIZES, WORDS, tiny_model
 
 from amess_hf import AMESSDataCollator, AMESSTrainer, AMESSTrainingArguments
-from amess_hf.training.label_updates import description_sampler
+from amess_hf.training.label_updates import description_sampler, update_label_embeds
 from amess_hf.training.trainer import LOSS_PARTS
 
 
@@ -126,6 +126,8 @@ def one_step(world, rank, wrap, sizes=(5, 3)):
         if world > 1:
             distributed.all_reduce(value)
         numbers[name] = value / world
+    update_label_embeds(model, tokenizer)
+    numbers["label_embeds"] = model.label_embeds.clone()
     return numbers
 
 

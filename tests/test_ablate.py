@@ -41,6 +41,11 @@ class TestTables:
         text = ablate.write_tables(rows, "eval_accuracy", tmp_path)
         assert "| without-SS | 68.0 ± 2.8 | -3.0 ± 1.4 | 2 |" in text
         with (tmp_path / "ablation.csv").open() as file:
+            table = {row["variant"]: row for row in csv.DictReader(file)}
+        assert float(table["without-SS"]["mean"]) == pytest.approx(0.68)
+        assert float(table["without-SS"]["difference"]) == pytest.approx(-0.03)
+        assert table["full"]["difference"] == "" and table["full"]["seeds"] == "2"
+        with (tmp_path / "ablation_runs.csv").open() as file:
             runs = list(csv.reader(file))
         assert runs[1:] == [
             ["full", "0", "0.7"],
@@ -48,6 +53,10 @@ class TestTables:
             ["without-SS", "0", "0.66"],
             ["without-SS", "1", "0.7"],
         ]
+
+    def test_unknown_figure(self):
+        with pytest.raises(ValueError, match="--figure accuracy` is none of the runs' figures: eval_accuracy"):
+            ablate.ablation_rows(RESULTS, "accuracy")
 
     def test_plot(self, tmp_path):
         pytest.importorskip("matplotlib")

@@ -57,6 +57,36 @@ def test_formats(load, tmp_path, suffix):
     assert len(load(tmp_path / "data")["train"]) == 2
 
 
+def test_splits_that_number_their_clips_alike(load, tmp_path):
+    """Each clip has its own row's features."""
+    for split, value in (("train", 1.0), ("dev", 2.0)):
+        row = {"id": 0, "text": "hm", "label": "a", "audio_features": f"{split}.npy"}
+        write_rows(tmp_path / "data" / f"{split}.csv", [row])
+        np.save(tmp_path / "data" / f"{split}.npy", np.full((2, 3), value))
+    dataset = load(tmp_path / "data")
+    assert dataset["train"][0]["audio_features"].tolist() == [[1.0] * 3] * 2
+    assert dataset["validation"][0]["audio_features"].tolist() == [[2.0] * 3] * 2
+
+
+def test_zero_is_a_value(load, tmp_path):
+    rows = [{"id": n, "text": n, "label": "a", "dialogue_id": 0, "utterance_id": n} for n in (0, 1)]
+    rows.append({"id": 2, "text": "alone", "label": "a", "dialogue_id": None, "utterance_id": None})
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train = load(tmp_path / "data", context_turns=1)["train"]
+    assert train["id"][:] == ["0", "1", "2"] and train["text"][:] == ["0", "1", "alone"]
+    assert train["context"][:] == [[], ["0"], []]
+
+
+def test_exported_tables_are_read_by_the_names_of_labels(load, tmp_path):
+    write_rows(tmp_path / "data" / "train.csv", ROWS)
+    rows = load(tmp_path / "data", scope="all")["train"]
+    (tmp_path / "exported").mkdir()
+    rows.to_parquet(tmp_path / "exported" / "train.parquet")
+    again = load(tmp_path / "exported", scope="all")["train"]
+    assert again.features["label"].names == ["Accept", "refuse"] and again["label"][:] == [1, 0, -1]
+
+
 def test_text_and_label_are_enough(load, tmp_path):
     write_rows(tmp_path / "data" / "train.csv", [{"Text": "hi", "LABEL": "Greet"}, {"Text": "ho", "LABEL": "greet"}])
     with pytest.raises(ValueError, match="labels 'Greet' and 'greet' differ in case only"):

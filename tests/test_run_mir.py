@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertModel, BertTokenizer
 
 from amess_hf.data.demo import write_demo_corpus
-from amess_hf.data.labels import MINTREC_LABELS
+from amess_hf.data.labels import LABELS, MINTREC_LABELS
 from amess_hf.training.script import one_line_errors, parse_arguments, run_for_each_seed
 
 
@@ -127,13 +127,90 @@ def test_scores_a_saved_model(trained, inputs, script, tmp_path):
     assert results["test_accuracy"] == json.loads((folder / "all_results.json").read_text())["test_accuracy"]
     assert read_predictions(tmp_path / "predictions_test.tsv") == read_predictions(folder / "predictions_test.tsv")
     assert not (tmp_path / "model.safetensors").exists()
+    # dev was not asked for
+    assert not (tmp_path / "predictions_dev.tsv").exists() and "eval_accuracy" not in results
+
+
+def write_folder(folder, **splits):
+    """A folder of one's own data, of words alone: split → labels of its clips."""
+    folder.mkdir(parents=True)
+    for split, labels in splits.items():
+        with open(folder / f"{split}.csv", "w", encoding="utf-8", newline="") as file:
+            rows = [(f"please, number {number}", label) for number, label in enumerate(labels)]
+            csv.writer(file).writerows([("text", "label"), *rows])
+    return folder
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_folders_that_have_little(inputs, script, tmp_path):
+    """Training without dev; then a test split that lacks a label, and one of out-of-scope clips alone."""
+    labels = ['say "hello"', "Refuse", "Thank"]
+    values = {**inputs["encoder"], **inputs["run"], "dataset_name": "folder", "max_steps": 2}
+    values |= {"data_dir": write_folder(tmp_path / "data", train=labels * 4), "output_dir": tmp_path / "run"}
+    assert "eval_accuracy" not in run_script(script, values, ("do_train",))
+    scored = {"dataset_name": "folder", "model_name_or_path": tmp_path / "run", "use_cpu": True}
+    data = write_folder(tmp_path / "some", test=labels[:2])
+    results = run_script(script, {**scored, "data_dir": data, "output_dir": tmp_path / "a"}, ("do_predict",))
+    rows = read_predictions(tmp_path / "a" / "predictions_test.tsv")
+    assert [row["label"] for row in rows] == labels[:2] and {row["prediction"] for row in rows} <= set(labels)
+    assert results["test_accuracy"] == sum(row["label"] == row["prediction"] for row in rows) / 2
+    data = write_folder(tmp_path / "other", test=["UNK", "UNK"], dev=["Refuse"])
+    values = {**scored, "data_dir": data, "output_dir": tmp_path / "b"}
+    results = run_script(script, values, ("do_predict", "out_of_scope_clips"))
+    assert len(read_predictions(tmp_path / "b" / "predictions_test.tsv")) == 2 and "test_accuracy" not in results
+    data = write_folder(tmp_path / "unknown", test=["Refuse", "Warn"])
+    with pytest.raises(ValueError, match="the model does not know Warn; its labels are Refuse, Thank"):
+        run_script(script, {**scored, "data_dir": data, "output_dir": tmp_path / "c"}, ("do_predict",))
+
+
+def write_official_folder(folder, name, **splits):
+    """The tables of MIntRec or MIntRec2.0, of a few clips."""
+    columns = {"mintrec": "season episode clip text label", "mintrec2.0": "Dialogue_id Utterance_id Source Text Label"}
+    folder.mkdir()
+    for split, labels in splits.items():
+        rows = [f"1 {n} {n}".split() + [f"{split} of {name}, number {n}", label] for n, label in enumerate(labels)]
+        lines = ["\t".join(row) for row in [columns[name].split(), *rows]]
+        (folder / f"{split}.tsv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_a_model_of_two_sets_answers_for_one(inputs, tmp_path):
+    """Each clip against its own set's labels, whether the sets are scored together or one alone."""
+    sets = {"mintrec": ["Complain", "Praise", "Greet"], "mintrec2.0": ["Doubt", "Praise", "Warn"]}
+    folders = {
+        name: write_official_folder(tmp_path / name, name, train=labels * 3, dev=labels)
+        for name, labels in sets.items()
+    }
+    both = {"dataset_name": ",".join(folders), "data_dir": ",".join(map(str, folders.values()))}
+    values = {**inputs["encoder"], **inputs["run"], **both, "max_steps": 2}
+    together = run_script("run_mir", {**values, "output_dir": tmp_path / "run"}, ("do_train", "do_eval"))
+    for name, folder in folders.items():
+        scored = {"dataset_name": name, "data_dir": folder, "model_name_or_path": tmp_path / "run", "use_cpu": True}
+        alone = run_script("run_mir", {**scored, "output_dir": tmp_path / f"{name}-scored"}, ("do_eval",))
+        assert alone["eval_accuracy"] == together[f"eval_{name}_accuracy"]
+        answers = {row["prediction"] for row in read_predictions(tmp_path / f"{name}-scored" / "predictions_dev.tsv")}
+        assert answers <= set(LABELS[name])
+    values |= {"output_dir": tmp_path / "held-out", "hold_out_intents": "Complain,Doubt"}
+    assert 0 <= run_script("run_mir", values, ("do_train", "do_eval"))["eval_combined_harmonic_accuracy"] <= 1
+
+
+def test_fields_of_a_saved_model(trained, inputs, tmp_path):
+    """Training further takes new weights of losses; what the weights' shapes hang on cannot change."""
+    values = {**inputs["data"], **inputs["run"], "model_name_or_path": trained["run_mir"], "max_steps": 1}
+    values |= {"output_dir": tmp_path, "triplet_loss_weight": 0, "num_anchors": 2, "dropout": 0.5}
+    run_script("run_mir", values, ("do_train",))
+    config = AutoModelForSequenceClassification.from_pretrained(tmp_path).config
+    assert (config.triplet_loss_weight, config.num_anchors, config.dropout) == (0, 2, 0.5)
+    with pytest.raises(ValueError, match="`--fusion_type mean`: the saved model has anchor"):
+        run_script("run_mir", {**values, "fusion_type": "mean"}, ("do_train",))
 
 
 def test_held_out_intents_from_a_json_file(inputs, tmp_path):
     """Arguments in a file; the result has the figures of seen and unseen intents."""
     values = {**inputs["data"], **inputs["encoder"], **inputs["sizes"], **inputs["run"]}
     values.update(output_dir=str(tmp_path / "run"), max_steps=2, do_train=True, fusion_type="text", save_strategy="no")
-    values.update(eval_strategy="no", load_best_model_at_end=False, hold_out_intents="Joke, Care,Thank")
+    values.update(eval_strategy="no", load_best_model_at_end=False, hold_out_intents=["Joke", "Care", "Thank"])
+    values.update(label_update=5, learning_rate="2e-4", report_to=["none"], lr_scheduler_kwargs={})
     (tmp_path / "arguments.json").write_text(json.dumps(values))
     results = run_mir_no_trainer.run(*parse_arguments([str(tmp_path / "arguments.json")]))
     for path in ("similarity", "combined"):
@@ -158,6 +235,9 @@ def test_from_the_command_line(inputs, tmp_path):
     [
         ({"data_dir": "missing-folder"}, "missing-folder"),
         ({"data_dir": ""}, "--data_dir"),
+        ({"detector": "softmax"}, "choose one of msp"),
+        ({"text_model_name_or_path": "missing-folder"}, "missing-folder"),
+        ({"hold_out_intents": "Joke", "label_granularity": "coarse"}, "--label_descriptions"),
         ({"text_model_name_or_path": None}, "--text_model_name_or_path"),
         ({"hold_out_intents": "Joke,Laugh"}, "laugh"),
         ({"fusion_type": "sum"}, "fusion_type"),
@@ -206,17 +286,37 @@ def test_steps_without_descriptions(inputs, tmp_path, change):
     assert 0 <= results["eval_accuracy"] <= 1
 
 
-def test_seeds_are_aggregated_and_resume(inputs, tmp_path):
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_seeds_are_aggregated_and_resume(inputs, script, tmp_path):
     values = {**inputs["data"], **inputs["encoder"], **inputs["sizes"], **inputs["run"], "max_steps": 2}
     values |= {"output_dir": tmp_path, "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
-    first = run_script("run_mir", {**values, "seeds": "0,1"}, ("do_train", "do_eval"))
+    first = run_script(script, {**values, "seeds": "0,1"}, ("do_train", "do_eval"))
     assert list(first) == [0, 1]
     weights = tmp_path / "seed-0" / "model.safetensors"
     written = weights.stat().st_mtime_ns
-    again = run_script("run_mir", {**values, "seeds": "0,1"}, ("do_train", "do_eval"))
+    again = run_script(script, {**values, "seeds": "0,1"}, ("do_train", "do_eval"))
     assert again == first and weights.stat().st_mtime_ns == written
     table = (tmp_path / "aggregate.md").read_text()
     assert "eval_accuracy" in table and "| 2 |" in table
+    # what was not there before is made
+    run_script(script, {**values, "seeds": "0,1"}, ("do_train", "do_eval", "do_predict"))
+    assert (tmp_path / "seed-1" / "predictions_test.tsv").is_file()
+
+
+def test_arguments_in_a_bad_file(tmp_path):
+    path = tmp_path / "arguments.json"
+    for content, message in (("{,", "is no JSON"), ("[]", "holds no JSON object"), ('{"seed": "x"}', None)):
+        path.write_text(content)
+        with pytest.raises(SystemExit if message is None else ValueError, match=message):
+            parse_arguments([str(path)])
+    with pytest.raises(ValueError, match=r"missing\.json is missing"):
+        parse_arguments([str(tmp_path / "missing.json")])
+
+
+def test_a_plain_encoder_is_no_model(inputs, tmp_path):
+    values = {**inputs["data"], "model_name_or_path": inputs["encoder"]["text_model_name_or_path"], "use_cpu": True}
+    with pytest.raises(ValueError, match="is a bert model; `--model_name_or_path` takes a saved A-MESS model"):
+        run_script("run_mir", {**values, "output_dir": tmp_path}, ("do_predict",))
 
 
 def test_report_detector_and_card(inputs, tmp_path):
@@ -240,3 +340,6 @@ def test_report_detector_and_card(inputs, tmp_path):
     run_script("run_mir", scored, ("do_predict",))
     answers |= {row["prediction"] for row in read_predictions(tmp_path / "scored" / "predictions_test.tsv")}
     assert answers <= {*MINTREC_LABELS, "UNK"}
+    # a detector that was made for other weights does not stay beside new ones
+    run_script("run_mir", {name: value for name, value in values.items() if name != "detector"}, ("do_train",))
+    assert not (tmp_path / "run" / "oos_detector.json").exists()

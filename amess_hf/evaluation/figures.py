@@ -320,12 +320,13 @@ def embed_in_plane(points):
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 
+    points = np.asarray(points, dtype=np.float64)
+    if not np.ptp(points, axis=0).any():
+        return np.zeros((len(points), 2))  # all in one place: there is no direction to lay out
     # One thread: the sum over points is a reduction whose order, and so last digit, depends on the threads.
     with threadpool_limits(1):
         perplexity = min(30.0, (len(points) - 1) / 3)
-        return TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(
-            np.asarray(points, dtype=np.float64)
-        )
+        return TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(points)
 
 
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")

@@ -89,6 +89,8 @@ def what_is_missing(checkpoint):
                 content = json.load(file)
         except (OSError, ValueError):
             return f"{name} is missing or cut"
+        if not isinstance(content, dict):
+            return f"{name} holds no JSON object"
         if name == MANIFEST_NAME:
             sizes = content
     for name, size in sizes.items():

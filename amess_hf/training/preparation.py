@@ -180,6 +180,7 @@ def merge_tasks(tasks):
             if split_name == "train":
                 split = _without_words_of(split, name, tasks)
             splits[split_name].append(split)
+    _check_widths(tasks)
     shared = set.intersection(*[set(split.column_names) for group in splits.values() for split in group])
     merged = {
         split_name: concatenate_datasets([split.select_columns(sorted(shared)) for split in group])
@@ -192,6 +193,17 @@ def merge_tasks(tasks):
     candidates = {name: [index[label] for label in task.labels] for name, task in tasks.items()}
     complete = descriptions if set(descriptions) == set(labels) else None
     return TaskData(DatasetDict(merged), labels, complete, candidates)
+
+
+def _check_widths(tasks):
+    sizes = {name: task.feature_sizes() for name, task in tasks.items()}
+    for field in ("audio_feature_size", "video_feature_size"):
+        widths = {name: size[field] for name, size in sizes.items() if field in size}
+        if len(set(widths.values())) > 1:
+            raise ValueError(
+                f"the data sets have features of different `{field}`: {widths}; leave them out "
+                f"(`--{field.split('_')[0]}_features none`), or choose features of the same encoder"
+            )
 
 
 def _words(text):
@@ -217,14 +229,15 @@ def _without_words_of(split, name, tasks):
 
 
 def few_clips(split, clips_per_intent, seed):
-    """`clips_per_intent` clips of each intent, drawn with `seed`, in the order of `split`."""
+    """`clips_per_intent` clips of each intent, drawn with `seed`, in the order of `split`, and all out-of-scope clips."""
     rows = defaultdict(list)
     for row, label in enumerate(split["label"]):
         rows[label].append(row)
     draw = random.Random(seed)
-    return split.select(
-        sorted(row for group in rows.values() for row in draw.sample(group, min(clips_per_intent, len(group))))
-    )
+    kept = rows.pop(-1, [])
+    for group in rows.values():
+        kept = kept + draw.sample(group, min(clips_per_intent, len(group)))
+    return split.select(sorted(kept))
 
 
 def hold_out(task, intents):
@@ -246,10 +259,16 @@ def hold_out(task, intents):
     index = {task.labels.index(label): position for position, label in enumerate(seen)}
     splits = {}
     for name, split in task.splits.items():
-        split = with_labels(split, [index.get(label, -1) for label in split["label"]])
-        splits[name] = split.select([row for row, label in enumerate(split["label"]) if label >= 0])
+        # Clips that are out of scope from the start stay, for outlier exposure and detection.
+        kept = split.select([row for row, label in enumerate(split["label"]) if label < 0 or label in index])
+        splits[name] = with_labels(kept, [index.get(label, -1) for label in kept["label"]])
+    candidates = task.candidates and {
+        name: [index[label] for label in known if label in index] for name, known in task.candidates.items()
+    }
     descriptions = task.label_descriptions and {label: task.label_descriptions[label] for label in seen}
-    return replace(task, splits=DatasetDict(splits), labels=seen, label_descriptions=descriptions)
+    return replace(
+        task, splits=DatasetDict(splits), labels=seen, label_descriptions=descriptions, candidates=candidates
+    )
 
 
 def load_tokenizer(model_args):

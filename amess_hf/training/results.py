@@ -67,18 +67,21 @@ def update_results(output_dir, figures, split=None):
     to `{split}_results.json`, as the Trainer's `save_metrics` does.
     """
     if split is not None:
-        _write_json(os.path.join(output_dir, f"{split}_results.json"), figures)
+        write_json(os.path.join(output_dir, f"{split}_results.json"), figures)
     path = os.path.join(output_dir, "all_results.json")
     results = {}
     if os.path.isfile(path):
         with open(path, encoding="utf-8") as file:
-            results = json.load(file)
+            try:
+                results = json.load(file)
+            except ValueError as error:
+                raise ValueError(f"{path} is no JSON ({error}); remove it") from None
     results.update(figures)
-    _write_json(path, results)
+    write_json(path, results)
     return results
 
 
-def _write_json(path, figures):
+def write_json(path, figures):
     """Write aside first, and then under its name."""
     with open(f"{path}.partial", "w", encoding="utf-8") as file:
         json.dump(figures, file, indent=4, sort_keys=True)

@@ -16,16 +16,27 @@ from transformers.utils import logging
 from ..configuration_amess import AMESSConfig
 from ..data.collator import AMESSDataCollator
 from ..evaluation.aggregation import aggregate_runs, load_seed_results, seed_folder, write_aggregate
+from ..evaluation.figure_names import OOS_FIGURES, OPEN_FIGURES
+from ..evaluation.metrics import compute_oos_metrics, compute_open_classification_metrics
 from ..evaluation.model_card import create_model_card
 from ..evaluation.prediction import predict_clips
 from ..evaluation.reporting import fit_detectors, report
 from ..modeling_amess import AMESSForIntentClassification
-from ..oos_amess import OutOfScopeDetector
+from ..oos_amess import DETECTOR_CONFIG_NAME, DETECTOR_WEIGHTS_NAME, OOS_METHODS, OutOfScopeDetector
 from .arguments import AMESSTrainingArguments
 from .checkpoints import check_output_dir
 from .optimization import default_learning_rate
-from .preparation import TaskData, build_collator, build_model, hold_out, in_labels_of, load_task, load_tokenizer
-from .results import answers, generalized_accuracy, update_results, write_predictions
+from .preparation import (
+    TaskData,
+    build_collator,
+    build_model,
+    hold_out,
+    in_labels_of,
+    is_on_hub,
+    load_task,
+    load_tokenizer,
+)
+from .results import answers, generalized_accuracy, update_results, write_json, write_predictions
 from .script_arguments import DataArguments, ModelArguments
 
 
@@ -104,12 +115,16 @@ def arguments_of_file(path, parser):
 def prepare(model_args, data_args, training_args):
     """Clips, tokenizer, model and collator, as the arguments say."""
     check_output_dir(training_args.output_dir)
+    if data_args.detector not in (None, *OOS_METHODS):
+        raise ValueError(f"`--detector` is {data_args.detector!r}; choose one of {', '.join(OOS_METHODS)}")
     set_seed(training_args.seed)
     data_args = as_model_was_trained(model_args, data_args)
     # One process builds what is cached, the others read it.
     with training_args.main_process_first(desc="loading the clips"):
         task = load_task(data_args, training_args.seed)
     held_out = [name.strip() for name in (data_args.hold_out_intents or "").split(",") if name.strip()]
+    if held_out and task.label_descriptions is None:
+        raise ValueError("unseen intents are known by their descriptions: give `--label_descriptions FILE`")
     seen_task = hold_out(task, held_out) if held_out else task
     if model_args.model_name_or_path is not None:
         config = AMESSConfig.from_pretrained(model_args.model_name_or_path)
@@ -191,7 +206,11 @@ def score(job, data_args, training_args, predict, is_main_process=True):
             if is_main_process:
                 figures |= figures_by_data_set(split, logits, prefix)
                 path = os.path.join(folder, f"predictions_{short_name}.tsv")
-                write_answers(path, split, logits, job, detector)
+                outputs = None
+                if detector is not None:
+                    outputs = predict_clips(job.model, split, job.collator, description="Detecting")
+                    figures |= out_of_scope_figures(outputs, detector, prefix)
+                write_answers(path, split, logits, job, detector, outputs)
     reports = write_reports(job, training_args, detector) if is_main_process and data_args.report else {}
     if is_main_process:
         results = update_results(folder, figures)
@@ -211,10 +230,36 @@ def figures_by_data_set(split, logits, prefix):
     return {f"{prefix}_{name}_accuracy": float(right[names == name].mean()) for name in np.unique(names)}
 
 
+def out_of_scope_figures(outputs, detector, prefix):
+    """
+    How well the detector tells in scope from out of scope, as `{prefix}_oos_…`, and how well it and the model answer
+    together, with one open class, as `{prefix}_open_…`; nothing where a split has clips of one kind only.
+    """
+    in_scope = outputs.labels >= 0
+    if in_scope.all() or not in_scope.any():
+        return {}
+    model_outputs = outputs.as_model_outputs()
+    detection = compute_oos_metrics(detector.score(model_outputs).numpy(), in_scope.astype(int))
+    figures = {f"{prefix}_oos_{name}": detection[name] for name in OOS_FIGURES}
+    predictions = np.where(detector.predict(model_outputs).numpy(), outputs.predictions, -1)
+    together = compute_open_classification_metrics(predictions, outputs.labels)
+    return figures | {f"{prefix}_open_{name}": together[name] for name in OPEN_FIGURES}
+
+
+def remove_detector(folder):
+    """Remove a detector that was saved in a folder before."""
+    for name in (DETECTOR_CONFIG_NAME, DETECTOR_WEIGHTS_NAME):
+        if os.path.exists(os.path.join(folder, name)):
+            os.remove(os.path.join(folder, name))
+
+
 def find_detector(job, data_args, training_args):
     """The detector to answer with: the one that was asked for, fitted now and saved; else the saved model's; else none."""
+    if data_args.detector is None and training_args.do_train:
+        remove_detector(training_args.output_dir)  # an earlier run's, which would answer for this model
+        return None
     if data_args.detector is None:
-        place = None if training_args.do_train else job.model_name_or_path
+        place = job.model_name_or_path
         return None if place is None else OutOfScopeDetector.from_pretrained(place, missing_ok=True)
     train, dev = (
         predict_clips(job.model, job.split(name, "--detector"), job.collator, description=name)
@@ -225,15 +270,14 @@ def find_detector(job, data_args, training_args):
     return detector
 
 
-def write_answers(path, split, logits, job, detector=None):
+def write_answers(path, split, logits, job, detector=None, outputs=None):
     """
     The answers to the clips of a split, as [`~amess_hf.training.results.write_predictions`] writes them; `UNK` where a
-    detector finds a clip out of scope.
+    detector finds a clip, by the model's `outputs`, out of scope.
     """
     names = job.model.config.id2label
     predictions, scores = answers(logits, names)
     if detector is not None:
-        outputs = predict_clips(job.model, split, job.collator, description="Detecting")
         in_scope = detector.predict(outputs.as_model_outputs()).tolist()
         predictions = [name if known else "UNK" for name, known in zip(predictions, in_scope, strict=True)]
     write_predictions(path, split["id"], [names.get(label, "UNK") for label in split["label"]], predictions, scores)
@@ -261,7 +305,7 @@ def write_card(job, data_args, training_args, results, detector, reports):
     last_report = reports.get("test", reports.get("dev"))
     try:
         card = create_model_card(
-            job.model, results, data_args.dataset_name, training_args.hub_model_id, detector, last_report
+            job.model, results, names_of_data(data_args), training_args.hub_model_id, detector, last_report
         )
     except ImportError as error:
         logger.warning(f"No model card is written: {error}")
@@ -269,10 +313,18 @@ def write_card(job, data_args, training_args, results, detector, reports):
     card.save(os.path.join(training_args.output_dir, "README.md"))
 
 
+def names_of_data(data_args):
+    """The data sets' names as one text; a folder of one's own goes by its name."""
+    folders = iter((data_args.data_dir or "").split(","))
+    names = []
+    for name in data_args.dataset_name.split(","):
+        folder = "" if is_on_hub(name) else next(folders, "")
+        names.append(os.path.basename(os.path.abspath(folder.strip())) if name.strip() == "folder" else name)
+    return ",".join(names)
+
+
 def score_unseen(job, predict):
     """Accuracy on seen and unseen intents among all, by similarity alone and together with the classifier."""
-    if job.task.label_descriptions is None:
-        raise ValueError("unseen intents are known by their descriptions: give `--label_descriptions FILE`")
     config = job.model.config
     job.model.set_label_descriptions(job.task.label_descriptions, job.tokenizer)
     wanted = {intent.casefold() for intent in job.held_out}
@@ -304,24 +356,32 @@ def run_for_each_seed(run, model_args, data_args, training_args, output_dir=None
         args.resume_from_checkpoint = "True"
         if not is_finished(args, data_args):
             run(model_args, data_args, args)
+            if args.process_index == 0:
+                write_json(os.path.join(args.output_dir, FINISHED), what_is_asked(args, data_args))
     results = load_seed_results(output_dir)
     if training_args.process_index == 0:
         write_aggregate(aggregate_runs(results), output_dir)
     return results
 
 
+# Written last into the folder of a seed: what was asked for, and is there.
+FINISHED = "finished.json"
+
+
+def what_is_asked(training_args, data_args):
+    """The arguments that say what a run leaves behind."""
+    asked = {name: getattr(training_args, name) for name in ("do_train", "do_eval", "do_predict")}
+    return asked | {name: getattr(data_args, name) for name in ("hold_out_intents", "detector", "report")}
+
+
 def is_finished(training_args, data_args):
-    """Whether the output folder has the figures of all that the arguments ask for."""
-    path = os.path.join(training_args.output_dir, "all_results.json")
-    wanted = {
-        "train_loss": training_args.do_train,
-        "eval_accuracy": training_args.do_eval,
-        "test_accuracy": training_args.do_predict,
-        "eval_combined_unseen_accuracy": data_args.hold_out_intents,
-    }
-    return os.path.isfile(path) and all(
-        name in update_results(training_args.output_dir, {}) for name in wanted if wanted[name]
-    )
+    """Whether a run has ended in the output folder that did all that the arguments ask for."""
+    try:
+        with open(os.path.join(training_args.output_dir, FINISHED), encoding="utf-8") as file:
+            done = json.load(file)
+    except (OSError, ValueError):
+        return False
+    return all(not value or done.get(name) == value for name, value in what_is_asked(training_args, data_args).items())
 
 
 @contextmanager

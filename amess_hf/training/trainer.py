@@ -12,7 +12,7 @@ from ..hub import PushesToHub
 from .averaging import WeightAverage, averaged_weights
 from .batches import mark_dynamic_lengths, training_dataloader
 from .checkpoints import begin_checkpoint, check_free_space, check_output_dir, checkpoint_to_resume, write_manifest
-from .label_updates import description_sampler
+from .label_updates import description_sampler, start_label_embeds, update_label_embeds
 from .optimization import default_learning_rate, parameter_groups
 from .results import in_scope_metrics
 
@@ -110,6 +110,7 @@ class AMESSTrainer(PushesToHub, Trainer):
         if self.args.weight_averaging and self.average is None:
             self.average = WeightAverage(self.model, self.args.weight_averaging)
             self.add_callback(_AverageWeights(self))
+        start_label_embeds(self.model, self.tokenizer)
         result = super().train(resume_from_checkpoint=checkpoint, **kwargs)
         if self.average is not None:
             if not self.args.load_best_model_at_end:
@@ -128,7 +129,7 @@ class AMESSTrainer(PushesToHub, Trainer):
 
     def _update_label_embeds(self):
         if self.model.config.label_descriptions is not None:
-            self.model.update_label_embeds(self.tokenizer)
+            update_label_embeds(self.model, self.tokenizer)
 
     def _descriptions(self):
         """The description inputs of the present step, on the device."""
