@@ -3,6 +3,7 @@
 import random
 import re
 from collections import defaultdict
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from datasets import ClassLabel, DatasetDict, Value, concatenate_datasets, load_dataset
@@ -271,12 +272,22 @@ def hold_out(task, intents):
     )
 
 
+@contextmanager
+def naming(name):
+    """Say which model it is that cannot be loaded, of which transformers' own message says the rest."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"{name} is no saved model that can be loaded: {' '.join(str(error).split())}") from error
+
+
 def load_tokenizer(model_args):
     """The tokenizer that goes with the model or the text encoder."""
     name = model_args.model_name_or_path or model_args.text_model_name_or_path
     if name is None:
         raise ValueError("give `--text_model_name_or_path` to train, or `--model_name_or_path` for a saved model")
-    return AutoTokenizer.from_pretrained(name)
+    with naming(name):
+        return AutoTokenizer.from_pretrained(name)
 
 
 def build_model(model_args, data_args, task, tokenizer):
@@ -408,4 +419,5 @@ __all__ = [
     "load_task",
     "load_tokenizer",
     "merge_tasks",
+    "naming",
 ]

@@ -35,6 +35,7 @@ from .preparation import (
     is_on_hub,
     load_task,
     load_tokenizer,
+    naming,
 )
 from .results import answers, generalized_accuracy, update_results, write_json, write_predictions
 from .script_arguments import DataArguments, ModelArguments
@@ -157,7 +158,8 @@ def as_model_was_trained(model_args, data_args):
     """
     if model_args.model_name_or_path is None:
         return data_args
-    config = AutoConfig.from_pretrained(model_args.model_name_or_path)
+    with naming(model_args.model_name_or_path):
+        config = AutoConfig.from_pretrained(model_args.model_name_or_path)
     if not isinstance(config, AMESSConfig):
         raise ValueError(
             f"{model_args.model_name_or_path} is a {config.model_type} model; `--model_name_or_path` takes a saved A-MESS "
@@ -390,7 +392,7 @@ def one_line_errors():
     try:
         yield
     except (ValueError, OSError) as error:
-        sys.exit(f"{os.path.basename(sys.argv[0])}: {error}")
+        sys.exit(f"{os.path.basename(sys.argv[0])}: {' '.join(str(error).split())}")
 
 
 __all__ = ["Job", "one_line_errors", "parse_arguments", "prepare", "run_for_each_seed", "score"]
