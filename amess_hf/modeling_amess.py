@@ -576,8 +576,8 @@ class AMESSModel(AMESSPreTrainedModel):
             )
         else:
             summary = self._no_words(audio_features if audio_features is not None else video_features)
-        if any(len(mask) != len(summary) for mask in masks.values()):
-            sizes = {name: len(mask) for name, mask in masks.items()}
+        if any(mask.shape[0] != summary.shape[0] for mask in masks.values()):
+            sizes = {name: mask.shape[0] for name, mask in masks.items()}
             raise ValueError(f"the modalities have different numbers of clips: {sizes}; give each as many")
         if self.training and self.config.modality_dropout and len(features) > 1:
             masks = self._drop_modalities(masks)

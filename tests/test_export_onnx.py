@@ -41,6 +41,21 @@ def test_free_lengths(tmp_path):
         assert torch.equal(given["anchor_indices"], expected.anchor_indices)
 
 
+def test_with_earlier_turns(tmp_path):
+    """What tells the utterance from its context is an input too, and counts."""
+    model = tiny_model(context_turns=2)
+    model.save_pretrained(tmp_path / "model")
+    path = tmp_path / "amess.onnx"
+    export_onnx.main(["--model_name_or_path", str(tmp_path / "model"), "--output_file", str(path)])
+    batch = random_batch(model.config, labels=False)
+    batch["token_type_ids"] = (torch.arange(batch["input_ids"].shape[1]) > 2).long().expand_as(batch["input_ids"])
+    batch["utterance_mask"] = batch["attention_mask"] * batch["token_type_ids"]
+    with torch.no_grad():
+        expected, alike = model(**batch).logits, model(**{**batch, "utterance_mask": batch["attention_mask"]}).logits
+    torch.testing.assert_close(run(path, batch)["logits"], expected, atol=1e-4, rtol=0)
+    assert (expected - alike).abs().max() > 1e-2
+
+
 def test_fixed_lengths(tmp_path):
     model = tiny_model(fusion_type="mean", video_feature_size=None)
     sizes = {"batch_size": 2, "text_length": 6, "audio_length": 10, "video_length": 5}
