@@ -192,6 +192,14 @@ def nested_references(depth):
     return value
 
 
+def encoded_again(times):
+    """A clip that holds bytes of the same megabyte of text, made anew each time."""
+    text = b"X" + struct.pack("<I", 2**20) + b"x" * 2**20 + b"q\x00"
+    codec = b"X\x06\x00\x00\x00latin1q\x01"
+    call = b"c_codecs\nencode\nh\x00h\x01\x86R"
+    return b"\x80\x02}X\x01\x00\x00\x00a](" + text + codec + call * times + b"es."
+
+
 def hostile_files(target):
     """{name: (bytes, what the message has to name)}; any of them that runs creates the file `target`."""
     command = f"touch {target}"
@@ -263,6 +271,7 @@ def hostile_files(target):
         "huge list in many clips": (pickle.dumps({str(number): [huge] for number in range(4000)}), "bomb"),
         "rows of rows of one list": (pickle.dumps({"a": [[huge] * 20_000] * 20_000}), "bomb"),
         "array repeated in a list": (pickle.dumps({"a": [np.ones(100_000)] * 100_000}), "bomb"),
+        "text encoded over and over": (encoded_again(300), "bomb"),
         "a list, not a dict": (pickle.dumps([good]), "a list in place of a dict"),
         "text as features": (pickle.dumps({"a": "text"}), "holds a str"),
         "None as features": (pickle.dumps({"a": None}), "holds a NoneType"),

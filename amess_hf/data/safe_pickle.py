@@ -213,6 +213,7 @@ class _PickleMachine:
     def __init__(self, file: _BoundedReader, evict: bool):
         self.file = file
         self.evict = evict
+        self.room = UNFOLD_LIMIT * file.left + UNFOLD_SLACK  # bytes that calls may still make
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
@@ -396,7 +397,18 @@ class _PickleMachine:
         if function is _ordered_dict:
             self._push_dict(_ordered_dict(*arguments))
         else:
-            self.stack.append(function(*arguments))
+            made = function(*arguments)
+            self._charge(made)
+            self.stack.append(made)
+
+    def _charge(self, made: Any) -> None:
+        """Count what a call made of bytes that may stand in the file only once, before more is made of them."""
+        if isinstance(made, torch.storage.TypedStorage):
+            self.room -= made.nbytes()
+        elif isinstance(made, (bytes, np.ndarray)):
+            self.room -= made.nbytes if isinstance(made, np.ndarray) else len(made)
+        if self.room < 0:
+            raise _RefusedError(f"more than {UNFOLD_LIMIT} times the file's size made by calls, a pickle bomb")
 
     def _op_build(self, argument):
         state, target = self.stack.pop(), self.stack[-1]
