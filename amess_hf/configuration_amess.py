@@ -225,8 +225,14 @@ class AMESSConfig(PreTrainedConfig):
             self._refuse("zero_shot_labels", "a list of labels")
 
     def __eq__(self, other):
-        # A loaded configuration also remembers its model type and the version that wrote it, which say nothing more.
-        return isinstance(other, AMESSConfig) and self.to_dict() == other.to_dict()
+        # Where a configuration was loaded from, and by which version, is none of its fields.
+        if not isinstance(other, AMESSConfig):
+            return NotImplemented
+        first, second = (
+            {k: v for k, v in config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
+            for config in (self, other)
+        )
+        return first == second
 
     def to_dict(self):
         """The fields, and where the checkpoint's folder has the code that reads them."""

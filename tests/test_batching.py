@@ -88,6 +88,13 @@ class TestEncodeTexts:
         assert kept == sorted(kept, reverse=True)
         assert set(kept) == {0, 1, 2, 3}
 
+    def test_the_limit_holds_whatever_separators_cost(self, tokenizer, monkeypatch):
+        """Some tokenizers make more than one token of the blanks around a separator."""
+        monkeypatch.setattr(type(tokenizer), "sep_token", property(lambda self: "[SEP] so so"), raising=False)
+        for limit in range(5, 25):
+            batch = encode_texts(tokenizer, ["help me"], [["a: hello", "b: no", "a: yes"]], limit)
+            assert batch["input_ids"].shape[1] <= limit
+
     def test_utterance_longer_than_the_limit_leaves_no_room(self, tokenizer):
         batch = encode_texts(tokenizer, ["please help me with this box"], [["a: hello"]], max_length=6)
         assert self.words(tokenizer, batch["input_ids"][0]) == "[CLS] please help me with [SEP]".split()

@@ -78,7 +78,14 @@ class TestOutputs:
     def test_tuple(self):
         model = tiny_model()
         batch = random_batch(model.config)
-        close(model(**batch, return_dict=False)[1], model(**batch).logits)
+        logits = model(**batch).logits
+        close(model(**batch, return_dict=False)[1], logits)
+        model.config.return_dict = model.amess.config.return_dict = False
+        close(model(**batch)[1], logits)
+
+    def test_asked_by_the_configuration(self):
+        model = tiny_model(output_hidden_states=True)
+        assert len(model(**random_batch(model.config)).hidden_states) == model.config.num_fusion_layers + 1
 
 
 class TestMasks:
@@ -306,6 +313,11 @@ class TestTraining:
         with pytest.raises(ValueError, match="4 labels"):
             model(**batch)
 
+    def test_a_label_for_each_clip(self):
+        model = tiny_model()
+        with pytest.raises(ValueError, match=r"`labels` has shape \(1,\) for 3 clips"):
+            model(**{**random_batch(model.config), "labels": torch.tensor([0])})
+
 
 class TestDescriptions:
     def refreshed(self, model, indices=(1, 3)):
@@ -369,7 +381,9 @@ class TestDescriptions:
 
     def test_empty_description(self, tokenizer):
         with pytest.raises(ValueError, match="'Dance'"):
-            tiny_model().set_label_descriptions({"Dance": [" "]}, tokenizer)
+            tiny_model().set_label_descriptions({"Dance": ["hello", " "]}, tokenizer)
+        with pytest.raises(ValueError, match="no intent is described"):
+            tiny_model().set_label_descriptions({}, tokenizer)
 
     def test_no_tokenizer_to_be_found(self):
         with pytest.raises(ValueError, match="tokenizer"):
@@ -458,6 +472,22 @@ class TestBadInput:
         model = tiny_model()
         with pytest.raises(ValueError, match="`audio_features` is 7 wide.* 6"):
             model(**random_batch(model.config, audio=None), audio_features=torch.randn(3, 4, 7))
+
+    def test_wrong_shape(self):
+        model = tiny_model()
+        batch = random_batch(model.config, audio=None)
+        with pytest.raises(
+            ValueError, match=r"`audio_features` has shape \(3, 6\); it must be \(batch_size, length, 6\)"
+        ):
+            model(**batch, audio_features=torch.randn(3, 6))
+        with pytest.raises(ValueError, match="different numbers of clips"):
+            model(**batch, audio_features=torch.randn(1, 4, 6))
+
+    @pytest.mark.parametrize("fusion_type", FUSION_TYPES)
+    def test_no_frame_is_no_sound(self, fusion_type):
+        model = tiny_model(fusion_type=fusion_type)
+        batch = random_batch(model.config, audio=None)
+        close(model(**batch, audio_features=torch.zeros(3, 0, 6)).logits, model(**batch).logits)
 
 
 def test_initial_projection_keeps_angles():

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from amess_hf.data.demo import write_demo_corpus
-from amess_hf.training.preparation import few_clips, hold_out, load_task, merge_tasks, task_descriptions, task_fields
+from amess_hf.training.preparation import (
+    few_clips,
+    hold_out,
+    load_task,
+    merge_tasks,
+    task_descriptions,
+    task_fields,
+    with_labels,
+)
 from amess_hf.training.results import answers, generalized_accuracy, update_results, write_predictions
 from amess_hf.training.script_arguments import DataArguments, ModelArguments
 
@@ -72,6 +80,10 @@ class TestFewClips:
         available = dict(zip(*np.unique(task.splits["train"]["label"], return_counts=True), strict=True))
         assert dict(zip(labels, counts, strict=True)) == {label: min(2, n) for label, n in available.items()}
 
+    def test_out_of_scope_is_no_intent(self, task):
+        split = with_labels(task.splits["train"], [-1] * 10 + task.splits["train"]["label"][10:])
+        assert few_clips(split, 1, seed=0)["id"][:10] == split["id"][:10]
+
     def test_the_seed_draws(self, task):
         draws = [few_clips(task.splits["train"], 1, seed=seed)["id"][:] for seed in (0, 0, 1)]
         assert draws[0] == draws[1] != draws[2]
@@ -91,6 +103,12 @@ class TestHoldOut:
             ]
             assert split["id"][:] == expected
             assert [seen.labels[label] for label in split["label"]] == split["label_name"][:]
+
+    def test_clips_out_of_scope_from_the_start_stay(self, task):
+        train = with_labels(task.splits["train"], [-1, -1, *task.splits["train"]["label"][2:]])
+        seen = hold_out(dataclasses.replace(task, splits={"train": train}), ["Joke"])
+        assert seen.splits["train"]["label"][:2] == [-1, -1]
+        assert seen.splits["train"]["label"][:].count(-1) == 2
 
     def test_unknown_intent(self, task):
         with pytest.raises(ValueError, match="dance"):

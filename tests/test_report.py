@@ -315,6 +315,9 @@ class TestFigures:
         points = np.random.default_rng(0).normal(size=(40, 8))
         np.testing.assert_array_equal(figures.embed_in_plane(points), figures.embed_in_plane(points))
 
+    def test_map_of_one_place(self):
+        assert figures.embed_in_plane(np.ones((7, 4))).tolist() == [[0.0, 0.0]] * 7
+
     def test_names_in_the_map_do_not_overlap(self):
         """Thirty descriptions on one spot, as when the model keeps clips and descriptions apart."""
         rng = np.random.default_rng(0)

@@ -6,7 +6,7 @@ from transformers.trainer_utils import EvalPrediction
 
 from amess_hf import AMESSTrainingArguments
 from amess_hf.training import LabelDescriptionSampler, WeightAverage, parameter_groups
-from amess_hf.training.label_updates import TRAINING_SENTENCES
+from amess_hf.training.label_updates import TRAINING_SENTENCES, start_label_embeds
 from amess_hf.training.optimization import default_learning_rate
 from amess_hf.training.trainer import prediction_metrics
 
@@ -136,6 +136,16 @@ class TestWeightAverage:
         average.save(tmp_path)
         with pytest.raises(ValueError, match="other weights"):
             WeightAverage(torch.nn.Linear(3, 2, bias=False), 0.9).load(tmp_path)
+
+
+def test_memory_does_not_start_empty(tokenizer):
+    model = tiny_model()
+    model.label_embeds.zero_()
+    start_label_embeds(model, tokenizer)
+    torch.testing.assert_close(model.label_embeds.norm(dim=-1), torch.ones(4))
+    model.label_embeds.fill_(0.5)
+    start_label_embeds(model, tokenizer)
+    assert (model.label_embeds == 0.5).all()
 
 
 class TestLabelDescriptionSampler:
