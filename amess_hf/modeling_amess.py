@@ -49,10 +49,10 @@ class AMESSModelOutput(ModelOutput):
         anchor_scores (`torch.FloatTensor` of shape `(batch_size, 3, num_anchors)`, *optional*):
             Their gates, from 0 to 1; 0 for none.
         hidden_states (`tuple(torch.FloatTensor)`, *optional*):
-            With `output_hidden_states=True`: the anchors before the first fusion layer and after each, of shape
-            `(batch_size, modalities * num_anchors, hidden_size)`.
+            With `output_hidden_states=True` and `fusion_type="anchor"`: the anchors before the first fusion layer and
+            after each, of shape `(batch_size, modalities * num_anchors, hidden_size)`.
         attentions (`tuple(torch.FloatTensor)`, *optional*):
-            With `output_attentions=True`: for each fusion layer `(batch_size, num_attention_heads,
+            With `output_attentions=True` and `fusion_type="anchor"`: for each fusion layer `(batch_size, num_attention_heads,
             modalities * num_anchors, modalities * num_anchors + 1 + tokens)`; the last axis holds the anchors, a token
             that stands for nothing, then all words, sounds and frames.
     """

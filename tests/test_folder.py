@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
+from amess_hf.data import annotations
 from amess_hf.data.folder import NumpyFeatures
 from amess_hf.data.mintrec import load_mintrec
 
@@ -57,8 +58,10 @@ def test_formats(load, tmp_path, suffix):
     assert len(load(tmp_path / "data")["train"]) == 2
 
 
-def test_splits_that_number_their_clips_alike(load, tmp_path):
-    """Each clip has its own row's features."""
+def test_splits_that_number_their_clips_alike(load, tmp_path, monkeypatch):
+    """Each clip has its own row's features, and one is told of the ids."""
+    warnings = []
+    monkeypatch.setattr(annotations.logger, "warning", warnings.append)
     for split, value in (("train", 1.0), ("dev", 2.0)):
         row = {"id": 0, "text": "hm", "label": "a", "audio_features": f"{split}.npy"}
         write_rows(tmp_path / "data" / f"{split}.csv", [row])
@@ -66,6 +69,7 @@ def test_splits_that_number_their_clips_alike(load, tmp_path):
     dataset = load(tmp_path / "data")
     assert dataset["train"][0]["audio_features"].tolist() == [[1.0] * 3] * 2
     assert dataset["validation"][0]["audio_features"].tolist() == [[2.0] * 3] * 2
+    assert len(warnings) == 1 and warnings[0].startswith("1 clip ids stand in more than one split: 0;")
 
 
 def test_zero_is_a_value(load, tmp_path):
