@@ -26,8 +26,8 @@ from amess_hf.data.mintrec import load_mintrec
 from amess_hf.evaluation import compute_oos_metrics, fit_detectors, paired_difference, predict_clips
 from amess_hf.evaluation.aggregation import aggregate_runs, format_spread
 from amess_hf.evaluation.figure_names import OOS_FIGURES
-from amess_hf.training.preparation import with_labels
 from amess_hf.training.script import one_line_errors
+from amess_hf.training.tasks import with_labels
 
 
 BASELINE = "msp"

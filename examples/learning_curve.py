@@ -28,9 +28,10 @@ from amess_hf import AMESSTrainingArguments
 from amess_hf.batching_amess import encode_texts
 from amess_hf.evaluation.aggregation import aggregate_runs, format_spread
 from amess_hf.modeling_amess import masked_mean
-from amess_hf.training.preparation import few_clips, load_task, load_tokenizer
+from amess_hf.training.preparation import load_tokenizer
 from amess_hf.training.script import one_line_errors, run_for_each_seed
 from amess_hf.training.script_arguments import DataArguments, ModelArguments
+from amess_hf.training.tasks import few_clips, load_task
 
 
 WITH_SS, WITHOUT_SS, REGRESSION = "A-MESS", "A-MESS without SS", "logistic regression, frozen encoder"

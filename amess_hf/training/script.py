@@ -5,11 +5,11 @@ import json
 import os
 import sys
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from transformers import AutoConfig, HfArgumentParser, set_seed
+from transformers import HfArgumentParser, set_seed
 from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging
 
@@ -26,19 +26,11 @@ from ..oos_amess import DETECTOR_CONFIG_NAME, DETECTOR_WEIGHTS_NAME, OOS_METHODS
 from .arguments import AMESSTrainingArguments
 from .checkpoints import check_output_dir
 from .optimization import default_learning_rate
-from .preparation import (
-    TaskData,
-    build_collator,
-    build_model,
-    hold_out,
-    in_labels_of,
-    is_on_hub,
-    load_task,
-    load_tokenizer,
-    naming,
-)
+from .preparation import build_collator, build_model, load_tokenizer
 from .results import answers, generalized_accuracy, update_results, write_json, write_predictions
+from .saved_model import as_model_was_trained, in_labels_of
 from .script_arguments import DataArguments, ModelArguments
+from .tasks import TaskData, hold_out, is_on_hub, load_task
 
 
 logger = logging.get_logger(__name__)
@@ -146,33 +138,6 @@ def without_evaluation(training_args):
         logger.warning("no dev split: nothing is evaluated while training, and the last weights are kept")
     training_args.eval_strategy = IntervalStrategy.NO
     training_args.load_best_model_at_end = False
-
-
-def as_model_was_trained(model_args, data_args):
-    """
-    The data arguments, with the encoders and the turns of context that a saved model was trained with, unless ready
-    features or another number are given.
-
-    Raises:
-        `ValueError`: if `--model_name_or_path` is no A-MESS model.
-    """
-    if model_args.model_name_or_path is None:
-        return data_args
-    with naming(model_args.model_name_or_path):
-        config = AutoConfig.from_pretrained(model_args.model_name_or_path)
-    if not isinstance(config, AMESSConfig):
-        raise ValueError(
-            f"{model_args.model_name_or_path} is a {config.model_type} model; `--model_name_or_path` takes a saved A-MESS "
-            "model, and `--text_model_name_or_path` a text encoder to train one from"
-        )
-    chosen = {
-        f"{modality}_encoder": getattr(config, f"{modality}_encoder")
-        for modality in ("audio", "video")
-        if getattr(data_args, f"{modality}_encoder") is None and getattr(data_args, f"{modality}_features") is None
-    }
-    if data_args.context_turns is None:
-        chosen["context_turns"] = config.context_turns
-    return replace(data_args, **chosen)
 
 
 SCORED_SPLITS = (

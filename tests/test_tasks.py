@@ -4,17 +4,17 @@ import numpy as np
 import pytest
 
 from amess_hf.data.demo import write_demo_corpus
-from amess_hf.training.preparation import (
+from amess_hf.training.preparation import task_fields
+from amess_hf.training.results import answers, generalized_accuracy, update_results, write_predictions
+from amess_hf.training.script_arguments import DataArguments, ModelArguments
+from amess_hf.training.tasks import (
     few_clips,
     hold_out,
     load_task,
     merge_tasks,
     task_descriptions,
-    task_fields,
     with_labels,
 )
-from amess_hf.training.results import answers, generalized_accuracy, update_results, write_predictions
-from amess_hf.training.script_arguments import DataArguments, ModelArguments
 
 
 @pytest.fixture(scope="module")
