@@ -1,6 +1,7 @@
 """Both training scripts, from the command line to the files they leave behind."""
 
 import csv
+import importlib.util
 import json
 import re
 import subprocess
@@ -161,6 +162,20 @@ def test_folders_that_have_little(inputs, script, tmp_path):
     data = write_folder(tmp_path / "unknown", test=["Refuse", "Warn"])
     with pytest.raises(ValueError, match="the model does not know Warn; its labels are Refuse, Thank"):
         run_script(script, {**scored, "data_dir": data, "output_dir": tmp_path / "c"}, ("do_predict",))
+
+
+def test_out_of_scope_figures_are_among_the_results(inputs, tmp_path):
+    data = write_folder(tmp_path / "my_data", train=["Refuse", "Thank"] * 4, dev=["Refuse", "Thank", "UNK", "UNK"])
+    values = {**inputs["encoder"], **inputs["run"], "dataset_name": "folder", "data_dir": data, "max_steps": 2}
+    values |= {"output_dir": tmp_path / "run", "detector": "energy"}
+    results = run_script("run_mir", values, ("do_train", "do_eval", "out_of_scope_clips"))
+    assert 0 <= results["eval_oos_auroc"] <= 1 and 0 <= results["eval_open_f1_open"] <= 1
+    answers = [row["prediction"] for row in read_predictions(tmp_path / "run" / "predictions_dev.tsv")]
+    right = [answer == label for answer, label in zip(answers, ["Refuse", "Thank", "UNK", "UNK"], strict=True)]
+    assert results["eval_open_accuracy"] == sum(right) / 4
+    if importlib.util.find_spec("jinja2"):
+        card = (tmp_path / "run" / "README.md").read_text()
+        assert "F1-open" in card and "2 intents of my_data" in card
 
 
 def write_official_folder(folder, name, **splits):
