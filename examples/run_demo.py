@@ -5,7 +5,8 @@
 
 writes the demo corpus (amess_hf/data/demo.py says how it is made), builds a vocabulary from its training split, trains
 A-MESS with a small text encoder from scratch, and shows what each modality adds. Then it saves the model, loads it back
-through the Auto classes, and shows three clips with the anchors that decided: words, and frames of sound and picture.
+through the Auto classes, shows three clips with the anchors that decided (words, and frames of sound and picture), and
+writes the evaluation report with its figures.
 """
 
 import re
@@ -38,6 +39,7 @@ from amess_hf.data.demo import (
     write_demo_corpus,
 )
 from amess_hf.data.mintrec import load_mintrec
+from amess_hf.evaluation import report
 from amess_hf.evaluation.prediction import modality_table, predict_clips
 from amess_hf.hub import save_for_hub
 from amess_hf.training import AMESSTrainer, AMESSTrainingArguments
@@ -184,6 +186,17 @@ def choose_examples(clips: list[DemoClip], count: int) -> list[int]:
     return list(chosen.values())[:count]
 
 
+def write_report(model, tokenizer, dataset, folder: Path) -> str:
+    """The evaluation report on the test clips; says where it is, or what it needs."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        return 'No report with figures: pip install "amess_hf[report]".'
+    collator = AMESSDataCollator(tokenizer, model.config)
+    report(model, dataset["test"], collator, folder, "test", calibration_dataset=dataset["validation"])
+    return f"The report, with figures: {folder / 'report.md'}"
+
+
 def run(arguments: DemoArguments) -> dict:
     """All of the demo; returns the rows of the table and the accuracy of the reloaded model."""
     start = time.perf_counter()
@@ -213,6 +226,7 @@ def run(arguments: DemoArguments) -> dict:
     outputs = predict_clips(reloaded, dataset["test"], AMESSDataCollator(tokenizer, reloaded.config))
     for number in choose_examples(clips, 3):
         print(describe_prediction(clips[number], outputs, number, reloaded.config.id2label, tokenizer))
+    print(f"\n5. {write_report(reloaded, tokenizer, dataset, arguments.output_dir / 'report')}")
     print(f"\nDone in {time.perf_counter() - start:.0f} seconds.")
     return {"table": table, "reloaded_accuracy": float((outputs.predictions == outputs.labels).mean())}
 

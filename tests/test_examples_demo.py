@@ -42,6 +42,15 @@ def test_the_reloaded_model_answers_as_the_trained_one(demo_run):
     assert not list(folder.rglob("*.bin")) and not list(folder.rglob("*.pkl"))
 
 
+def test_report(demo_run):
+    pytest.importorskip("matplotlib", reason='pip install "amess_hf[report]"')
+    folder, _, printed = demo_run
+    assert str(folder / "report" / "report.md") in printed
+    assert {"report.md", "modalities.png", "anchors_surest_right.png"} <= {
+        path.name for path in (folder / "report").iterdir()
+    }
+
+
 def test_it_learns(demo_run):
     """A few passes do not make a good model, but one that is well above chance (0.05) and better than without the words."""
     accuracy = {tuple(row["modalities"]): row["accuracy"] for row in demo_run[1]["table"]}
