@@ -24,6 +24,7 @@ SPREADS = {
     "MIntRec dev, words alone": [
         ("cross-entropy alone (SS off), the same recipe", "words-SS-off", ACCURACY),
         ("**A-MESS, the default**", "words", ACCURACY),
+        (AGREEING, "words-consistency", ACCURACY),
         ("the default, trained on both sets (3 epochs)", "both", "eval_mintrec_accuracy"),
         (f"{AGREEING}, trained on both sets (3 epochs)", "both-consistency", "eval_mintrec_accuracy"),
     ],
