@@ -20,7 +20,7 @@ import numpy as np
 from transformers import AutoTokenizer, HfArgumentParser
 from transformers.utils import logging
 
-from amess_hf import AMESSForIntentClassification
+from amess_hf import AMESSConfig, AMESSForIntentClassification
 from amess_hf.data.collator import AMESSDataCollator
 from amess_hf.data.mintrec import load_mintrec
 from amess_hf.evaluation import compute_oos_metrics, fit_detectors, paired_difference, predict_clips
@@ -42,7 +42,9 @@ class ScoreArguments:
     output_dir: str = field(metadata={"help": "Folder for the tables and the figure."})
     dataset_name: str = field(default="mintrec", metadata={"help": "mintrec, mintrec2.0 or folder."})
     split: str = field(default="validation", metadata={"help": "Split to score: validation or test."})
-    context_turns: int = field(default=0, metadata={"help": "Earlier turns, as in the training of the model."})
+    context_turns: int | None = field(
+        default=None, metadata={"help": "Earlier turns; those that the model was trained with if not given."}
+    )
     keep: float = field(default=0.95, metadata={"help": "Share of the known dev clips that a threshold keeps."})
     save_detector: str | None = field(
         default=None, metadata={"help": "Save the detector of this score beside each model."}
@@ -114,9 +116,11 @@ def write_tables(runs, output_dir):
 def main(arguments=None):
     (arguments,) = HfArgumentParser(ScoreArguments, description=__doc__).parse_args_into_dataclasses(arguments)
     logging.set_verbosity_warning()
-    dataset = load_mintrec(
-        arguments.data_dir, name=arguments.dataset_name, scope="all", context_turns=arguments.context_turns
-    )
+    folders = model_folders(arguments.model_name_or_path)
+    turns = arguments.context_turns
+    if turns is None:
+        turns = AMESSConfig.from_pretrained(next(iter(folders.values()))).context_turns
+    dataset = load_mintrec(arguments.data_dir, name=arguments.dataset_name, scope="all", context_turns=turns)
     missing = {"train", "validation", arguments.split} - set(dataset)
     if missing:
         raise ValueError(
@@ -124,7 +128,7 @@ def main(arguments=None):
         )
     os.makedirs(arguments.output_dir, exist_ok=True)
     runs, first = {}, None
-    for seed, folder in model_folders(arguments.model_name_or_path).items():
+    for seed, folder in folders.items():
         runs[seed], scores, in_scope = score_model(folder, dataset, arguments)
         first = first or (scores, in_scope)
     text = write_tables(runs, arguments.output_dir)
