@@ -46,10 +46,10 @@ _OFFSET_POSITIONS = {
 
 
 def text_positions(text_config):
-    """Tokens that a text encoder with this configuration takes at most; `None` where there is no limit."""
+    """Tokens that a text encoder with this configuration takes at most; `math.inf` where there is no limit."""
     positions = getattr(text_config, "max_position_embeddings", None)
     if not isinstance(positions, int) or positions < 1:
-        return None
+        return math.inf
     return positions - (text_config.pad_token_id + 1 if text_config.model_type in _OFFSET_POSITIONS else 0)
 
 
@@ -209,7 +209,7 @@ class AMESSConfig(PreTrainedConfig):
         if self.label2id is None and self.id2label is not None:
             self.label2id = {name: index for index, name in self.id2label.items()}
         positions = text_positions(self.text_config)
-        if positions is not None and isinstance(self.max_text_length, Integral) and self.max_text_length > positions:
+        if isinstance(self.max_text_length, Integral) and self.max_text_length > positions:
             logger.warning(f"`max_text_length` becomes {positions}, for which the text encoder has positions")
             self.max_text_length = positions
         self.validate()

@@ -755,8 +755,7 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
         return nn.functional.normalize(torch.stack(means), dim=-1)
 
     def _tokenize(self, sentences, tokenizer):
-        limit = min(text_positions(self.config.text_config) or 128, 128)
-        batch = encode_texts(tokenizer, sentences, max_length=limit)
+        batch = encode_texts(tokenizer, sentences, max_length=min(text_positions(self.config.text_config), 128))
         return {name: batch[name].to(self.device) for name in ("input_ids", "attention_mask")}
 
     def _encode_sentences(self, input_ids, attention_mask):

@@ -147,13 +147,14 @@ def spread_lines(values):
         yield f"| {title} | accuracy (%) | seeds |"
         yield "| --- | ---: | ---: |"
         for what, run, figure in rows:
-            yield f"| {what} | {_spread(values[run, figure])} | {len(values[run, figure])} |"
+            yield f"| {what} | {_spread(values[run, figure])} |"
         yield ""
 
 
 def _spread(by_seed):
-    """Mean ± deviation of seed → value."""
-    return format_spread(aggregate_runs({seed: {ACCURACY: value} for seed, value in by_seed.items()})[ACCURACY])
+    """Two cells: mean ± deviation of seed → value, and how many seeds."""
+    spread = aggregate_runs({seed: {ACCURACY: value} for seed, value in by_seed.items()})[ACCURACY]
+    return f"{format_spread(spread)} | {spread['runs']}"
 
 
 def trial_lines(values):
@@ -162,7 +163,7 @@ def trial_lines(values):
         yield f"| tried ({title}) | accuracy (%) | seeds | kept |"
         yield "| --- | ---: | ---: | --- |"
         for what, run, kept in rows:
-            yield f"| {what} | {_spread(values[run, ACCURACY])} | {len(values[run, ACCURACY])} | {kept} |"
+            yield f"| {what} | {_spread(values[run, ACCURACY])} | {kept} |"
         yield ""
 
 

@@ -67,7 +67,7 @@ class TestValues:
         """RoBERTa counts positions from the padding token's id on."""
         assert tiny_config(text_config=text_config("bert"), max_text_length=60).max_text_length == 48
         assert tiny_config(text_config=text_config("roberta"), max_text_length=60).max_text_length == 46
-        assert text_positions(BertConfig(max_position_embeddings=-1)) is None
+        assert text_positions(BertConfig(max_position_embeddings=-1)) == float("inf")
 
     def test_even_width(self):
         with pytest.raises(ValueError, match="even"):

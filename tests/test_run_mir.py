@@ -149,6 +149,8 @@ def test_folders_that_have_little(inputs, script, tmp_path):
     values = {**inputs["encoder"], **inputs["run"], "dataset_name": "folder", "max_steps": 2}
     values |= {"data_dir": write_folder(tmp_path / "data", train=labels * 4), "output_dir": tmp_path / "run"}
     assert "eval_accuracy" not in run_script(script, values, ("do_train",))
+    with pytest.raises(ValueError, match="`--early_stopping_patience` needs the split `validation`"):
+        run_script(script, {**values, "early_stopping_patience": 2}, ("do_train",))
     scored = {"dataset_name": "folder", "model_name_or_path": tmp_path / "run", "use_cpu": True}
     data = write_folder(tmp_path / "some", test=labels[:2])
     results = run_script(script, {**scored, "data_dir": data, "output_dir": tmp_path / "a"}, ("do_predict",))

@@ -59,6 +59,10 @@ class TestLoadTask:
         with pytest.raises(ValueError, match="one folder for each"):
             load_task(DataArguments(dataset_name="mintrec,mintrec2.0", data_dir=str(corpus)), seed=0)
 
+    def test_a_name_stands_once(self, corpus):
+        with pytest.raises(ValueError, match="names a data set twice"):
+            load_task(DataArguments(dataset_name="folder,folder", data_dir=f"{corpus},{corpus}"), seed=0)
+
     def test_coarse_labels_have_no_descriptions(self):
         assert task_descriptions("mintrec", ["Emotion", "Goal"], DataArguments(label_granularity="coarse")) is None
 

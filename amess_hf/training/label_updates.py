@@ -102,7 +102,5 @@ def description_sampler(config, tokenizer, args, batches_per_epoch):
     names = [config.id2label[index] for index in range(config.num_labels)]
     period = args.label_update_period(math.ceil(batches_per_epoch / args.gradient_accumulation_steps))
     descriptions = {name: config.label_descriptions[name] for name in names}
-    positions = text_positions(config.text_config) or MAX_SENTENCE_LENGTH
-    return LabelDescriptionSampler(
-        descriptions, tokenizer, period, args.seed, max_length=min(MAX_SENTENCE_LENGTH, positions)
-    )
+    max_length = min(text_positions(config.text_config), MAX_SENTENCE_LENGTH)
+    return LabelDescriptionSampler(descriptions, tokenizer, period, args.seed, max_length)

@@ -5,7 +5,7 @@ from transformers.utils import logging
 
 from ..data.collator import AMESSDataCollator
 from ..modeling_amess import AMESSForIntentClassification
-from .saved_model import check_features, config_of_saved_model, naming
+from .saved_model import check_features, config_of_saved_model, loading
 
 
 logger = logging.get_logger(__name__)
@@ -23,7 +23,7 @@ def load_tokenizer(model_args):
     name = model_args.model_name_or_path or model_args.text_model_name_or_path
     if name is None:
         raise ValueError("give `--text_model_name_or_path` to train, or `--model_name_or_path` for a saved model")
-    with naming(name):
+    with loading(name):
         return AutoTokenizer.from_pretrained(name)
 
 

@@ -16,8 +16,8 @@ logger = logging.get_logger(__name__)
 
 
 @contextmanager
-def naming(name):
-    """Say which model it is that cannot be loaded, of which transformers' own message says the rest."""
+def loading(name):
+    """While `name` is loaded: a `ValueError` that names it, of which transformers' own message may say nothing."""
     try:
         yield
     except OSError as error:
@@ -34,7 +34,7 @@ def as_model_was_trained(model_args, data_args):
     """
     if model_args.model_name_or_path is None:
         return data_args
-    with naming(model_args.model_name_or_path):
+    with loading(model_args.model_name_or_path):
         config = AutoConfig.from_pretrained(model_args.model_name_or_path)
     if not isinstance(config, AMESSConfig):
         raise ValueError(
@@ -85,12 +85,17 @@ def in_labels_of(config, task, dataset_name):
     return replace(task, splits=DatasetDict(splits), labels=names, candidates=candidates)
 
 
-# What the weights of a saved model have been given a shape by.
+# Fields that the shapes of the weights depend on.
 SHAPES = ("fusion_type", "num_fusion_layers", "hidden_size", "projection_dim")
 
 
 def config_of_saved_model(model_args):
-    """A saved model's configuration, with the fields that were given."""
+    """
+    A saved model's configuration, with the fields that were given.
+
+    Raises:
+        `ValueError`: if a field is another than the saved weights fit.
+    """
     config = AMESSConfig.from_pretrained(model_args.model_name_or_path)
     for name, value in model_args.config_fields().items():
         if name in SHAPES and value != getattr(config, name):
@@ -104,6 +109,17 @@ def config_of_saved_model(model_args):
 
 
 def check_features(config, data_args, task):
+    """
+    See that the clips have the features that a saved model was trained with; warn of a modality that they lack.
+
+    Args:
+        config ([`AMESSConfig`]): The model's configuration.
+        data_args ([`DataArguments`]): `audio_encoder` and `video_encoder`, as far as they are given.
+        task ([`TaskData`]): The clips.
+
+    Raises:
+        `ValueError`: if an encoder is another, or features have another width.
+    """
     for name in ("audio_encoder", "video_encoder"):
         given, known = getattr(data_args, name), getattr(config, name)
         if given is not None and given != known:
@@ -121,4 +137,4 @@ def check_features(config, data_args, task):
             )
 
 
-__all__ = ["as_model_was_trained", "check_features", "config_of_saved_model", "in_labels_of", "naming"]
+__all__ = ["as_model_was_trained", "check_features", "config_of_saved_model", "in_labels_of", "loading"]

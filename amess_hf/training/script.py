@@ -13,7 +13,6 @@ from transformers import HfArgumentParser, set_seed
 from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging
 
-from ..configuration_amess import AMESSConfig
 from ..data.collator import AMESSDataCollator
 from ..evaluation.aggregation import aggregate_runs, load_seed_results, seed_folder, write_aggregate
 from ..evaluation.figure_names import OOS_FIGURES, OPEN_FIGURES
@@ -30,7 +29,7 @@ from .preparation import build_collator, build_model, load_tokenizer
 from .results import answers, generalized_accuracy, update_results, write_json, write_predictions
 from .saved_model import as_model_was_trained, in_labels_of
 from .script_arguments import DataArguments, ModelArguments
-from .tasks import TaskData, hold_out, is_on_hub, load_task
+from .tasks import TaskData, data_folders, hold_out, load_task
 
 
 logger = logging.get_logger(__name__)
@@ -119,13 +118,11 @@ def prepare(model_args, data_args, training_args):
     if held_out and task.label_descriptions is None:
         raise ValueError("unseen intents are known by their descriptions: give `--label_descriptions FILE`")
     seen_task = hold_out(task, held_out) if held_out else task
-    if model_args.model_name_or_path is not None:
-        config = AMESSConfig.from_pretrained(model_args.model_name_or_path)
-        seen_task = in_labels_of(config, seen_task, data_args.dataset_name)
     if not training_args.do_train or "validation" not in seen_task.splits:
         without_evaluation(training_args)
     tokenizer = load_tokenizer(model_args)
     model = build_model(model_args, data_args, seen_task, tokenizer)
+    seen_task = in_labels_of(model.config, seen_task, data_args.dataset_name)
     if training_args.learning_rate is None:
         training_args.learning_rate = default_learning_rate(model.config)
     collator = build_collator(tokenizer, model, seen_task)
@@ -133,8 +130,15 @@ def prepare(model_args, data_args, training_args):
 
 
 def without_evaluation(training_args):
-    """Let training, if there is any, go without evaluations and end with the last weights."""
+    """
+    Let training, if there is any, go without evaluations and end with the last weights.
+
+    Raises:
+        `ValueError`: if training is to stop by evaluations.
+    """
     if training_args.do_train:
+        if training_args.early_stopping_patience is not None:
+            raise ValueError("`--early_stopping_patience` needs the split `validation`, which the data does not have")
         logger.warning("no dev split: nothing is evaluated while training, and the last weights are kept")
     training_args.eval_strategy = IntervalStrategy.NO
     training_args.load_best_model_at_end = False
@@ -173,11 +177,12 @@ def score(job, data_args, training_args, predict, is_main_process=True):
             if is_main_process:
                 figures |= figures_by_data_set(split, logits, prefix)
                 path = os.path.join(folder, f"predictions_{short_name}.tsv")
-                outputs = None
+                in_scope = None
                 if detector is not None:
                     outputs = predict_clips(job.model, split, job.collator, description="Detecting")
-                    figures |= out_of_scope_figures(outputs, detector, prefix)
-                write_answers(path, split, logits, job, detector, outputs)
+                    in_scope = detector.predict(outputs.as_model_outputs()).numpy()
+                    figures |= out_of_scope_figures(outputs, detector, in_scope, prefix)
+                write_answers(path, split, logits, job.model.config.id2label, in_scope)
     reports = write_reports(job, training_args, detector) if is_main_process and data_args.report else {}
     if is_main_process:
         results = update_results(folder, figures)
@@ -197,18 +202,23 @@ def figures_by_data_set(split, logits, prefix):
     return {f"{prefix}_{name}_accuracy": float(right[names == name].mean()) for name in np.unique(names)}
 
 
-def out_of_scope_figures(outputs, detector, prefix):
+def out_of_scope_figures(outputs, detector, in_scope, prefix):
     """
     How well the detector tells in scope from out of scope, as `{prefix}_oos_…`, and how well it and the model answer
     together, with one open class, as `{prefix}_open_…`; nothing where a split has clips of one kind only.
+
+    Args:
+        outputs ([`ClipOutputs`]): The clips of a split.
+        detector ([`OutOfScopeDetector`]): Scores them.
+        in_scope (`np.ndarray` of shape `(clips,)`, bool): What the detector says of each.
+        prefix (`str`): Of the figures' names.
     """
-    in_scope = outputs.labels >= 0
-    if in_scope.all() or not in_scope.any():
+    known = outputs.labels >= 0
+    if known.all() or not known.any():
         return {}
-    model_outputs = outputs.as_model_outputs()
-    detection = compute_oos_metrics(detector.score(model_outputs).numpy(), in_scope.astype(int))
+    detection = compute_oos_metrics(detector.score(outputs.as_model_outputs()).numpy(), known.astype(int))
     figures = {f"{prefix}_oos_{name}": detection[name] for name in OOS_FIGURES}
-    predictions = np.where(detector.predict(model_outputs).numpy(), outputs.predictions, -1)
+    predictions = np.where(in_scope, outputs.predictions, -1)
     together = compute_open_classification_metrics(predictions, outputs.labels)
     return figures | {f"{prefix}_open_{name}": together[name] for name in OPEN_FIGURES}
 
@@ -237,15 +247,19 @@ def find_detector(job, data_args, training_args):
     return detector
 
 
-def write_answers(path, split, logits, job, detector=None, outputs=None):
+def write_answers(path, split, logits, names, in_scope=None):
     """
-    The answers to the clips of a split, as [`~amess_hf.training.results.write_predictions`] writes them; `UNK` where a
-    detector finds a clip, by the model's `outputs`, out of scope.
+    The answers to the clips of a split, as [`~amess_hf.training.results.write_predictions`] writes them.
+
+    Args:
+        path (`str`): The file.
+        split (`Dataset`): The clips.
+        logits (`np.ndarray` of shape `(clips, num_labels)`): Scores.
+        names (`dict[int, str]`): Names of the label ids.
+        in_scope (`np.ndarray` of shape `(clips,)`, bool, *optional*): What a detector says; the others' answer is `UNK`.
     """
-    names = job.model.config.id2label
     predictions, scores = answers(logits, names)
-    if detector is not None:
-        in_scope = detector.predict(outputs.as_model_outputs()).tolist()
+    if in_scope is not None:
         predictions = [name if known else "UNK" for name, known in zip(predictions, in_scope, strict=True)]
     write_predictions(path, split["id"], [names.get(label, "UNK") for label in split["label"]], predictions, scores)
 
@@ -282,12 +296,10 @@ def write_card(job, data_args, training_args, results, detector, reports):
 
 def names_of_data(data_args):
     """The data sets' names as one text; a folder of one's own goes by its name."""
-    folders = iter((data_args.data_dir or "").split(","))
-    names = []
-    for name in data_args.dataset_name.split(","):
-        folder = "" if is_on_hub(name) else next(folders, "")
-        names.append(os.path.basename(os.path.abspath(folder.strip())) if name.strip() == "folder" else name)
-    return ",".join(names)
+    return ",".join(
+        os.path.basename(os.path.abspath(folder)) if name == "folder" else name
+        for name, folder in data_folders(data_args).items()
+    )
 
 
 def score_unseen(job, predict):

@@ -77,17 +77,8 @@ def load_task(data_args, seed):
     Raises:
         `ValueError`: if names and folders do not match, or an intent is not known.
     """
-    names = [name.strip() for name in data_args.dataset_name.split(",")]
-    folders = [folder.strip() for folder in (data_args.data_dir or "").split(",") if folder.strip()]
-    local = [name for name in names if not is_on_hub(name)]
-    if len(local) != len(folders):
-        raise ValueError(
-            f"`--dataset_name` names {len(local)} data set(s) of this machine and `--data_dir` {len(folders)} folder(s); "
-            "give one folder for each (`organization/name` is on the Hub and takes none)"
-        )
-    places = dict(zip(local, folders, strict=True))
-    tasks = [_load_one(name, places.get(name), data_args) for name in names]
-    task = tasks[0] if len(tasks) == 1 else merge_tasks(dict(zip(names, tasks, strict=True)))
+    tasks = {name: _load_one(name, folder, data_args) for name, folder in data_folders(data_args).items()}
+    task = next(iter(tasks.values())) if len(tasks) == 1 else merge_tasks(tasks)
     if data_args.train_clips_per_intent is not None:
         if "train" not in task.splits:
             raise ValueError(
@@ -95,6 +86,29 @@ def load_task(data_args, seed):
             )
         task.splits["train"] = few_clips(task.splits["train"], data_args.train_clips_per_intent, seed)
     return task
+
+
+def data_folders(data_args):
+    """
+    The data sets that `data_args` names, each with its folder, or with `None` for one on the Hub.
+
+    Raises:
+        `ValueError`: if names and folders do not match, or a name stands twice.
+    """
+    names = [name.strip() for name in data_args.dataset_name.split(",")]
+    folders = [folder.strip() for folder in (data_args.data_dir or "").split(",") if folder.strip()]
+    local = [name for name in names if not is_on_hub(name)]
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"`--dataset_name {data_args.dataset_name}` names a data set twice; put its clips into one folder"
+        )
+    if len(local) != len(folders):
+        raise ValueError(
+            f"`--dataset_name` names {len(local)} data set(s) of this machine and `--data_dir` {len(folders)} folder(s); "
+            "give one folder for each (`organization/name` is on the Hub and takes none)"
+        )
+    places = dict(zip(local, folders, strict=True))
+    return {name: places.get(name) for name in names}
 
 
 def is_on_hub(name):
@@ -263,6 +277,7 @@ def hold_out(task, intents):
 
 __all__ = [
     "TaskData",
+    "data_folders",
     "few_clips",
     "hold_out",
     "is_on_hub",
