@@ -22,7 +22,7 @@ $(STAMP): setup.cfg pyproject.toml .ci/requirements.txt
 	touch $@
 
 demo: $(STAMP) ## Train on the embedded demo corpus, save, reload and name three intents (a few minutes)
-	$(BIN)/python examples/run_demo.py --output_dir demo_output
+	$(BIN)/python examples/demo/run_demo.py --output_dir demo_output
 
 test: $(STAMP) ## Run the tests (no network, no GPU)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile
@@ -38,7 +38,7 @@ style: $(STAMP) ## Reformat the code
 	$(BIN)/ruff format .
 
 benchmark: $(STAMP) ## Measure speed and memory as ratios within one run
-	$(BIN)/python examples/benchmark.py --quick --output_dir benchmark_output
+	$(BIN)/python examples/benchmarks/benchmark.py --quick --output_dir benchmark_output
 
 clean: ## Remove what was built
 	rm -rf $(VENV) demo_output benchmark_output build *.egg-info

@@ -99,11 +99,11 @@ class AMESSConfig(PreTrainedConfig):
             Logarithm of the initial scale (1 / temperature) of similarities; 2.6592 is a temperature of 0.07.
         triplet_margin (`float`, *optional*, defaults to 0.2):
             Margin of both triplet losses, in cosine similarity.
-        triplet_loss_weight (`float`, *optional*, defaults to 1.0):
+        label_triplet_loss_weight (`float`, *optional*, defaults to 1.0):
             Weight of the margin triplet (clip, own description, hardest other description).
         label_contrastive_loss_weight (`float`, *optional*, defaults to 1.0):
             Weight of the softmax over all descriptions.
-        clip_contrastive_loss_weight (`float`, *optional*, defaults to 0.1):
+        batch_triplet_loss_weight (`float`, *optional*, defaults to 0.1):
             Weight of the triplets between clips of a batch.
         consistency_loss_weight (`float`, *optional*, defaults to 0.0):
             Weight of the divergence between two dropout passes of the same clip (R-Drop, arXiv 2106.14448). Above
@@ -153,9 +153,9 @@ class AMESSConfig(PreTrainedConfig):
         "anchor_indices",
         "anchor_scores",
         "classification_loss",
-        "triplet_loss",
+        "label_triplet_loss",
         "label_contrastive_loss",
-        "clip_contrastive_loss",
+        "batch_triplet_loss",
         "consistency_loss",
         "outlier_exposure_loss",
         "hidden_states",
@@ -181,9 +181,9 @@ class AMESSConfig(PreTrainedConfig):
     initializer_range: float = 0.02
     logit_scale_init_value: float | int = 2.6592
     triplet_margin: float | int = 0.2
-    triplet_loss_weight: float | int = 1.0
+    label_triplet_loss_weight: float | int = 1.0
     label_contrastive_loss_weight: float | int = 1.0
-    clip_contrastive_loss_weight: float | int = 0.1
+    batch_triplet_loss_weight: float | int = 0.1
     consistency_loss_weight: float | int = 0.0
     outlier_exposure_loss_weight: float | int = 0.0
     label_smoothing: float | int = 0.1
@@ -276,9 +276,9 @@ class AMESSConfig(PreTrainedConfig):
         self._check_integer("context_turns", low=0)
         for name in (
             "triplet_margin",
-            "triplet_loss_weight",
+            "label_triplet_loss_weight",
             "label_contrastive_loss_weight",
-            "clip_contrastive_loss_weight",
+            "batch_triplet_loss_weight",
             "consistency_loss_weight",
             "outlier_exposure_loss_weight",
             "layer_norm_eps",

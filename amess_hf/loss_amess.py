@@ -83,7 +83,7 @@ def label_contrastive_loss(similarity_logits, labels, candidate_mask=None):
     return classification_loss(similarity_logits, labels, candidate_mask=candidate_mask)
 
 
-def clip_triplet_loss(embeds, labels, margin, all_embeds=None, all_labels=None, first=0):
+def batch_triplet_loss(embeds, labels, margin, all_embeds=None, all_labels=None, first=0):
     """
     Triplets between clips. For a clip a: the mean over clips p of the same intent of max(0, margin + s(a, n) - s(a, p)),
     n being the most similar clip of another intent.

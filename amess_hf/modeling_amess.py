@@ -15,22 +15,18 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .batching_amess import encode_texts
 from .configuration_amess import AMESSConfig, text_positions
+from .constants_amess import MODALITIES, NO_ANCHOR, OUT_OF_SCOPE_ID
 from .distributed_amess import gather_clips, mean_over_processes
 from .loss_amess import (
+    batch_triplet_loss,
     classification_loss,
-    clip_triplet_loss,
     consistency_loss,
     label_contrastive_loss,
     label_triplet_loss,
     outlier_exposure_loss,
 )
-
-
-MODALITIES = ("text", "audio", "video")
-NO_ANCHOR = -1
-OUT_OF_SCOPE = -1
+from .padding_amess import encode_texts
 
 
 @dataclass
@@ -77,7 +73,7 @@ class AMESSClassifierOutput(ModelOutput):
             Scores of the labels.
         label_embeds (`torch.FloatTensor` of shape `(num_labels, projection_dim)`, *optional*):
             The label descriptions, unit length; `None` where the model has none.
-        classification_loss, triplet_loss, label_contrastive_loss, clip_contrastive_loss, consistency_loss,
+        classification_loss, label_triplet_loss, label_contrastive_loss, batch_triplet_loss, consistency_loss,
         outlier_exposure_loss (`torch.FloatTensor`, scalar, *optional*):
             The parts of the loss, before their weights, detached; `None` where the weight is zero.
     """
@@ -90,9 +86,9 @@ class AMESSClassifierOutput(ModelOutput):
     anchor_indices: torch.LongTensor | None = None
     anchor_scores: torch.FloatTensor | None = None
     classification_loss: torch.FloatTensor | None = None
-    triplet_loss: torch.FloatTensor | None = None
+    label_triplet_loss: torch.FloatTensor | None = None
     label_contrastive_loss: torch.FloatTensor | None = None
-    clip_contrastive_loss: torch.FloatTensor | None = None
+    batch_triplet_loss: torch.FloatTensor | None = None
     consistency_loss: torch.FloatTensor | None = None
     outlier_exposure_loss: torch.FloatTensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
@@ -950,20 +946,20 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
                 labelled,
                 lambda: classification_loss(class_logits, labels, config.label_smoothing, candidate_mask),
             ),
-            "clip_contrastive_loss": (
-                config.clip_contrastive_loss_weight,
+            "batch_triplet_loss": (
+                config.batch_triplet_loss_weight,
                 labelled,
-                lambda: self._clip_triplets(embeds, labels),
+                lambda: self._batch_triplets(embeds, labels),
             ),
             "outlier_exposure_loss": (
                 config.outlier_exposure_loss_weight,
-                labels == OUT_OF_SCOPE,
+                labels == OUT_OF_SCOPE_ID,
                 lambda: outlier_exposure_loss(class_logits, labels),
             ),
         }
         if config.label_descriptions is not None:
-            parts["triplet_loss"] = (
-                config.triplet_loss_weight,
+            parts["label_triplet_loss"] = (
+                config.label_triplet_loss_weight,
                 labelled,
                 lambda: label_triplet_loss(embeds, label_embeds, labels, config.triplet_margin, candidate_mask),
             )
@@ -991,9 +987,9 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
             return mean_over_processes(values, mask)
         return values.where(mask, 0.0).sum() / mask.sum().clamp(min=1)
 
-    def _clip_triplets(self, embeds, labels):
+    def _batch_triplets(self, embeds, labels):
         others = gather_clips(embeds, labels) if self.training else ()
-        return clip_triplet_loss(embeds, labels, self.config.triplet_margin, *others)
+        return batch_triplet_loss(embeds, labels, self.config.triplet_margin, *others)
 
     def _both_passes(self, class_logits, candidate_mask):
         """The two dropout passes' logits, and one pass' candidate mask."""

@@ -13,16 +13,14 @@ from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 from transformers.utils import logging
 
 from .clips_amess import is_clip_source, read_sound, resample
+from .constants_amess import CLIP_SUFFIXES, FEATURE_MODALITIES, MODALITIES, OUT_OF_SCOPE_LABEL
 from .oos_amess import OutOfScopeDetector
 from .processing_amess import AMESSProcessor
 
 
 logger = logging.get_logger(__name__)
 
-OUT_OF_SCOPE = "UNK"
-MODALITIES = ("text", "audio", "video")
 INPUT_KEYS = ("text", "context", "clip", "audio", "video", "audio_features", "video_features")
-CLIP_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".wav", ".mp3", ".flac")
 # Lists from this length on get a progress bar.
 PROGRESS_FROM = 32
 # A speech recogniser is given this much of a clip at most: utterances are short, and Whisper takes no more at once.
@@ -128,16 +126,16 @@ class IntentRecognitionPipeline(Pipeline):
             self.detector.save_pretrained(save_directory)
 
     def _sanitize_parameters(
-        self, top_k: int | None = 5, threshold=None, candidate_intents=None, return_anchors=None, **unknown
+        self, top_k: int | None = 5, threshold=None, candidate_labels=None, return_anchors=None, **unknown
     ):
         if unknown:
             raise TypeError(
                 f"Unknown parameter of the pipeline: {', '.join(map(repr, unknown))}. There are `top_k`, `threshold`, "
-                "`candidate_intents` and `return_anchors`."
+                "`candidate_labels` and `return_anchors`."
             )
         forward, post = {}, {}
-        if candidate_intents is not None:
-            forward["candidates"] = self._descriptions(candidate_intents)
+        if candidate_labels is not None:
+            forward["candidates"] = self._descriptions(candidate_labels)
         if threshold is not None:
             if not 0 <= threshold <= 1:
                 raise ValueError(f"`threshold` is {threshold}; it is a probability, from 0 to 1.")
@@ -153,7 +151,7 @@ class IntentRecognitionPipeline(Pipeline):
     def _descriptions(self, candidates: dict[str, Any] | list[str]) -> dict[str, list[str]]:
         """Sentences for each candidate; a name alone stands for the model's own description, or for itself."""
         if not candidates:
-            raise ValueError("`candidate_intents` is empty. Give {name: description, ...}.")
+            raise ValueError("`candidate_labels` is empty. Give {name: description, ...}.")
         if not isinstance(candidates, dict):
             own = self.model.config.label_descriptions or {}
             candidates = {name: own.get(name, name) for name in candidates}
@@ -166,7 +164,7 @@ class IntentRecognitionPipeline(Pipeline):
             top_k (`int`, *optional*, defaults to 5): Number of intents to give, `None` for all.
             threshold (`float`, *optional*):
                 Probability below which the best intent does not count and `UNK` is given; instead of the detector.
-            candidate_intents (`dict[str, str | list[str]]` or `list[str]`, *optional*):
+            candidate_labels (`dict[str, str | list[str]]` or `list[str]`, *optional*):
                 Choose among these intents, each described in a sentence or several, in place of the model's own. Those
                 that the model was trained on keep their classifier. The detector, calibrated on the model's own intents,
                 then has no say.
@@ -260,7 +258,7 @@ class IntentRecognitionPipeline(Pipeline):
                     "detector_score": None if scores is None else float(scores[row]),
                     "text": text,
                     "offset": example["offset"],
-                    "clip": {name: example[f"{name}_features"] is None for name in ("audio", "video")},
+                    "clip": {name: example[f"{name}_features"] is None for name in FEATURE_MODALITIES},
                     "input_ids": batch["input_ids"][row].cpu(),
                     "anchor_indices": None if outputs.anchor_indices is None else outputs.anchor_indices[row].cpu(),
                     "anchor_scores": None
@@ -314,7 +312,7 @@ class IntentRecognitionPipeline(Pipeline):
         pairs = zip(probabilities.tolist(), order.tolist(), strict=True)
         predictions = [{"label": result["labels"][index], "score": score} for score, index in pairs]
         in_scope = self._in_scope(predictions[0]["score"], result["detector_score"], threshold)
-        unknown = {"label": OUT_OF_SCOPE, "score": 1.0 - predictions[0]["score"]}
+        unknown = {"label": OUT_OF_SCOPE_LABEL, "score": 1.0 - predictions[0]["score"]}
         answer = unknown if in_scope is False else predictions[0]
         predictions = predictions[:top_k]
         if not return_anchors:

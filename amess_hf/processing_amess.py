@@ -8,8 +8,8 @@ import torch
 from transformers import AutoFeatureExtractor, AutoImageProcessor, BatchFeature, ProcessorMixin
 from transformers.utils import logging
 
-from .batching_amess import encode_texts, pad_features
 from .clips_amess import clip_name, is_clip_source, resample
+from .constants_amess import FEATURE_MODALITIES
 from .encoders_amess import (
     FRAME_DIFFERENCE,
     LOG_MEL,
@@ -23,6 +23,7 @@ from .encoders_amess import (
     load_video_encoder,
     sound_for,
 )
+from .padding_amess import encode_texts, pad_features
 
 
 logger = logging.get_logger(__name__)
@@ -163,7 +164,7 @@ class AMESSProcessor(ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         names = [*self.tokenizer.model_input_names, "utterance_mask"]
-        for modality in ("audio", "video"):
+        for modality in FEATURE_MODALITIES:
             if getattr(self, f"{modality}_feature_size") is not None:
                 names += [f"{modality}_features", f"{modality}_attention_mask"]
         return names

@@ -30,14 +30,12 @@ from transformers.utils import logging
 
 from amess_hf import load_mintrec
 from amess_hf.data.clip_features import CLIPS_PER_BATCH, ClipJob, EncodedClip, clip_jobs, encode_jobs, encoder_slug
+from amess_hf.data.custom_data import READERS
 from amess_hf.data.feature_files import SafetensorsFeatures, write_features
-from amess_hf.data.folder import READERS
 from amess_hf.encoders_amess import load_audio_encoder, load_video_encoder
 
 
 logger = logging.get_logger("amess_hf.extract_features")
-
-MODALITIES = ("audio", "video")
 
 
 @dataclass

@@ -81,7 +81,7 @@ def recognise(args: argparse.Namespace) -> dict:
         inputs,
         top_k=args.top_k,
         threshold=args.threshold,
-        candidate_intents=candidates(args.intent),
+        candidate_labels=candidates(args.intent),
         return_anchors=True,
     )
 

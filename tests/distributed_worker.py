@@ -26,10 +26,10 @@ from transformers import BertConfig, BertTokenizer
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 import run_mir_no_trainer
-from conftest import TEXT_SIZES, WORDS, tiny_model
+from utils import TEXT_SIZES, WORDS, tiny_model
 
 from amess_hf import AMESSDataCollator, AMESSTrainer, AMESSTrainingArguments
-from amess_hf.training.label_updates import description_sampler, update_label_embeds
+from amess_hf.training.description_sampling import description_sampler, update_label_embeds
 from amess_hf.training.trainer import LOSS_PARTS
 
 
@@ -64,7 +64,7 @@ def make_model():
         ),
         dropout=0.0,
         modality_dropout=0.0,
-        clip_contrastive_loss_weight=0.4,
+        batch_triplet_loss_weight=0.4,
         consistency_loss_weight=0.3,
         outlier_exposure_loss_weight=0.2,
         label_smoothing=0.1,
@@ -134,7 +134,7 @@ def one_step(world, rank, wrap, sizes=(5, 3)):
 def from_training(model, history, logits):
     """Weights, label memory, logged loss parts and answers of a finished training."""
     numbers = {f"weights {name}": value for name, value in model.state_dict().items()}
-    lines = [line for line in history if "triplet_loss" in line]
+    lines = [line for line in history if "label_triplet_loss" in line]
     for name in ("loss", *LOSS_PARTS):
         numbers[f"logged {name}"] = torch.tensor([line[name] for line in lines])
     return {**numbers, "logits": torch.as_tensor(logits)}

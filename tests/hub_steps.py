@@ -8,6 +8,7 @@ import numpy as np
 
 
 REPO, ONE_CALL, DATASET = "org/amess-run", "org/amess-one-call", "org/demo-features"
+EXAMPLES = Path(__file__).parents[1] / "examples"
 WITHOUT = ("amess_hf", "av")
 
 
@@ -48,13 +49,13 @@ def answers(model, processor, pipe) -> dict:
 
 def train() -> None:
     """Writes the demo corpus and a text encoder; pushes the corpus as a data set, and a model trained for two steps."""
-    sys.path.append(str(Path(__file__).parents[1] / "examples"))
+    sys.path += [str(EXAMPLES), str(EXAMPLES / "demo")]
     import run_demo
     import run_mir
+    from demo_corpus import demo_label_descriptions, write_demo_corpus
     from transformers import BertConfig, BertModel
 
     from amess_hf import load_mintrec
-    from amess_hf.data.demo import demo_label_descriptions, write_demo_corpus
 
     write_demo_corpus("corpus", clips_per_split={"train": 40, "dev": 20, "test": 20})
     load_mintrec("corpus", name="mintrec").push_to_hub(DATASET)
@@ -72,7 +73,7 @@ def train() -> None:
 
 def train_from_hub() -> None:
     """Trains on the pushed data set."""
-    sys.path.append(str(Path(__file__).parents[1] / "examples"))
+    sys.path += [str(EXAMPLES), str(EXAMPLES / "demo")]
     import run_mir
 
     run_mir.run(*run_mir.parse_arguments([*_options(DATASET), "--output_dir", "run-from-hub"]))

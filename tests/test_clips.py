@@ -12,6 +12,8 @@ import pytest
 
 av = pytest.importorskip("av")
 
+from clip_writer import write_clip
+
 from amess_hf.clips_amess import (
     ClipError,
     clip_info,
@@ -21,7 +23,6 @@ from amess_hf.clips_amess import (
     read_sound,
     resample,
 )
-from amess_hf.data.clip_writer import write_clip
 
 
 def brightening(count, height=48, width=64):

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate.utils import DynamoBackend
-from conftest import random_batch, text_config, tiny_model
 from torch._dynamo.testing import CompileCounter
+from utils import random_batch, text_config, tiny_model
 
-from amess_hf.training.batches import mark_dynamic_lengths
+from amess_hf.training.dataloader import mark_dynamic_lengths
 
 
 COMPILING = SimpleNamespace(state=SimpleNamespace(dynamo_plugin=SimpleNamespace(backend=DynamoBackend.INDUCTOR)))

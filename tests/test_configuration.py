@@ -1,6 +1,6 @@
 import pytest
-from conftest import LABELS, text_config, tiny_config
 from transformers import AutoConfig, BertConfig, T5Config
+from utils import LABELS, text_config, tiny_config
 
 from amess_hf import AMESSConfig
 from amess_hf.configuration_amess import text_positions
@@ -36,7 +36,7 @@ class TestValues:
             ("label_smoothing", float("nan"), "from 0 to 1"),
             ("label_similarity_weight", "0.5", "from 0 to 1"),
             ("triplet_margin", -0.1, "at least 0"),
-            ("triplet_loss_weight", None, "at least 0"),
+            ("label_triplet_loss_weight", None, "at least 0"),
             ("audio_encoder", 7, "name"),
             ("format_version", 99, "update amess_hf"),
             ("zero_shot_labels", ["Dance"], "among the labels"),

@@ -96,12 +96,12 @@ class TestClipTriplet:
         embeds = unit(12, 6, seed=seed)
         labels = torch.randint(-1, 4, (12,), generator=torch.Generator().manual_seed(seed))
         expected = self.slow(embeds, labels.tolist(), 0.4)
-        torch.testing.assert_close(losses.clip_triplet_loss(embeds, labels, 0.4), expected)
+        torch.testing.assert_close(losses.batch_triplet_loss(embeds, labels, 0.4), expected)
 
     def test_part_of_a_larger_batch(self):
         embeds, labels = unit(10, 6), torch.randint(0, 3, (10,))
-        whole = losses.clip_triplet_loss(embeds, labels, 0.4)
-        part = losses.clip_triplet_loss(embeds[4:7], labels[4:7], 0.4, embeds, labels, first=4)
+        whole = losses.batch_triplet_loss(embeds, labels, 0.4)
+        part = losses.batch_triplet_loss(embeds[4:7], labels[4:7], 0.4, embeds, labels, first=4)
         torch.testing.assert_close(part, whole[4:7])
 
 
@@ -132,7 +132,7 @@ def every_loss(embeds, descriptions, labels):
         "classification": losses.classification_loss(scores, labels, 0.1),
         "label_triplet": losses.label_triplet_loss(embeds, descriptions, labels, 0.2),
         "label_contrastive": losses.label_contrastive_loss(scores, labels),
-        "clip_triplet": losses.clip_triplet_loss(embeds, labels, 0.2),
+        "clip_triplet": losses.batch_triplet_loss(embeds, labels, 0.2),
         "consistency": losses.consistency_loss(scores, scores.flip(0)),
         "outlier": losses.outlier_exposure_loss(scores, labels),
     }

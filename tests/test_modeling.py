@@ -2,8 +2,8 @@ import math
 
 import pytest
 import torch
-from conftest import DESCRIPTIONS, LABELS, random_batch, text_config, tiny_config, tiny_model
 from transformers import AutoModel, AutoModelForSequenceClassification
+from utils import DESCRIPTIONS, LABELS, random_batch, text_config, tiny_config, tiny_model
 
 from amess_hf import AMESSForIntentClassification, AMESSModel
 from amess_hf.modeling_amess import masked_mean
@@ -255,13 +255,13 @@ class TestTraining:
         outputs, config = model(**batch), model.config
         total = (
             outputs.classification_loss
-            + config.triplet_loss_weight * outputs.triplet_loss
+            + config.label_triplet_loss_weight * outputs.label_triplet_loss
             + config.label_contrastive_loss_weight * outputs.label_contrastive_loss
-            + config.clip_contrastive_loss_weight * outputs.clip_contrastive_loss
+            + config.batch_triplet_loss_weight * outputs.batch_triplet_loss
             + 0.7 * outputs.outlier_exposure_loss
         )
         close(outputs.loss.detach(), total)
-        assert not outputs.triplet_loss.requires_grad
+        assert not outputs.label_triplet_loss.requires_grad
 
     def test_two_dropout_passes(self):
         model = tiny_model(consistency_loss_weight=1.0, dropout=0.5)
@@ -272,18 +272,18 @@ class TestTraining:
         assert outputs.logits.shape == (6, 4)
 
     def test_zero_weights_leave_cross_entropy(self):
-        weights = ("triplet_loss_weight", "label_contrastive_loss_weight", "clip_contrastive_loss_weight")
+        weights = ("label_triplet_loss_weight", "label_contrastive_loss_weight", "batch_triplet_loss_weight")
         model = tiny_model(**dict.fromkeys(weights, 0), label_smoothing=0.0, label_similarity_weight=0.0)
         batch = random_batch(model.config)
         outputs = model(**batch)
         close(outputs.loss, torch.nn.functional.cross_entropy(outputs.logits, batch["labels"]))
-        assert outputs.triplet_loss is None
+        assert outputs.label_triplet_loss is None
 
     def test_without_descriptions(self):
         model = tiny_model(label_descriptions=None)
         outputs = model(**random_batch(model.config))
-        assert outputs.label_embeds is None and outputs.triplet_loss is None
-        assert outputs.clip_contrastive_loss is not None
+        assert outputs.label_embeds is None and outputs.label_triplet_loss is None
+        assert outputs.batch_triplet_loss is not None
 
     def test_modality_dropout_masks_one_modality_of_some_clips(self):
         model = tiny_model(modality_dropout=0.5).train()

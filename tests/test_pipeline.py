@@ -7,19 +7,20 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import DESCRIPTIONS, FRONT_ENDS, LABELS, save_clip_model, tiny_config, tiny_model
 from datasets import Dataset
 from transformers import AutoProcessor, Wav2Vec2Config, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC
 from transformers import pipeline as make_pipeline
 from transformers.utils import logging
+from utils import DESCRIPTIONS, FRONT_ENDS, LABELS, save_clip_model, tiny_config, tiny_model
 
 from amess_hf import AMESSProcessor, IntentRecognitionPipeline, OutOfScopeDetector
 
 
 av = pytest.importorskip("av")
 
+from clip_writer import write_clip
+
 from amess_hf.clips_amess import ClipError
-from amess_hf.data.clip_writer import write_clip
 
 
 TEXT = "hello you are late again"
@@ -219,23 +220,23 @@ class TestCandidates:
             "Leave": ["never again", "no"],
         }
         before = pipe(TEXT)
-        answer = pipe(TEXT, candidate_intents=intents)
+        answer = pipe(TEXT, candidate_labels=intents)
         model = copy.deepcopy(pipe.model)
         model.set_label_descriptions(intents, tokenizer)
         with torch.no_grad():
             expected = model(**pipe.processor(text=TEXT)).logits[0].softmax(-1).tolist()
         assert scores(answer) == pytest.approx(dict(zip(intents, expected, strict=True)), abs=1e-5)
         assert pipe(TEXT) == before  # the pipeline's own model is as it was
-        agree(pipe([TEXT] * 2, candidate_intents={name: s for name, s in intents.items()})[1], answer)
+        agree(pipe([TEXT] * 2, candidate_labels={name: s for name, s in intents.items()})[1], answer)
 
     def test_names_alone(self, pipe):
-        answer = pipe(TEXT, candidate_intents=["Greet", "Thank"])
-        agree(answer, pipe(TEXT, candidate_intents={name: DESCRIPTIONS[name] for name in ("Greet", "Thank")}))
-        assert set(scores(pipe(TEXT, candidate_intents=["late", "kind"]))) == {"late", "kind"}
+        answer = pipe(TEXT, candidate_labels=["Greet", "Thank"])
+        agree(answer, pipe(TEXT, candidate_labels={name: DESCRIPTIONS[name] for name in ("Greet", "Thank")}))
+        assert set(scores(pipe(TEXT, candidate_labels=["late", "kind"]))) == {"late", "kind"}
 
     def test_none(self, pipe):
-        with pytest.raises(ValueError, match="`candidate_intents` is empty"):
-            pipe(TEXT, candidate_intents={})
+        with pytest.raises(ValueError, match="`candidate_labels` is empty"):
+            pipe(TEXT, candidate_labels={})
 
 
 class TestOutOfScope:
@@ -265,7 +266,7 @@ class TestOutOfScope:
         assert pipe(known, return_anchors=True)["in_scope"] is True
         # a threshold stands for the detector, which has no say over other intents
         assert "UNK" not in scores(pipe(unknown, threshold=0.0))
-        assert "UNK" not in scores(pipe(unknown, candidate_intents=["late", "kind"]))
+        assert "UNK" not in scores(pipe(unknown, candidate_labels=["late", "kind"]))
 
     def test_none(self, guarded, pipe):
         place, _, unknown = guarded

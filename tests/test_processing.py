@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import FRONT_ENDS, tiny_config, tiny_model
 from encoder_models import save_speech_model, save_vision_model
 from transformers import AutoProcessor
+from utils import FRONT_ENDS, tiny_config, tiny_model
 
 from amess_hf import AMESSDataCollator, AMESSProcessor
 from amess_hf.encoders_amess import FrameDifferenceEncoder, LogMelEncoder
@@ -15,8 +15,9 @@ from amess_hf.encoders_amess import FrameDifferenceEncoder, LogMelEncoder
 
 av = pytest.importorskip("av")
 
+from clip_writer import write_clip
+
 from amess_hf.clips_amess import ClipError, read_frames, read_sound
-from amess_hf.data.clip_writer import write_clip
 
 
 def random_frames(count, height=32, width=48, seed=0):

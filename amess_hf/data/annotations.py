@@ -9,7 +9,8 @@ from typing import Any
 
 from transformers.utils import logging
 
-from .labels import OUT_OF_SCOPE_LABEL, nearest
+from ..constants_amess import OUT_OF_SCOPE_LABEL
+from .labels import nearest
 
 
 logger = logging.get_logger(__name__)

@@ -14,6 +14,7 @@ from datasets.fingerprint import Hasher
 from transformers.utils import logging
 
 from ..clips_amess import ClipError
+from ..constants_amess import CLIP_SUFFIXES
 from ..encoders_amess import (
     AudioEncoder,
     VideoEncoder,
@@ -22,7 +23,6 @@ from ..encoders_amess import (
     load_video_encoder,
     sound_for,
 )
-from .layout import CLIP_SUFFIXES
 
 
 logger = logging.get_logger(__name__)

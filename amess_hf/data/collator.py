@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from ..batching_amess import encode_texts, pad_features
+from ..constants_amess import FEATURE_MODALITIES
+from ..padding_amess import encode_texts, pad_features
 from .memory import PageReleaser
 
 
@@ -46,7 +47,7 @@ class AMESSDataCollator:
         batch = dict(
             encode_texts(self.tokenizer, [row["text"] for row in rows], contexts, self.config.max_text_length)
         )
-        for modality in ("audio", "video"):
+        for modality in FEATURE_MODALITIES:
             width = getattr(self.config, f"{modality}_feature_size")
             if width is not None:
                 name = f"{modality}_features"

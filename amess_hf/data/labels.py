@@ -4,9 +4,6 @@ import difflib
 from collections.abc import Sequence
 
 
-OUT_OF_SCOPE_LABEL = "UNK"
-OUT_OF_SCOPE_ID = -1
-
 MINTREC_LABELS = [
     "Complain",
     "Praise",

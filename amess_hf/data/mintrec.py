@@ -17,6 +17,7 @@ import numpy as np
 from datasets.exceptions import DatasetGenerationError
 from transformers.utils import logging
 
+from ..constants_amess import FEATURE_MODALITIES, OUT_OF_SCOPE_ID
 from .annotations import (
     Clip,
     add_context,
@@ -26,10 +27,10 @@ from .annotations import (
     resolve_labels,
     warn_of_shared_ids,
 )
+from .custom_data import CLIP_COLUMNS, NumpyFeatures, label_names, read_folder_table
+from .dataset_files import NO_FEATURES, SCOPES, Layout, find_layout, fingerprint
 from .feature_files import DTYPES, open_features
-from .folder import CLIP_COLUMNS, NumpyFeatures, label_names, read_folder_table
-from .labels import COARSE_LABELS, LABELS, OUT_OF_SCOPE_ID, coarse_label
-from .layout import NO_FEATURES, SCOPES, Layout, find_layout, fingerprint
+from .labels import COARSE_LABELS, LABELS, coarse_label
 
 
 logger = logging.get_logger(__name__)
@@ -39,7 +40,6 @@ VERSION = datasets.Version("1.0.0")
 
 NAMES = ("mintrec", "mintrec2.0", "folder")
 GRANULARITIES = ("fine", "coarse")
-MODALITIES = ("audio", "video")
 
 _FIELD_TYPES = {
     "speaker": "string",
@@ -163,7 +163,7 @@ def open_modalities(layout: Layout, plan: Plan, cache_dir: Path) -> dict[str, An
     cached = partial(converted_path, cache_dir)
     clips = [clip for members in plan.splits.values() for clip in members]
     features = {}
-    for modality in MODALITIES:
+    for modality in FEATURE_MODALITIES:
         column = f"{modality}_features"
         # A clip's own file goes with its row: two splits may number their clips alike.
         own_files = {clip.where: clip.fields[column] for clip in clips if column in clip.fields}
@@ -377,7 +377,7 @@ def with_feature_arrays(dataset: datasets.DatasetDict) -> datasets.DatasetDict:
 
 
 def _feature_columns(features: datasets.Features) -> list[str]:
-    return [column for column in (f"{modality}_features" for modality in MODALITIES) if column in features]
+    return [column for column in (f"{modality}_features" for modality in FEATURE_MODALITIES) if column in features]
 
 
 def _known_name(name: str) -> str:

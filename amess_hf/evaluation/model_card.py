@@ -5,7 +5,7 @@ import re
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from .figure_names import MAIN_FIGURES, MODALITY_NAMES, OOS_FIGURES, OPEN_FIGURES
+from .metric_names import MAIN_FIGURES, MODALITY_NAMES, OOS_FIGURES, OPEN_FIGURES
 from .prediction import model_modalities
 
 

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers.utils import logging
 
-from ..modeling_amess import MODALITIES
+from ..constants_amess import MODALITIES
 from .metrics import compute_classification_metrics
 
 

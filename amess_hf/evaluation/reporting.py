@@ -6,7 +6,7 @@ import os
 import numpy as np
 from transformers.utils import logging
 
-from ..modeling_amess import MODALITIES
+from ..constants_amess import FEATURE_MODALITIES, MODALITIES
 from ..oos_amess import OOS_METHODS, OutOfScopeDetector
 from .calibration import (
     confidence_and_correct,
@@ -15,7 +15,7 @@ from .calibration import (
     negative_log_likelihood,
     reliability_bins,
 )
-from .figure_names import MAIN_FIGURES, MODALITY_NAMES, OOS_FIGURES, OPEN_FIGURES
+from .metric_names import MAIN_FIGURES, MODALITY_NAMES, OOS_FIGURES, OPEN_FIGURES
 from .metrics import compute_classification_metrics, compute_oos_metrics, compute_open_classification_metrics
 from .prediction import modality_table, predict_clips
 
@@ -82,7 +82,7 @@ def report(
         ValueError: the split has no in-scope clip.
         ImportError: matplotlib is missing (the `report` extra).
     """
-    from . import figures
+    from . import plots
 
     names = [model.config.id2label[number] for number in range(model.config.num_labels)]
     outputs = predict_clips(model, dataset, data_collator, batch_size)
@@ -96,24 +96,24 @@ def report(
     results = {"split": name, "clips": int(in_scope.sum()), "out_of_scope_clips": int((~in_scope).sum())}
     writer.heading(f"Evaluation on {name}", level=1)
     results["classification"] = compute_classification_metrics(known.predictions, known.labels, names)
-    _write_classification(writer, figures, results, known, names)
+    _write_classification(writer, plots, results, known, names)
     results["modalities"] = modality_table(
         model, dataset.select(np.flatnonzero(in_scope)), data_collator, batch_size, complete=known
     )
-    _write_modalities(writer, figures, results["modalities"])
+    _write_modalities(writer, plots, results["modalities"])
     calibration_outputs = None
     if calibration_dataset is not None:
         calibration_outputs = predict_clips(
             model, calibration_dataset, data_collator, batch_size, description="Calibrating"
         )
         calibration_outputs = calibration_outputs.select(calibration_outputs.labels >= 0)
-    results["calibration"] = _write_calibration(writer, figures, known, calibration_outputs)
-    _write_oos(writer, figures, results, outputs, list(detectors))
+    results["calibration"] = _write_calibration(writer, plots, known, calibration_outputs)
+    _write_oos(writer, plots, results, outputs, list(detectors))
     clips = _ClipAnchors(known, dataset.select(np.flatnonzero(in_scope)), data_collator.tokenizer, model.config)
     _write_mistakes(writer, known, names, clips)
-    _write_map(writer, figures, outputs, names)
+    _write_map(writer, plots, outputs, names)
     if known.anchor_indices is not None:
-        _write_anchors(writer, figures, known, names, clips)
+        _write_anchors(writer, plots, known, names, clips)
     writer.save(results)
     return results
 
@@ -138,7 +138,7 @@ class _ReportWriter:
         self.parts.append("\n".join(f"| {' | '.join(_escape(str(cell)) for cell in line)} |" for line in lines))
 
     def figure(self, figure, file_name, description):
-        from .figures import save_figure
+        from .plots import save_figure
 
         save_figure(figure, os.path.join(self.output_dir, file_name))
         self.parts.append(f"![{description}]({file_name})")
@@ -161,7 +161,7 @@ def _percent(value):
     return f"{100 * value:.2f}"
 
 
-def _write_classification(writer, figures, results, known, names):
+def _write_classification(writer, plots, results, known, names):
     metrics, outside = results["classification"], results["out_of_scope_clips"]
     beside = f", and {outside} out-of-scope clips that the section on detection is about" if outside else ""
     writer.text(f"{results['clips']} in-scope clips{beside}. All figures are in percent.")
@@ -171,7 +171,7 @@ def _write_classification(writer, figures, results, known, names):
         left=0,
     )
     writer.heading("Intents")
-    writer.figure(figures.intent_f1_figure(metrics["per_class"]), "intents.png", "F1 of each intent")
+    writer.figure(plots.intent_f1_figure(metrics["per_class"]), "intents.png", "F1 of each intent")
     rows = sorted(metrics["per_class"].items(), key=lambda item: (-item[1]["support"], item[0]))
     writer.table(
         ["intent", "clips", "F1", "precision", "recall"],
@@ -184,17 +184,17 @@ def _write_classification(writer, figures, results, known, names):
     np.add.at(matrix, (known.labels, known.predictions), 1)
     seen = np.flatnonzero(matrix.sum(0) + matrix.sum(1))
     matrix, seen_names = matrix[np.ix_(seen, seen)], [names[number] for number in seen]
-    order = figures.confusion_order(matrix)
+    order = plots.confusion_order(matrix)
     writer.heading("Confusion")
     writer.text("Intents that are taken for one another are neighbours.")
     writer.figure(
-        figures.confusion_figure(matrix[np.ix_(order, order)], [seen_names[number] for number in order]),
+        plots.confusion_figure(matrix[np.ix_(order, order)], [seen_names[number] for number in order]),
         "confusion.png",
         "Confusion matrix",
     )
 
 
-def _write_modalities(writer, figures, table):
+def _write_modalities(writer, plots, table):
     writer.heading("Modalities")
     writer.text(
         "The same clips with only the named modalities; the others are masked. *Changed*: the share of clips whose answer "
@@ -212,10 +212,10 @@ def _write_modalities(writer, figures, table):
             for row in table
         ],
     )
-    writer.figure(figures.modality_figure(table), "modalities.png", "Accuracy with some modalities masked")
+    writer.figure(plots.modality_figure(table), "modalities.png", "Accuracy with some modalities masked")
 
 
-def _write_calibration(writer, figures, known, calibration_outputs):
+def _write_calibration(writer, plots, known, calibration_outputs):
     confidence, correct = confidence_and_correct(known.logits, known.labels)
     result = {
         "expected_calibration_error": expected_calibration_error(confidence, correct),
@@ -258,7 +258,7 @@ def _write_calibration(writer, figures, known, calibration_outputs):
         ],
     )
     writer.figure(
-        figures.calibration_figure(
+        plots.calibration_figure(
             reliability_bins(confidence, correct), result["expected_calibration_error"], calibrated
         ),
         "calibration.png",
@@ -267,7 +267,7 @@ def _write_calibration(writer, figures, known, calibration_outputs):
     return result
 
 
-def _write_oos(writer, figures, results, outputs, detectors):
+def _write_oos(writer, plots, results, outputs, detectors):
     in_scope = outputs.labels >= 0
     if not detectors and in_scope.all():
         return
@@ -308,11 +308,11 @@ def _write_oos(writer, figures, results, outputs, detectors):
             left=0,
         )
     writer.figure(
-        figures.oos_histogram_figure(scores[first.method], in_scope, first.method, first.threshold),
+        plots.oos_histogram_figure(scores[first.method], in_scope, first.method, first.threshold),
         "oos_scores.png",
         "Out-of-scope scores of both kinds of clips",
     )
-    writer.figure(figures.roc_figure(scores, in_scope), "oos_roc.png", "ROC curves of out-of-scope detection")
+    writer.figure(plots.roc_figure(scores, in_scope), "oos_roc.png", "ROC curves of out-of-scope detection")
 
 
 def _write_mistakes(writer, known, names, clips):
@@ -330,24 +330,24 @@ def _write_mistakes(writer, known, names, clips):
     writer.table(["clip", "text", "intent", "prediction", "anchors, best first", "confidence"], rows, left=5)
 
 
-def _write_map(writer, figures, outputs, names):
+def _write_map(writer, plots, outputs, names):
     points = [outputs.multimodal_embeds]
     if outputs.label_embeds is not None:
         points.append(outputs.label_embeds)
     points = np.concatenate(points)
     if len(points) < 4:
         return
-    plane = figures.embed_in_plane(points)
+    plane = plots.embed_in_plane(points)
     descriptions = plane[len(outputs) :] if outputs.label_embeds is not None else None
     writer.heading("Map of embeddings")
     writer.figure(
-        figures.embedding_figure(plane[: len(outputs)], outputs.labels, names, descriptions),
+        plots.embedding_figure(plane[: len(outputs)], outputs.labels, names, descriptions),
         "embeddings.png",
         "Map of the clips' embeddings and the label descriptions",
     )
 
 
-def _write_anchors(writer, figures, known, names, clips):
+def _write_anchors(writer, plots, known, names, clips):
     confidence, correct = confidence_and_correct(known.logits, known.labels)
     order = np.argsort(-confidence, kind="stable")
     right, wrong = [n for n in order if correct[n]], [n for n in order if not correct[n]]
@@ -366,7 +366,7 @@ def _write_anchors(writer, figures, known, names, clips):
             verdict = label if label == prediction else f"{label}, taken for {prediction}"
             title = f"{known.ids[number]}: {verdict} ({100 * confidence[number]:.0f} %)"
             writer.figure(
-                figures.anchor_figure(title, clips.words(number), clips.tracks(number), clips.duration(number)),
+                plots.anchor_figure(title, clips.words(number), clips.tracks(number), clips.duration(number)),
                 f"anchors_{kind}.png",
                 title,
             )
@@ -414,7 +414,7 @@ class _ClipAnchors:
                 "frames": self.frames(number, modality)[: self.limits[modality]],
                 "anchors": self.anchors(number, modality),
             }
-            for modality in ("audio", "video")
+            for modality in FEATURE_MODALITIES
             if self.sizes[modality]
         ]
 

@@ -1,10 +1,10 @@
 """Training A-MESS: arguments, Trainer, parameter groups, averaged weights and the refreshing of descriptions."""
 
 from .arguments import AMESSTrainingArguments
-from .averaging import WeightAverage
-from .label_updates import LabelDescriptionSampler
-from .optimization import parameter_groups
+from .description_sampling import LabelDescriptionSampler
+from .parameter_groups import parameter_groups
 from .trainer import AMESSTrainer
+from .weight_averaging import WeightAverage
 
 
 __all__ = [

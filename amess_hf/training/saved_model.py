@@ -8,6 +8,7 @@ from transformers import AutoConfig
 from transformers.utils import logging
 
 from ..configuration_amess import AMESSConfig
+from ..constants_amess import FEATURE_MODALITIES
 from ..data.labels import LABELS
 from .tasks import with_labels
 
@@ -43,7 +44,7 @@ def as_model_was_trained(model_args, data_args):
         )
     chosen = {
         f"{modality}_encoder": getattr(config, f"{modality}_encoder")
-        for modality in ("audio", "video")
+        for modality in FEATURE_MODALITIES
         if getattr(data_args, f"{modality}_encoder") is None and getattr(data_args, f"{modality}_features") is None
     }
     if data_args.context_turns is None:
@@ -125,7 +126,7 @@ def check_features(config, data_args, task):
         if given is not None and given != known:
             raise ValueError(f"`--{name} {given}` makes other features than the model was trained with ({known})")
     sizes = task.feature_sizes()
-    for modality in ("audio", "video"):
+    for modality in FEATURE_MODALITIES:
         name = f"{modality}_feature_size"
         known, given = getattr(config, name), sizes.get(name)
         if known is not None and given is None:

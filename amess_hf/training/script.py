@@ -13,9 +13,10 @@ from transformers import HfArgumentParser, set_seed
 from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging
 
+from ..constants_amess import OUT_OF_SCOPE_LABEL
 from ..data.collator import AMESSDataCollator
 from ..evaluation.aggregation import aggregate_runs, load_seed_results, seed_folder, write_aggregate
-from ..evaluation.figure_names import OOS_FIGURES, OPEN_FIGURES
+from ..evaluation.metric_names import OOS_FIGURES, OPEN_FIGURES
 from ..evaluation.metrics import compute_oos_metrics, compute_open_classification_metrics
 from ..evaluation.model_card import create_model_card
 from ..evaluation.prediction import predict_clips
@@ -23,8 +24,8 @@ from ..evaluation.reporting import fit_detectors, report
 from ..modeling_amess import AMESSForIntentClassification
 from ..oos_amess import DETECTOR_CONFIG_NAME, DETECTOR_WEIGHTS_NAME, OOS_METHODS, OutOfScopeDetector
 from .arguments import AMESSTrainingArguments
-from .checkpoints import check_output_dir
-from .optimization import default_learning_rate
+from .checkpoint_integrity import check_output_dir
+from .parameter_groups import default_learning_rate
 from .preparation import build_collator, build_model, load_tokenizer
 from .results import answers, generalized_accuracy, update_results, write_json, write_predictions
 from .saved_model import as_model_was_trained, in_labels_of
@@ -260,8 +261,12 @@ def write_answers(path, split, logits, names, in_scope=None):
     """
     predictions, scores = answers(logits, names)
     if in_scope is not None:
-        predictions = [name if known else "UNK" for name, known in zip(predictions, in_scope, strict=True)]
-    write_predictions(path, split["id"], [names.get(label, "UNK") for label in split["label"]], predictions, scores)
+        predictions = [
+            name if known else OUT_OF_SCOPE_LABEL for name, known in zip(predictions, in_scope, strict=True)
+        ]
+    write_predictions(
+        path, split["id"], [names.get(label, OUT_OF_SCOPE_LABEL) for label in split["label"]], predictions, scores
+    )
 
 
 def write_reports(job, training_args, detector):

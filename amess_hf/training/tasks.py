@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from datasets import ClassLabel, DatasetDict, Value, concatenate_datasets, load_dataset
 from transformers.utils import logging
 
+from ..constants_amess import FEATURE_MODALITIES
 from ..data.clip_features import add_clip_features
+from ..data.dataset_files import NO_FEATURES
 from ..data.descriptions import load_label_descriptions
 from ..data.labels import LABELS
-from ..data.layout import NO_FEATURES
 from ..data.mintrec import load_mintrec, with_feature_arrays
 
 
@@ -39,7 +40,7 @@ class TaskData:
         """Widths of the features: `audio_feature_size` and `video_feature_size`, as far as there are."""
         split = next(iter(self.splits.values()))
         sizes = {}
-        for modality in ("audio", "video"):
+        for modality in FEATURE_MODALITIES:
             name = f"{modality}_features"
             if name in split.column_names:
                 sizes[f"{modality}_feature_size"] = feature_width(split, name)

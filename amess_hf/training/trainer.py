@@ -9,19 +9,25 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import has_length
 
 from ..hub import PushesToHub
-from .averaging import WeightAverage, averaged_weights
-from .batches import mark_dynamic_lengths, training_dataloader
-from .checkpoints import begin_checkpoint, check_free_space, check_output_dir, checkpoint_to_resume, write_manifest
-from .label_updates import description_sampler, start_label_embeds, update_label_embeds
-from .optimization import default_learning_rate, parameter_groups
+from .checkpoint_integrity import (
+    begin_checkpoint,
+    check_free_space,
+    check_output_dir,
+    checkpoint_to_resume,
+    write_manifest,
+)
+from .dataloader import mark_dynamic_lengths, training_dataloader
+from .description_sampling import description_sampler, start_label_embeds, update_label_embeds
+from .parameter_groups import default_learning_rate, parameter_groups
 from .results import in_scope_metrics
+from .weight_averaging import WeightAverage, averaged_weights
 
 
 LOSS_PARTS = (
     "classification_loss",
-    "triplet_loss",
+    "label_triplet_loss",
     "label_contrastive_loss",
-    "clip_contrastive_loss",
+    "batch_triplet_loss",
     "consistency_loss",
     "outlier_exposure_loss",
 )
@@ -46,7 +52,7 @@ class AMESSTrainer(PushesToHub, Trainer):
     """
     [`~transformers.Trainer`] for [`AMESSForIntentClassification`]: learning rates of the text encoder and the rest, the
     descriptions whose turn it is, an average of the weights that is evaluated and kept, and the parts of the loss in
-    the log (`classification_loss`, `triplet_loss`, …).
+    the log (`classification_loss`, `label_triplet_loss`, …).
 
     Args:
         model ([`AMESSForIntentClassification`]): The model.

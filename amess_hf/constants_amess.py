@@ -1,0 +1,17 @@
+"""Names and numbers that several modules have to agree on; each is defined here and nowhere else."""
+
+# In the order in which a model's outputs list them (`anchor_indices`, `anchor_scores`).
+MODALITIES = ("text", "audio", "video")
+# Modalities that come as frames of features; the words come as tokens.
+FEATURE_MODALITIES = ("audio", "video")
+
+# A clip that has none of the known intents: its label id, and its label's name in tables and answers.
+OUT_OF_SCOPE_ID = -1
+OUT_OF_SCOPE_LABEL = "UNK"
+# Label of a row that only fills up a batch: it is no clip, counts in no loss, and is not out of scope either.
+IGNORED_LABEL_ID = -100
+# In `anchor_indices`: no anchor, because the modality is absent or has fewer tokens than anchors.
+NO_ANCHOR = -1
+
+# Endings by which files are taken for clips.
+CLIP_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".wav", ".mp3", ".flac")

@@ -1,0 +1,489 @@
+"""The report's figures: one look for all, drawn with matplotlib's object interface, the same bytes for the same input.
+
+Colours are those of Okabe and Ito (jfly.uni-koeln.de/color), which people with any colour vision tell apart; nothing is
+said by colour alone. Sizes are in inches at 100 dots to an inch, so that no text is below 11 pixels at 1x.
+"""
+
+import math
+from contextlib import contextmanager
+
+import numpy as np
+
+from .calibration import NUM_BINS
+from .metric_names import MODALITY_NAMES
+
+
+try:
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+except ImportError as error:
+    raise ImportError('the figures need matplotlib: pip install "amess_hf[report]"') from error
+
+
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+YELLOW, BLUE, VERMILION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
+GREY, PALE = "#595959", "#D9D9D9"
+MODALITY_COLOURS = {"text": BLUE, "audio": ORANGE, "video": GREEN}
+
+_UNDER_TEXT = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
+_STYLE = {
+    "figure.dpi": 100,
+    "savefig.dpi": 100,
+    "figure.facecolor": "white",
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same letters everywhere
+    "font.size": 10,
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 12,
+    "axes.labelsize": 10,
+    "axes.edgecolor": GREY,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": False,
+    "grid.color": PALE,
+    "grid.linewidth": 0.8,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "xtick.labelcolor": BLACK,
+    "ytick.labelcolor": BLACK,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "lines.linewidth": 2,
+    "hatch.linewidth": 0.8,
+    "svg.hashsalt": "amess",
+}
+
+
+def _style():
+    """Whatever is drawn inside has the common style, also where the user has set another one."""
+    return matplotlib.rc_context({**matplotlib.rcParamsDefault, **_STYLE, "backend": "agg"})
+
+
+@contextmanager
+def styled_figure(width, height, title=None):
+    with _style():
+        figure = Figure(figsize=(width, height), layout="constrained")
+        figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
+        FigureCanvasAgg(figure)
+        if title:
+            figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+        yield figure
+
+
+def save_figure(figure, path):
+    """Writes a PNG without a date or a version in it."""
+    with _style():
+        figure.savefig(path, format="png", dpi=100, metadata={"Software": None})
+
+
+def intent_f1_figure(per_class):
+    """
+    Args:
+        per_class: name -> `f1`, `support`; intents without support are left out.
+    """
+    rows = sorted(
+        ((name, figures["f1"], figures["support"]) for name, figures in per_class.items() if figures["support"]),
+        key=lambda row: (row[1], row[0]),
+    )
+    with styled_figure(8, 1.3 + 0.27 * len(rows)) as figure:
+        axes = figure.add_subplot()
+        positions, scores = range(len(rows)), [100 * row[1] for row in rows]
+        axes.barh(positions, scores, height=0.7, color=BLUE)
+        for position, (_, f1, support) in enumerate(rows):
+            axes.text(100 * f1 + 1, position, f"{100 * f1:.0f}  ({support})", va="center", fontsize=9)
+        axes.set_yticks(positions, [row[0] for row in rows])
+        axes.tick_params(axis="y", length=0)
+        axes.set(xlim=(0, 112), ylim=(-0.7, len(rows) - 0.3), xlabel="F1 (%)")
+        axes.set_xticks(range(0, 101, 20))
+        axes.set_title("F1 of each intent (number of clips)")
+        axes.grid(axis="x")
+    return figure
+
+
+def confusion_order(matrix):
+    """
+    An order in which intents that are taken for one another are neighbours: the leaves of an average-linkage tree over
+    how often two intents are confused, turned so that neighbours are as alike as the tree allows.
+
+    Args:
+        matrix: (intents, intents) counts, true intents in rows.
+
+    Returns:
+        list of row numbers.
+    """
+    from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
+    from scipy.spatial.distance import squareform
+
+    if len(matrix) < 3:
+        return list(range(len(matrix)))
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    distances = 1 - (shares + shares.T) / 2
+    np.fill_diagonal(distances, 0)
+    distances = squareform(distances, checks=False)
+    return leaves_list(optimal_leaf_ordering(linkage(distances, "average"), distances)).tolist()
+
+
+def confusion_figure(matrix, names):
+    """
+    Args:
+        matrix: (intents, intents) counts, true intents in rows; drawn in the order given (see `confusion_order`).
+        names: the intents.
+    """
+    matrix, size = np.asarray(matrix), len(names)
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    side = max(4.5, 0.27 * size + 2.6)
+    with styled_figure(side + 0.9, side + 0.3) as figure:
+        axes = figure.add_subplot()
+        image = axes.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100, aspect="equal")
+        for row, column in zip(*np.nonzero(matrix), strict=True):
+            dark = shares[row, column] > 0.55
+            axes.text(
+                column,
+                row,
+                str(matrix[row, column]),
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="white" if dark else BLACK,
+            )
+        axes.set_xticks(range(size), names, rotation=90)
+        axes.set_yticks(range(size), names)
+        axes.set_xticks(np.arange(-0.5, size), minor=True)
+        axes.set_yticks(np.arange(-0.5, size), minor=True)
+        axes.grid(which="minor", linewidth=0.6)
+        axes.tick_params(which="both", length=0)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+        axes.set(xlabel="predicted intent", ylabel="true intent")
+        axes.set_title("What is taken for what (number of clips)", loc="right" if size < 8 else "left")
+        colour_bar = figure.colorbar(image, ax=axes, shrink=0.5 if size > 12 else 0.9, aspect=25, pad=0.02)
+        colour_bar.set_label("share of the true intent's clips (%)")
+        colour_bar.outline.set_visible(False)
+    return figure
+
+
+def modality_figure(table):
+    """
+    Args:
+        table: what `modality_table` gives.
+    """
+    names = [" + ".join(MODALITY_NAMES[name] for name in row["modalities"]) for row in table]
+    positions = np.arange(len(table))[::-1]
+    with styled_figure(8.5, 1.5 + 0.42 * len(table), "What each modality adds") as figure:
+        left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+        for axes, key, colour, title in (
+            (left, "accuracy", BLUE, "accuracy (%); dashed: with all of them"),
+            (right, "changed", ORANGE, "answers that change (%)"),
+        ):
+            values = [100 * row[key] for row in table]
+            axes.barh(positions, values, height=0.65, color=colour)
+            for position, value in zip(positions, values, strict=True):
+                axes.text(value + 1.5, position, f"{value:.1f}", va="center", fontsize=9, bbox=_UNDER_TEXT)
+            axes.set(xlim=(0, 118), xlabel=title)
+            axes.set_xticks(range(0, 101, 25))
+            axes.grid(axis="x")
+            axes.tick_params(axis="y", length=0)
+        left.set_yticks(positions, names)
+        left.axvline(100 * table[0]["accuracy"], color=GREY, linestyle="--", linewidth=1)
+    return figure
+
+
+def calibration_figure(bins, error, calibrated=None):
+    """
+    Args:
+        bins: what `reliability_bins` gives.
+        error: the expected calibration error.
+        calibrated: with a temperature, its `temperature`, and `bins` and `error` with it.
+    """
+    with styled_figure(6.5, 6) as figure:
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+        upper.plot([0, 100], [0, 100], color=GREY, linestyle="--", linewidth=1, label="as sure as right")
+        series = [(bins, BLUE, "o", "-", f"as it is: ECE {100 * error:.1f} %")]
+        if calibrated is not None:
+            label = f"temperature {calibrated['temperature']:.2f}: ECE {100 * calibrated['error']:.1f} %"
+            series.append((calibrated["bins"], VERMILION, "s", ":", label))
+        for number, (points, colour, marker, line, label) in enumerate(series):
+            confidence = [100 * point["confidence"] for point in points]
+            upper.plot(
+                confidence,
+                [100 * point["accuracy"] for point in points],
+                color=colour,
+                marker=marker,
+                linestyle=line,
+                label=label,
+            )
+            width = 100 / NUM_BINS
+            lower.bar(
+                [100 * point["low"] + width / 2 for point in points],
+                [point["clips"] for point in points],
+                width=0.9 * width,
+                color=colour if not number else "none",
+                edgecolor=colour,
+                linestyle=line,
+                linewidth=1.5,
+            )
+        upper.set(xlim=(0, 100), ylim=(0, 103), ylabel="accuracy (%)")
+        upper.set_title("Is it as sure as it is right?")
+        upper.grid()
+        upper.legend(loc="upper left")
+        lower.set(xlabel="confidence (%)", ylabel="clips")
+        lower.grid(axis="y")
+    return figure
+
+
+def oos_histogram_figure(scores, in_scope, method, threshold=None):
+    """
+    Args:
+        scores: (clips,) scores, higher = in scope.
+        in_scope: (clips,) bool.
+        method: the score's name.
+        threshold: the detector's threshold, if it has one.
+    """
+    scores, in_scope = np.asarray(scores), np.asarray(in_scope, dtype=bool)
+    edges = np.linspace(scores.min(), scores.max() if scores.max() > scores.min() else scores.min() + 1, 31)
+    with styled_figure(7, 4) as figure:
+        axes = figure.add_subplot()
+        for rows, colour, hatch, name in (
+            (in_scope, BLUE, None, "in scope"),
+            (~in_scope, VERMILION, "////", "out of scope"),
+        ):
+            shares = 100 * np.histogram(scores[rows], edges)[0] / max(rows.sum(), 1)
+            axes.stairs(
+                shares, edges, fill=True, facecolor=colour, edgecolor=colour, linewidth=0, alpha=0.35, hatch=hatch
+            )
+            axes.stairs(shares, edges, color=colour, linewidth=1.8, label=f"{name} ({rows.sum()} clips)")
+        if threshold is not None:
+            label = f"threshold {threshold:.3g}"
+            axes.axvline(threshold, color=BLACK, linestyle="--", linewidth=1.5, label=label)
+        axes.set(xlabel=f"score: {method} (higher = in scope)", ylabel="share of its clips (%)")
+        axes.set_title("Out-of-scope score")
+        axes.set_ylim(0, 1.25 * axes.get_ylim()[1])
+        axes.grid(axis="y")
+        axes.legend(loc="upper left", ncols=3, frameon=True, framealpha=1, edgecolor="none")
+    return figure
+
+
+def roc_figure(scores_by_method, in_scope):
+    """
+    Args:
+        scores_by_method: name -> (clips,) scores, higher = in scope; the first one is drawn on top, in bold.
+        in_scope: (clips,) bool.
+    """
+    from sklearn.metrics import auc, roc_curve
+
+    colours = [BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, GREY]
+    styles = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (7, 2))]
+    with styled_figure(6.5, 6) as figure:
+        axes = figure.add_subplot()
+        axes.plot([0, 100], [0, 100], color=PALE, linewidth=1)
+        for number, (name, scores) in enumerate(scores_by_method.items()):
+            false_positive_rate, true_positive_rate, _ = roc_curve(in_scope, scores)
+            axes.plot(
+                100 * false_positive_rate,
+                100 * true_positive_rate,
+                color=colours[number % len(colours)],
+                linestyle=styles[number % len(styles)],
+                linewidth=1.5 if number else 2.8,
+                zorder=2 if number else 3,
+                label=f"{name}: AUROC {100 * auc(false_positive_rate, true_positive_rate):.1f} %",
+            )
+        axes.axhline(95, color=GREY, linewidth=1, linestyle=":")
+        axes.text(100, 94, "95 % kept", ha="right", va="top", fontsize=9, color=GREY)
+        axes.set(
+            xlim=(-1, 101),
+            ylim=(-1, 101),
+            xlabel="out-of-scope clips let in (%)",
+            ylabel="in-scope clips kept (%)",
+            aspect="equal",
+        )
+        axes.set_title("Telling in scope from out of scope")
+        axes.grid()
+        axes.legend(loc="lower right")
+    return figure
+
+
+def embed_in_plane(points):
+    """
+    A plane map (t-SNE) of unit vectors, the same for the same input.
+
+    Args:
+        points: (number, width), at least 4.
+
+    Returns:
+        (number, 2).
+    """
+    from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
+
+    points = np.asarray(points, dtype=np.float64)
+    if not np.ptp(points, axis=0).any():
+        return np.zeros((len(points), 2))  # all in one place: there is no direction to lay out
+    # One thread: the sum over points is a reduction whose order, and so last digit, depends on the threads.
+    with threadpool_limits(1):
+        perplexity = min(30.0, (len(points) - 1) / 3)
+        return TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(points)
+
+
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_MARKER_COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, GREY)
+
+
+def embedding_figure(points, labels, names, description_points=None):
+    """
+    Args:
+        points: (clips, 2), see `embed_in_plane`.
+        labels: (clips,) label ids, -1 for out of scope.
+        names: intents in id order.
+        description_points: (intents, 2), where the model has descriptions.
+    """
+    points, labels = np.asarray(points), np.asarray(labels)
+    with styled_figure(10, 7.2, "Clips and label descriptions, by the embeddings' likeness (t-SNE)") as figure:
+        axes = figure.add_subplot()
+        if (labels < 0).any():
+            out = labels < 0
+            axes.scatter(*points[out].T, s=16, marker="x", color=GREY, linewidth=0.8, label="(out of scope)")
+        for number, name in enumerate(names):
+            style = _intent_style(number)
+            rows = labels == number
+            axes.scatter(*points[rows].T, s=20, alpha=0.65, linewidth=0, **style, label=name)
+            if description_points is not None:
+                axes.scatter(*description_points[number], s=130, edgecolor=BLACK, linewidth=1.3, zorder=3, **style)
+        everything = points if description_points is None else np.concatenate([points, description_points])
+        margin = 0.08 * np.ptp(everything, axis=0)
+        axes.set_xlim(everything[:, 0].min() - margin[0], everything[:, 0].max() + margin[0])
+        axes.set_ylim(everything[:, 1].min() - margin[1], everything[:, 1].max() + margin[1])
+        axes.set(xticks=[], yticks=[], xlabel="small mark: clip     large mark, black edge: description of the intent")
+        axes.spines[["top", "right"]].set_visible(True)
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", markerscale=1.5, handletextpad=0.2)
+        if description_points is not None:
+            figure.canvas.draw()  # sets the layout that the labels are placed in
+            _label_points(axes, description_points, names, points)
+    return figure
+
+
+def _intent_style(number):
+    """Seven colours and seven marks in combinations that differ in both between neighbours: 49 intents."""
+    colour = _MARKER_COLOURS[number % len(_MARKER_COLOURS)]
+    return {"color": colour, "marker": _MARKERS[(number + number // len(_MARKER_COLOURS)) % len(_MARKERS)]}
+
+
+def _label_points(axes, points, names, avoid):
+    """Writes each name near its point where it covers no other name or mark, with a line to the point."""
+    renderer = axes.figure.canvas.get_renderer()
+    pixels, small = axes.transData.transform(points), axes.transData.transform(avoid)
+    taken = np.concatenate(
+        [np.concatenate([pixels - 8, pixels + 8], axis=1), np.concatenate([small - 3, small + 3], axis=1)]
+    )
+    for (x, y), name in zip(pixels, names, strict=True):
+        text = axes.text(0, 0, name, fontsize=9, fontweight="bold", ha="center", va="center", zorder=5)
+        extent = text.get_window_extent(renderer)
+        centre, box = _free_place(
+            x, y, extent.width / 2 + 2, extent.height / 2 + 1, taken, axes.get_window_extent().extents
+        )
+        taken = np.concatenate([taken, [box]])
+        text.set_position(axes.transData.inverted().transform(centre))
+        text.set_bbox(_UNDER_TEXT)
+        axes.annotate(
+            "",
+            xy=axes.transData.inverted().transform((x, y)),
+            xytext=axes.transData.inverted().transform(centre),
+            arrowprops={"arrowstyle": "-", "color": BLACK, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 5},
+            zorder=2.5,
+        )
+
+
+def _free_place(x, y, half_width, half_height, taken, frame):
+    """The nearest place around (x, y), in pixels, where a box covers nothing taken; the least covered one otherwise."""
+    radius, angle = np.meshgrid(np.arange(16, 200, 8), 2 * math.pi * (np.arange(16) + 0.5) / 16, indexing="ij")
+    centre_x = (x + (radius + 0.7 * half_width) * np.cos(angle)).ravel()
+    centre_y = (y + radius * np.sin(angle)).ravel()
+    boxes = np.stack(
+        [centre_x - half_width, centre_y - half_height, centre_x + half_width, centre_y + half_height], axis=1
+    )
+    overlap = np.minimum(boxes[:, None, 2:], taken[None, :, 2:]) - np.maximum(boxes[:, None, :2], taken[None, :, :2])
+    covered = overlap.clip(min=0).prod(-1).sum(-1)
+    covered[(boxes[:, :2] < frame[:2]).any(-1) | (boxes[:, 2:] > frame[2:]).any(-1)] = np.inf
+    best = covered.argmin()  # the first of the least covered: the nearest
+    return (centre_x[best], centre_y[best]), boxes[best]
+
+
+def anchor_figure(title, words, tracks, duration=None):
+    """
+    A clip's words, sound and picture on one time axis, with the anchors that decided marked in each.
+
+    The words carry no times: they are spread over the clip in proportion to their letters.
+
+    Args:
+        title: e.g. the clip's id and intents.
+        words: list of (word, score); the score is the anchor's, from 0 to 1, or None for a word that is no anchor.
+        tracks: list of `dict`, sound and picture where the clip has them: `modality` ("audio" or "video"), `frames`
+            (frames, width), `anchors` (list of (frame, score)).
+        duration: the clip's length in seconds; without it the axis is in percent of the clip.
+    """
+    length, unit = (duration, "time (s)") if duration else (100.0, "position in the clip (%)")
+    # about 110 letters fit in a line; see `_draw_words`
+    word_height = max(0.9, 0.25 * (2 + sum(len(word) + 2 for word, _ in words) / 110))
+    with styled_figure(9, 1.0 + word_height + 1.1 * len(tracks), title) as figure:
+        heights = [word_height] + [1.1] * len(tracks)
+        axes = figure.subplots(1 + len(tracks), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+        axes[0].set_xlim(0, length)
+        for row, track in zip(axes[1:], tracks, strict=True):
+            _draw_track(row, track, length)
+        for row in axes[:-1]:
+            row.tick_params(axis="x", length=0)
+        axes[-1].set_xlabel(f"{unit}\nmarked: anchors     grey line: how far a frame is from the clip's mean frame")
+        axes[0].set(yticks=[], ylim=(0, 1))
+        axes[0].set_ylabel("words", rotation=0, ha="right", va="center", labelpad=8)
+        axes[0].spines[["left", "bottom"]].set_visible(False)
+        figure.canvas.draw()  # sets the layout that the words are placed in
+        _draw_words(axes[0], words, length)
+    return figure
+
+
+def _draw_track(axes, track, length):
+    colour = MODALITY_COLOURS[track["modality"]]
+    frames = np.asarray(track["frames"], dtype=np.float64)
+    axes.set_ylabel(MODALITY_NAMES[track["modality"]], rotation=0, ha="right", va="center", labelpad=8)
+    axes.set(yticks=[], ylim=(0, 1.35))
+    axes.spines["left"].set_visible(False)
+    if not len(frames):
+        axes.text(length / 2, 0.6, "none in this clip", ha="center", va="center", color=GREY)
+        return
+    width = length / len(frames)
+    distance = np.linalg.norm(frames - frames.mean(0), axis=-1)
+    curve = distance / max(distance.max(), 1e-12)
+    axes.stairs(curve, np.arange(len(frames) + 1) * width, baseline=None, color=GREY, linewidth=1.2)
+    for frame, score in track["anchors"]:
+        axes.axvspan(frame * width, (frame + 1) * width, color=colour, alpha=0.25 + 0.55 * score, linewidth=0)
+        axes.plot((frame + 0.5) * width, 1.12, marker="v", color=colour, markersize=4 + 5 * score, clip_on=False)
+
+
+def _draw_words(axes, words, length):
+    """Each word at its share of the letters, on the first of several lines where it does not run into another."""
+    letters = sum(len(word) + 1 for word, _ in words)
+    if not letters:
+        axes.text(length / 2, 0.5, "none in this clip", ha="center", va="center", color=GREY)
+        return
+    renderer = axes.figure.canvas.get_renderer()
+    to_pixels, to_data = axes.transData, axes.transData.inverted()
+    position, line_ends, drawn = 0, [], []
+    for word, score in words:
+        left = to_pixels.transform((position / letters * length, 0))[0]
+        text = axes.text(0, 0, word, fontsize=9, va="center", fontweight="bold" if score is not None else "normal")
+        width = text.get_window_extent(renderer).width
+        left = min(left, axes.get_window_extent().x1 - width)  # the last word stays inside
+        # a word may move a little to the right before a new line is begun for it
+        line = next((number for number, end in enumerate(line_ends) if end <= left + 25), len(line_ends))
+        left = max([left, *line_ends[line : line + 1]])
+        line_ends[line : line + 1] = [left + width + 7]
+        drawn.append((text, left, line, score))
+        position += len(word) + 1
+    for text, left, line, score in drawn:
+        text.set_position((to_data.transform((left, 0))[0], 1 - (line + 0.5) / len(line_ends)))
+        if score is not None:
+            text.set_bbox({"facecolor": SKY, "alpha": 0.25 + 0.6 * score, "edgecolor": BLUE, "pad": 1.5})

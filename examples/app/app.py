@@ -1,0 +1,220 @@
+"""
+What does the speaker intend? A page on which people try an A-MESS model: `python examples/app/app.py --model FOLDER_OR_REPO`.
+
+Record or upload a clip, type the words, and see the intents as bars and the anchors on the clip's time line; "none of
+these" where the model's out-of-scope detector says so. A box takes intents that the model has never seen, described in a
+sentence. Without `--model`, a small model is trained first, on clips that the app draws itself (about a minute, nothing
+is downloaded). A Space takes the files `app*.py`, `requirements-app.txt` as its `requirements.txt`, and the model's name
+in the variable `MODEL_ID`.
+"""
+
+import argparse
+import os
+import re
+import tempfile
+from html import escape
+from pathlib import Path
+
+import app_view as view
+import gradio as gr
+import numpy as np
+from app_clips import EXAMPLES, write_scene
+from transformers import pipeline
+
+import amess_hf  # noqa: F401  (registers the Auto classes and the pipeline)
+from amess_hf.clips_amess import clip_info, iter_frames, read_sound
+
+
+MAX_SECONDS = 120
+THUMBNAILS, SOUND_BARS, SOUND_RATE = 8, 160, 8000
+INVITATION = "Record or upload a clip, or choose an example; write what is said, and ask."
+
+
+class Recognizer:
+    """
+    A model behind the page: clips and words in, HTML out. Intents that a visitor describes belong to the visitor's
+    session, not to the model.
+
+    Args:
+        model (`str`): Folder or Hub repository of an A-MESS model.
+        asr_model (`str`, *optional*): Folder or Hub repository of a speech recogniser.
+    """
+
+    def __init__(self, model: str, asr_model: str | None = None):
+        self.pipeline = pipeline("intent-recognition", model=model)
+        self.transcriber = pipeline("automatic-speech-recognition", model=asr_model) if asr_model else None
+
+    @property
+    def known(self) -> dict[str, list[str]]:
+        """The model's own intents with their descriptions."""
+        return self.pipeline.model.config.label_descriptions or {}
+
+    def transcribe(self, clip: str) -> str:
+        rate = self.transcriber.feature_extractor.sampling_rate
+        samples = read_sound(clip, rate, end=MAX_SECONDS)
+        return self.transcriber({"raw": samples, "sampling_rate": rate})["text"].strip()
+
+    def __call__(self, clip: str | None, text: str, added: dict[str, str]) -> tuple[str, str]:
+        """
+        Returns:
+            `tuple`: the answer and the time line, as HTML.
+
+        Raises:
+            `ValueError`: if there is neither a clip nor words, or the clip cannot be used.
+        """
+        inputs = {"text": text} | ({"video": clip} if clip else {})
+        candidates = {**self.known, **added} if added else None
+        answer = self.pipeline(inputs, candidate_labels=candidates, return_anchors=True, top_k=None)
+        scores = {entry["label"]: entry["score"] for entry in answer["predictions"]}
+        return view.answer_html(scores, answer["in_scope"], set(added)), timeline(clip, text, answer["anchors"])
+
+
+def timeline(clip: str | None, text: str, anchors: dict) -> str:
+    """The clip's pictures, sound and words with the anchors marked, as HTML."""
+    spans = {
+        name: [(anchor["start"], anchor["end"], anchor["score"]) for anchor in anchors.get(name, ())]
+        for name in ("audio", "video")
+    }
+    marked = {anchor["start"]: anchor["score"] for anchor in anchors.get("text", ())}
+    words = [(match.group(), marked.get(match.start(), 0.0)) for match in re.finditer(r"\S+", text)]
+    if clip is None:
+        return view.timeline_html(0.0, [], np.zeros(0), words, [], [])
+    info = clip_info(clip)
+    pictures = list(iter_frames(clip, num_frames=THUMBNAILS, size=96)) if info.has_picture else []
+    loudness = sound_bars(clip) if info.has_sound else np.zeros(0)
+    return view.timeline_html(info.duration, pictures, loudness, words, spans["audio"], spans["video"])
+
+
+def sound_bars(clip: str) -> np.ndarray:
+    """Loudness of the clip at `SOUND_BARS` equal distances, the loudest 1."""
+    samples = np.abs(read_sound(clip, SOUND_RATE, end=MAX_SECONDS))
+    bars = np.array([part.max(initial=0.0) for part in np.array_split(samples, SOUND_BARS)])
+    return bars / max(float(bars.max(initial=0.0)), 1e-4)
+
+
+def build_app(recognizer: Recognizer, examples: list[tuple[str, str]]) -> gr.Blocks:
+    """
+    The page.
+
+    Args:
+        recognizer ([`Recognizer`]): The model.
+        examples (`list[tuple[str, str]]`): Clips, each with its words.
+    """
+    with gr.Blocks(title="A-MESS: what does the speaker intend?", analytics_enabled=False, fill_width=True) as app:
+        gr.Markdown(
+            "# What does the speaker intend?\nA-MESS listens to the words, the voice and the face, and shows the few "
+            "moments that decided.",
+            elem_id="title",
+        )
+        added = gr.State({})
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=5, min_width=320):
+                clip = gr.Video(label="Clip", sources=["upload", "webcam"], height=300, elem_id="clip")
+                words = gr.Textbox(label="What is said", placeholder="oh great, you again", lines=1, elem_id="words")
+                with gr.Row():
+                    ask = gr.Button("What is meant?", variant="primary", elem_id="ask", scale=2)
+                    if recognizer.transcriber is not None:
+                        write = gr.Button("Write down the words", elem_id="transcribe")
+                        write.click(reported(transcribe, recognizer), clip, words)
+                gr.Examples([list(example) for example in examples], [clip, words], label="Examples drawn by this app")
+            with gr.Column(scale=7, min_width=420):
+                answer = gr.HTML(view.empty_html(INVITATION), elem_id="answer-box")
+                line = gr.HTML(elem_id="timeline-box")
+                with gr.Accordion("Add an intent of your own", open=False, elem_id="add"):
+                    name = gr.Textbox(label="Name", placeholder="Negotiate", elem_id="intent-name")
+                    description = gr.Textbox(
+                        label="What does a speaker do who has this intent?",
+                        placeholder="The speaker bargains over the terms of a deal.",
+                        lines=2,
+                        elem_id="intent-description",
+                    )
+                    with gr.Row():
+                        add = gr.Button("Add", elem_id="intent-add")
+                        remove = gr.Button("Remove all added", elem_id="intent-remove")
+                    own = gr.Markdown(listed({}), elem_id="intent-list")
+
+        recognize = reported(answered, recognizer)
+        asked = {"inputs": [clip, words, added], "outputs": [answer, line]}
+        ask.click(recognize, **asked)
+        words.submit(recognize, **asked)
+        form = [name, description, added]
+        add.click(reported(add_intent, recognizer), form, [*form, own]).success(recognize, **asked)
+        remove.click(lambda: ({}, listed({})), None, [added, own]).success(recognize, **asked)
+    return app
+
+
+def reported(function, recognizer: Recognizer):
+    """`function(recognizer, ...)` with its `ValueError`s shown to the visitor instead of a blank failure."""
+
+    def call(*arguments):
+        try:
+            return function(recognizer, *arguments)
+        except ValueError as error:
+            raise gr.Error(escape(str(error)), print_exception=False) from error
+
+    return call
+
+
+def answered(recognizer: Recognizer, clip: str | None, words: str | None, added: dict[str, str]) -> tuple[str, str]:
+    words = (words or "").strip()
+    if not clip and not words:
+        return view.empty_html(INVITATION), ""
+    if clip and clip_info(clip).duration > MAX_SECONDS:
+        raise ValueError(f"This clip is longer than {MAX_SECONDS} seconds; cut out the utterance.")
+    return recognizer(clip, words, added)
+
+
+def transcribe(recognizer: Recognizer, clip: str | None) -> str:
+    if not clip:
+        raise ValueError("There is no clip to listen to.")
+    return recognizer.transcribe(clip)
+
+
+def add_intent(recognizer: Recognizer, name: str, description: str, added: dict[str, str]):
+    """The form, emptied; the intents with the new one; and their list."""
+    name, description = (name or "").strip(), (description or "").strip()
+    if not name or not description:
+        raise ValueError("An intent needs a name and a sentence that describes it.")
+    if name.lower() in {known.lower() for known in recognizer.known}:
+        raise ValueError(f"The model already knows the intent “{name}”; choose another name.")
+    added = {**added, name: description}
+    return "", "", added, listed(added)
+
+
+def listed(added: dict[str, str]) -> str:
+    if not added:
+        return "*None added yet. An added intent is recognised by its description alone, without training.*"
+    return "\n".join(f"- **{view.plain(name)}**: {view.plain(text)}" for name, text in added.items())
+
+
+def launch(app: gr.Blocks, **options):
+    """`app.launch` with the page's look; fonts come from the visitor's own machine, nothing from other hosts."""
+    theme = gr.themes.Soft(
+        primary_hue="blue", font=["system-ui", "DejaVu Sans", "sans-serif"], font_mono=["monospace"]
+    )
+    return app.launch(theme=theme, css=view.CSS, footer_links=[], show_error=True, **options)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
+    parser.add_argument(
+        "--model", default=os.environ.get("MODEL_ID"), help="folder of a model, or its name on the Hub"
+    )
+    parser.add_argument("--asr_model", default=os.environ.get("ASR_MODEL_ID"), help="a speech recogniser, likewise")
+    parser.add_argument("--port", type=int, default=int(os.environ.get("GRADIO_SERVER_PORT", 7860)))
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        model = options.model
+        if model is None:
+            from app_model import pretrained_text_encoder, train_model
+
+            model = train_model(Path(folder, "model"), pretrained_text_encoder())
+        examples = [
+            (write_scene(Path(folder, f"example-{i}.mp4"), scene), scene.text) for i, scene in enumerate(EXAMPLES)
+        ]
+        app = build_app(Recognizer(model, options.asr_model), examples)
+        launch(app, server_port=options.port, allowed_paths=[folder])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+#!/usr/bin/env python3
+"""
+Compare the seven out-of-scope scores on trained models, and write the detector of the chosen one beside each.
+
+    python examples/run_mir.py --dataset_name mintrec --data_dir path/to/MIntRec --hold_out_intents Joke,Care,Leave \
+        --text_model_name_or_path bert-base-uncased --seeds 0,1,2 --output_dir runs/held_out --do_train --do_eval
+    python examples/experiments/compare_oos_scores.py --dataset_name mintrec --data_dir path/to/MIntRec \
+        --model_name_or_path runs/held_out --output_dir runs/held_out/oos
+
+Out of scope are the clips whose intent the model does not know: the intents that were held out, and those that the data set
+itself calls out of scope. Scores are fitted on the known clips of the training split; thresholds are set on those of dev.
+"""
+
+import csv
+import os
+import sys
+from dataclasses import dataclass, field
+
+import numpy as np
+from transformers import AutoTokenizer, HfArgumentParser
+from transformers.utils import logging
+
+from amess_hf import AMESSConfig, AMESSForIntentClassification
+from amess_hf.data.collator import AMESSDataCollator
+from amess_hf.data.mintrec import load_mintrec
+from amess_hf.evaluation import compute_oos_metrics, fit_detectors, paired_difference, predict_clips
+from amess_hf.evaluation.aggregation import aggregate_runs, format_spread
+from amess_hf.evaluation.metric_names import OOS_FIGURES
+from amess_hf.training.script import one_line_errors
+from amess_hf.training.tasks import with_labels
+
+
+BASELINE = "msp"
+
+
+@dataclass
+class ScoreArguments:
+    """Which models and clips."""
+
+    model_name_or_path: str = field(metadata={"help": "A saved model, or a folder of `seed-N` folders with one each."})
+    data_dir: str = field(metadata={"help": "Folder of the data set."})
+    output_dir: str = field(metadata={"help": "Folder for the tables and the figure."})
+    dataset_name: str = field(default="mintrec", metadata={"help": "mintrec, mintrec2.0 or folder."})
+    split: str = field(default="validation", metadata={"help": "Split to score: validation or test."})
+    context_turns: int | None = field(
+        default=None, metadata={"help": "Earlier turns; those that the model was trained with if not given."}
+    )
+    keep: float = field(default=0.95, metadata={"help": "Share of the known dev clips that a threshold keeps."})
+    save_detector: str | None = field(
+        default=None, metadata={"help": "Save the detector of this score beside each model."}
+    )
+    batch_size: int = field(default=64, metadata={"help": "Clips at a time."})
+
+
+def model_folders(path):
+    """seed -> folder; a single model counts as seed 0."""
+    seeds = {
+        int(name.removeprefix("seed-")): os.path.join(path, name)
+        for name in (os.listdir(path) if os.path.isdir(path) else ())
+        if name.startswith("seed-") and os.path.isfile(os.path.join(path, name, "config.json"))
+    }
+    return dict(sorted(seeds.items())) or {0: path}
+
+
+def known_to(model, split):
+    """The split with the model's own label ids, -1 where it does not know the intent."""
+    names, ids = split.features["label"].names, model.config.label2id
+    return with_labels(split, [ids.get(names[label], -1) if label >= 0 else -1 for label in split["label"]])
+
+
+def score_model(folder, dataset, arguments):
+    """(method -> figures, method -> scores, in_scope) of one model."""
+    model = AMESSForIntentClassification.from_pretrained(folder)
+    collator = AMESSDataCollator(AutoTokenizer.from_pretrained(folder), model.config)
+    outputs = {
+        name: predict_clips(model, known_to(model, dataset[name]), collator, arguments.batch_size, description=name)
+        for name in dict.fromkeys(("train", "validation", arguments.split))
+    }
+    detectors = fit_detectors(model, outputs["train"], outputs["validation"], arguments.keep)
+    scored = outputs[arguments.split]
+    scores = {detector.method: detector.score(scored.as_model_outputs()).numpy() for detector in detectors}
+    in_scope = scored.labels >= 0
+    for detector in detectors:
+        if detector.method == arguments.save_detector:
+            detector.save_pretrained(folder)
+    return (
+        {name: compute_oos_metrics(values, in_scope.astype(int)) for name, values in scores.items()},
+        scores,
+        in_scope,
+    )
+
+
+def write_tables(runs, output_dir):
+    """`oos_scores.csv` (every run) and `oos_scores.md` (mean and deviation); returns the Markdown."""
+    with open(os.path.join(output_dir, "oos_scores.csv"), "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["score", "seed", *OOS_FIGURES])
+        for seed, figures in runs.items():
+            writer.writerows([method, seed, *values.values()] for method, values in figures.items())
+    names = " | ".join(f"{name} (%)" for name in OOS_FIGURES.values())
+    lines = [f"| score | {names} | AUROC to {BASELINE}, paired (points) |", f"| --- |{' ---: |' * 7}"]
+    baseline = {seed: figures[BASELINE]["auroc"] for seed, figures in runs.items()}
+    methods = next(iter(runs.values()))
+    means = {method: np.mean([figures[method]["auroc"] for figures in runs.values()]) for method in methods}
+    for method in sorted(methods, key=means.get, reverse=True):
+        summary = aggregate_runs({seed: figures[method] for seed, figures in runs.items()})
+        change = paired_difference({seed: figures[method]["auroc"] for seed, figures in runs.items()}, baseline)
+        cells = " | ".join(format_spread(summary[key]) for key in OOS_FIGURES)
+        lines.append(f"| `{method}` | {cells} | {'–' if method == BASELINE else format_spread(change)} |")
+    text = "\n".join(lines) + "\n"
+    with open(os.path.join(output_dir, "oos_scores.md"), "w", encoding="utf-8") as file:
+        file.write(text)
+    return text
+
+
+def main(arguments=None):
+    (arguments,) = HfArgumentParser(ScoreArguments, description=__doc__).parse_args_into_dataclasses(arguments)
+    logging.set_verbosity_warning()
+    folders = model_folders(arguments.model_name_or_path)
+    turns = arguments.context_turns
+    if turns is None:
+        turns = AMESSConfig.from_pretrained(next(iter(folders.values()))).context_turns
+    dataset = load_mintrec(arguments.data_dir, name=arguments.dataset_name, scope="all", context_turns=turns)
+    missing = {"train", "validation", arguments.split} - set(dataset)
+    if missing:
+        raise ValueError(
+            f"{arguments.data_dir} has no split {', '.join(sorted(missing))}; it has {', '.join(dataset)}"
+        )
+    os.makedirs(arguments.output_dir, exist_ok=True)
+    runs, first = {}, None
+    for seed, folder in folders.items():
+        runs[seed], scores, in_scope = score_model(folder, dataset, arguments)
+        first = first or (scores, in_scope)
+    text = write_tables(runs, arguments.output_dir)
+    sys.stdout.write(text)
+
+    from amess_hf.evaluation.plots import roc_figure, save_figure
+
+    scores, in_scope = first
+    best_first = dict(sorted(scores.items(), key=lambda item: -runs[next(iter(runs))][item[0]]["auroc"]))
+    save_figure(roc_figure(best_first, in_scope), os.path.join(arguments.output_dir, "oos_roc.png"))
+    return runs
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

@@ -1,0 +1,201 @@
+"""A folder of one's own data, in four formats."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from amess_hf.data import annotations
+from amess_hf.data.custom_data import NumpyFeatures
+from amess_hf.data.mintrec import load_mintrec
+
+
+ROWS = [
+    {"id": "a", "text": 'she said "no", twice', "label": "refuse", "speaker": "Ann", "start": 1.5},
+    {"id": "b", "text": "", "label": "Accept", "speaker": "Bob", "start": None},
+    {"id": "c", "text": "hm", "label": "UNK", "speaker": "Ann", "start": 62.0},
+]
+
+
+def write_rows(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        Dataset.from_list(rows).to_parquet(path)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    else:
+        with path.open("w", encoding="utf-8", newline="") as file:
+            options = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if path.suffix == ".tsv" else {}
+            writer = csv.DictWriter(file, list(rows[0]), **({"quotechar": None} if options else {}), **options)
+            writer.writeheader()
+            writer.writerows(rows)
+    return path
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load(data_dir, **kwargs):
+        return load_mintrec(data_dir, "folder", cache_dir=tmp_path / "cache", **kwargs)
+
+    return load
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_formats(load, tmp_path, suffix):
+    write_rows(tmp_path / "data" / f"train{suffix}", ROWS)
+    write_rows(tmp_path / "data" / f"valid{suffix}", ROWS[:1])
+    dataset = load(tmp_path / "data", scope="all")
+    assert list(dataset) == ["train", "validation"]
+    rows = dataset["train"]
+    assert rows.features["label"].names == ["Accept", "refuse"]
+    assert rows.to_list() == [
+        {**ROWS[0], "label": 1, "label_name": "refuse", "in_scope": True},
+        {**ROWS[1], "label": 0, "label_name": "Accept", "in_scope": True},
+        {**ROWS[2], "label": -1, "label_name": "UNK", "in_scope": False},
+    ]
+    assert len(load(tmp_path / "data")["train"]) == 2
+
+
+def test_splits_that_number_their_clips_alike(load, tmp_path, monkeypatch):
+    """Each clip has its own row's features, and one is told of the ids."""
+    warnings = []
+    monkeypatch.setattr(annotations.logger, "warning", warnings.append)
+    for split, value in (("train", 1.0), ("dev", 2.0)):
+        row = {"id": 0, "text": "hm", "label": "a", "audio_features": f"{split}.npy"}
+        write_rows(tmp_path / "data" / f"{split}.csv", [row])
+        np.save(tmp_path / "data" / f"{split}.npy", np.full((2, 3), value))
+    dataset = load(tmp_path / "data")
+    assert dataset["train"][0]["audio_features"].tolist() == [[1.0] * 3] * 2
+    assert dataset["validation"][0]["audio_features"].tolist() == [[2.0] * 3] * 2
+    assert len(warnings) == 1 and warnings[0].startswith("1 clip ids stand in more than one split: 0;")
+
+
+def test_zero_is_a_value(load, tmp_path):
+    rows = [{"id": n, "text": n, "label": "a", "dialogue_id": 0, "utterance_id": n} for n in (0, 1)]
+    rows.append({"id": 2, "text": "alone", "label": "a", "dialogue_id": None, "utterance_id": None})
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train = load(tmp_path / "data", context_turns=1)["train"]
+    assert train["id"][:] == ["0", "1", "2"] and train["text"][:] == ["0", "1", "alone"]
+    assert train["context"][:] == [[], ["0"], []]
+
+
+def test_exported_tables_are_read_by_the_names_of_labels(load, tmp_path):
+    write_rows(tmp_path / "data" / "train.csv", ROWS)
+    rows = load(tmp_path / "data", scope="all")["train"]
+    (tmp_path / "exported").mkdir()
+    rows.to_parquet(tmp_path / "exported" / "train.parquet")
+    again = load(tmp_path / "exported", scope="all")["train"]
+    assert again.features["label"].names == ["Accept", "refuse"] and again["label"][:] == [1, 0, -1]
+
+
+def test_text_and_label_are_enough(load, tmp_path):
+    write_rows(tmp_path / "data" / "train.csv", [{"Text": "hi", "LABEL": "Greet"}, {"Text": "ho", "LABEL": "greet"}])
+    with pytest.raises(ValueError, match="labels 'Greet' and 'greet' differ in case only"):
+        load(tmp_path / "data")
+    write_rows(tmp_path / "data" / "train.csv", [{"Text": "hi", "LABEL": "Greet"}, {"Text": "ho", "LABEL": 7}])
+    rows = load(tmp_path / "data")["train"]
+    assert rows["id"][:] == ["train-0", "train-1"] and rows["label_name"][:] == ["Greet", "7"]
+
+
+def test_features_by_path(load, tmp_path):
+    rng = np.random.default_rng(0)
+    features = {clip: rng.standard_normal((length, 3)) for clip, length in (("a", 4), ("b", 0), ("c", 2))}
+    folder = tmp_path / "data"
+    (folder / "npy").mkdir(parents=True)
+    for clip, frames in features.items():
+        np.save(folder / "npy" / f"{clip}.npy", frames[:, None] if clip == "c" else frames)
+    rows = [{**row, "audio_features": f"npy/{row['id']}.npy"} for row in ROWS]
+    write_rows(folder / "train.csv", rows)
+    loaded = load(folder, scope="all")["train"]
+    for row in loaded:
+        assert row["audio_features"].shape == features[row["id"]].shape
+        np.testing.assert_allclose(row["audio_features"], features[row["id"]], rtol=1e-6)
+    np.save(folder / "npy" / "a.npy", features["a"] + 1)  # noticed, though the table is the same
+    np.testing.assert_allclose(load(folder, scope="all")["train"][0]["audio_features"], features["a"] + 1, rtol=1e-6)
+
+
+def test_feature_files_by_clip_id(load, tmp_path):
+    """A folder may have feature files as MIntRec has them."""
+    from amess_hf.data.feature_files import write_features
+
+    write_rows(tmp_path / "data" / "train.jsonl", ROWS)
+    features = {"a": np.ones((1, 2)), "b": np.zeros((2, 2))}
+    write_features(features.items(), tmp_path / "data" / "video_data" / "my_feats", source=tmp_path / "x")
+    assert [row["video_features"].tolist() for row in load(tmp_path / "data")["train"]] == [[[1, 1]], [[0, 0]] * 2]
+
+
+def test_clips_by_path(load, tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "a.mp4").write_bytes(b"")
+    (folder / "a.wav").write_bytes(b"")
+    rows = [{"text": "x", "label": "l", "video": "a.mp4"}, {"text": "y", "label": "l", "audio": "a.wav"}]
+    write_rows(folder / "train.jsonl", rows)
+    loaded = load(folder)["train"]
+    assert loaded["clip"][:] == [str(folder / "a.mp4"), str(folder / "a.wav")]
+    assert loaded["audio"][:] == [None, str(folder / "a.wav")]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"text": "x"}], r"train.jsonl: no column label; its header names text\."),
+        ([{"text": "x", "label": "l"}, {"text": "x", "label": " "}], "train.jsonl:2: no label; fill the cell"),
+        ([{"text": "x", "label": "l", "clip": "no.mp4"}], "train.jsonl:1: `clip` no.mp4 is not there"),
+        (
+            [{"text": "x", "label": "l", "audio_features": [[1.0]]}],
+            "train.jsonl:1: `audio_features` holds a list, not a",
+        ),
+        (
+            [{"text": "x", "label": "l", "id": 1}, {"text": "x", "label": "l", "id": "1"}],
+            "train.jsonl:2: clip id 1 again",
+        ),
+        ([{"text": "x", "label": "UNK"}], "no clip of scope='in'"),
+    ],
+)
+def test_bad_rows(load, tmp_path, rows, message):
+    write_rows(tmp_path / "data" / "train.jsonl", rows)
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path / "data")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("train.jsonl", "{", "train.jsonl:1: not a JSON object"),
+        ("train.jsonl", "[1]", "train.jsonl:1: a JSON list, not an object"),
+        ("train.parquet", "PAR", "train.parquet: not a readable Parquet file"),
+        ("train.csv", "text,label\nx\n", "train.csv:2: 1 cells, but the header names 2"),
+    ],
+)
+def test_bad_files(load, tmp_path, name, content, message):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path / "data")
+
+
+def test_two_tables_for_a_split_and_coarse_labels(load, tmp_path):
+    write_rows(tmp_path / "data" / "train.csv", ROWS)
+    with pytest.raises(ValueError, match="known for mintrec and mintrec2.0 only"):
+        load(tmp_path / "data", label_granularity="coarse")
+    write_rows(tmp_path / "data" / "train.tsv", ROWS)
+    with pytest.raises(ValueError, match="several files for the split train: train.csv, train.tsv"):
+        load(tmp_path / "data")
+
+
+def test_bad_numpy_files(tmp_path):
+    np.save(tmp_path / "a.npy", np.ones((2, 3)))
+    np.save(tmp_path / "b.npy", np.ones((2, 4)))
+    features = NumpyFeatures({"a": tmp_path / "a.npy", "b": tmp_path / "b.npy"})
+    assert features["a"].tolist() == [[1, 1, 1]] * 2
+    with pytest.raises(ValueError, match=r"b\.npy: clip b is 4 wide, other clips are 3 wide"):
+        features["b"]
+    np.save(tmp_path / "object.npy", np.array([{}], dtype=object), allow_pickle=True)
+    (tmp_path / "text.npy").write_text("text")
+    for name in ("object.npy", "text.npy"):
+        with pytest.raises(ValueError, match=f"{name}: not a readable .npy file of numbers"):
+            NumpyFeatures({"a": tmp_path / name})

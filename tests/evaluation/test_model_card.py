@@ -1,0 +1,185 @@
+"""The model card: what it says comes from the model and the run, and huggingface_hub reads it back."""
+
+import json
+import os
+import re
+
+import pytest
+import torch
+import yaml
+from huggingface_hub import EvalResult, ModelCard, RepoCard
+from utils import DESCRIPTIONS, LABELS, tiny_model
+
+from amess_hf.evaluation import create_model_card
+from amess_hf.oos_amess import OutOfScopeDetector
+
+
+RESULTS = {
+    "epoch": 12.0,
+    "eval_accuracy": 0.7011235955056179,
+    "eval_weighted_f1": 0.6987654321,
+    "eval_f1": 0.651,
+    "eval_precision": 0.66,
+    "eval_recall": 0.65,
+    "eval_loss": 1.23,
+    "eval_oos_auroc": 0.81,
+    "test_accuracy": 0.6941,
+    "train_runtime": 512.0,
+}
+MODALITIES = [
+    {"modalities": ["text", "audio", "video"], "accuracy": 0.7011, "weighted_f1": 0.69, "changed": 0.0},
+    {"modalities": ["text"], "accuracy": 0.68, "weighted_f1": 0.67, "changed": 0.1234},
+]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def card(model):
+    detector = OutOfScopeDetector("energy").calibrate({"logits": torch.randn(40, 4)}, keep=0.9)
+    oos = {"energy": {"auroc": 0.81, "aupr_in": 0.9, "aupr_out": 0.7, "fpr95": 0.5, "eer": 0.3, "der": 0.4}}
+    report = {"split": "dev", "modalities": MODALITIES, "oos_detection": oos}
+    return create_model_card(
+        model, RESULTS, "mintrec2.0", "org/amess-mintrec2", detector, report, license="cc-by-nc-sa-4.0"
+    )
+
+
+class TestMetadata:
+    def test_figures_are_those_of_the_run(self, card):
+        """The type is the figure's name in `all_results.json`, the split goes before it: nothing lost, nothing added."""
+        prefixes = {"validation": "eval", "test": "test"}
+        written = {
+            f"{prefixes[result.dataset_split]}_{result.metric_type}": result.metric_value
+            for result in card.data.eval_results
+        }
+        assert written == {
+            key: value for key, value in RESULTS.items() if key.startswith(("eval_", "test_")) and key != "eval_loss"
+        }
+
+    def test_round_trip(self, card, tmp_path):
+        card.save(tmp_path / "README.md")
+        for read in (ModelCard(card.content), ModelCard.load(tmp_path / "README.md")):
+            assert read.data.to_dict() == card.data.to_dict()
+            assert read.data.eval_results == card.data.eval_results
+            assert all(isinstance(result, EvalResult) for result in read.data.eval_results)
+            assert read.text == card.text
+        read = RepoCard.load(tmp_path / "README.md")
+        read.save(tmp_path / "again.md")
+        assert (tmp_path / "again.md").read_bytes() == (tmp_path / "README.md").read_bytes()
+
+    def test_header(self, card):
+        header = yaml.safe_load(card.content.split("---")[1])
+        assert header["library_name"] == "transformers" and header["license"] == "cc-by-nc-sa-4.0"
+        assert header["model-index"][0]["name"] == "amess-mintrec2"
+        assert {"intent-recognition", "amess"} <= set(header["tags"])
+        datasets = [result["dataset"] for result in header["model-index"][0]["results"]]
+        assert datasets == [
+            {"name": "MIntRec2.0", "type": "mintrec2.0", "split": split} for split in ("validation", "test")
+        ]
+
+    def test_no_figures_without_a_run(self, model):
+        card = create_model_card(model, {})
+        assert "model-index" not in card.content and "## Results" not in card.content
+        assert ModelCard(card.content).data.eval_results is None
+        assert "\n# amess\n" in card.content
+
+    def test_figures_as_they_come_from_a_file(self, model, tmp_path):
+        (tmp_path / "all_results.json").write_text(json.dumps(RESULTS))
+        card = create_model_card(model, json.loads((tmp_path / "all_results.json").read_text()), "mintrec")
+        values = {result.metric_value for result in ModelCard(card.content).data.eval_results}
+        assert RESULTS["eval_accuracy"] in values  # all digits
+
+
+class TestText:
+    def test_sections(self, card):
+        headings = re.findall(r"^## (.+)$", card.text, re.MULTILINE)
+        assert headings == [
+            "How to use it",
+            "What it is for",
+            "Data",
+            "Results",
+            "What each modality adds",
+            "Out of scope",
+            "Intents",
+            "Limits",
+            "Citation",
+        ]
+
+    def test_tables(self, card):
+        assert "| validation | 70.11 | 69.88 | 65.10 | 66.00 | 65.00 | 81.00 |" in card.text
+        assert "| test | 69.41 | – | – | – | – | – |" in card.text
+        assert "| words + sound + picture | 70.11 | 69.00 | 0.00 |" in card.text
+        assert "| words | 68.00 | 67.00 | 12.34 |" in card.text
+        assert "| `energy` | 81.00 | 90.00 | 70.00 | 50.00 | 30.00 | 40.00 |" in card.text
+        for table in re.findall(r"(?:^\|.*\n)+", card.text, re.MULTILINE):
+            assert len({line.count("|") for line in table.splitlines()}) == 1
+
+    def test_every_intent_with_its_descriptions(self, card):
+        for label in LABELS:
+            assert f"- **{label}**: {' '.join(DESCRIPTIONS[label])}\n" in card.text
+
+    def test_of_many_sentences_the_first_are_shown(self):
+        sentences = [f"Sentence {number}." for number in range(9)]
+        model = tiny_model(label_descriptions={**DESCRIPTIONS, "Thank": sentences})
+        text = create_model_card(model, {}).text
+        assert "- **Thank**: Sentence 0. Sentence 1. Sentence 2. (And 6 more in `config.json`.)" in text
+
+    def test_detector(self, card):
+        assert "The threshold keeps 90.0 % of the 40 in-scope clips" in card.text
+        assert re.search(r"below the threshold -?[\d.]+ is answered", card.text)
+
+    def test_no_detector(self, model):
+        assert "There is no detector beside this model" in create_model_card(model, RESULTS).text
+
+    def test_detector_without_threshold(self, model):
+        text = create_model_card(model, RESULTS, detector=OutOfScopeDetector("msp")).text
+        assert "`msp`" in text and "No threshold is set" in text
+
+    def test_how_to_load_names_the_model(self, card):
+        assert card.text.count('"org/amess-mintrec2"') == 2
+
+    def test_citations_follow_the_data(self, model):
+        both = create_model_card(model, {}, "mintrec,mintrec2.0").text
+        assert all(key in both for key in ("2503.19474", "zhang2022mintrec", "zhang2024mintrec", "CC BY-NC-SA 4.0"))
+        own = create_model_card(model, {}, "meetings").text
+        assert "Trained on meetings." in own and "zhang2022mintrec" not in own and "television" not in own
+
+    def test_untrained_intents_are_marked(self):
+        model = tiny_model(zero_shot_labels=["Thank"])
+        text = create_model_card(model, {}).text
+        assert text.count("known by its description alone") == 1
+        assert "- **Thank** (not trained on; known by its description alone): " in text
+
+    def test_words_only(self):
+        text = create_model_card(tiny_model(fusion_type="text", label_descriptions=None), {}).text
+        assert "intends from\nwords. " in text
+        assert "clip.mp4" not in text and "candidate_labels" not in text
+        assert "\n- **Greet**\n" in text
+
+
+class TestHostileInput:
+    def test_no_path_of_a_machine(self, tmp_path):
+        """The text encoder's folder on somebody's machine is no base model, the data's folder no data set's name."""
+        model = tiny_model()
+        model.config.text_config._name_or_path = str(tmp_path)
+        card = create_model_card(model, RESULTS, os.path.join(tmp_path, "clips"))
+        assert tmp_path.name not in card.content and "Trained on clips." in card.text
+        assert card.data.base_model is None
+
+    def test_hub_encoder_is_the_base_model(self):
+        model = tiny_model()
+        model.config.text_config._name_or_path = "google-bert/bert-base-uncased"
+        card = create_model_card(model, RESULTS)
+        assert card.data.base_model == "google-bert/bert-base-uncased"
+        assert "started from google-bert/bert-base-uncased" in card.text
+
+    def test_descriptions_cannot_break_the_card(self):
+        nasty = {"Greet": ["line\n---\nlicense: none\n---", "{{ card_data }} {% raw %}"], "Th|ank": ["a"]}
+        model = tiny_model(id2label={0: "Greet", 1: "Th|ank"}, label_descriptions=nasty)
+        card = create_model_card(model, RESULTS)
+        read = ModelCard(card.content)
+        assert read.data.to_dict() == card.data.to_dict()
+        assert "line --- license: none --- {{ card_data }} {% raw %}" in read.text

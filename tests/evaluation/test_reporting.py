@@ -1,0 +1,399 @@
+"""The report against direct computation, its bytes against themselves, and what each part shows."""
+
+import filecmp
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, Value
+from demo_corpus import (
+    AUDIO_FRAMES,
+    AUDIO_WIDTH,
+    VIDEO_FRAMES,
+    VIDEO_WIDTH,
+    demo_clips,
+    demo_label_descriptions,
+)
+from transformers import BertConfig, BertTokenizer
+from utils import TEXT_SIZES, tiny_model
+
+from amess_hf import AMESSConfig, AMESSForIntentClassification
+from amess_hf.data.collator import AMESSDataCollator
+from amess_hf.evaluation import fit_detectors, modality_table, predict_clips, report
+from amess_hf.evaluation.calibration import (
+    confidence_and_correct,
+    expected_calibration_error,
+    fit_temperature,
+    negative_log_likelihood,
+    reliability_bins,
+)
+from amess_hf.evaluation.prediction import modality_sets
+from amess_hf.evaluation.reporting import _word_pieces
+from amess_hf.oos_amess import OOS_METHODS
+
+
+figures = pytest.importorskip("amess_hf.evaluation.plots", reason='needs matplotlib: pip install "amess_hf[report]"')
+
+LABELS = list(demo_label_descriptions())
+
+
+def make_rows(number, seed, out_of_scope=0):
+    """Clips of the demo corpus as rows; the last `out_of_scope` ones count as out of scope."""
+    rows = []
+    for place, (_, clip) in enumerate(demo_clips(seed, {"dev": number})):
+        outside = place >= number - out_of_scope
+        rows.append(
+            {
+                "id": clip.id,
+                "text": clip.text,
+                "label": -1 if outside else LABELS.index(clip.label),
+                "audio_features": clip.audio,
+                "video_features": clip.video,
+                "start": 10.0,
+                "end": 12.5,
+            }
+        )
+    return rows
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    texts = [row["text"] for row in make_rows(80, 0)]
+    texts += [sentence for sentences in demo_label_descriptions().values() for sentence in sentences]
+    words = sorted({word for text in texts for word in re.findall(r"\w+|[^\w\s]", text.lower())})
+    vocabulary = dict.fromkeys(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])
+    return BertTokenizer(vocab={token: number for number, token in enumerate(vocabulary)})
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    model = tiny_model(
+        text_config=BertConfig(**TEXT_SIZES | {"vocab_size": len(tokenizer)}, intermediate_size=48),
+        audio_feature_size=AUDIO_WIDTH,
+        video_feature_size=VIDEO_WIDTH,
+        max_audio_length=AUDIO_FRAMES[1],
+        max_video_length=VIDEO_FRAMES[1],
+        id2label=dict(enumerate(LABELS)),
+        label_descriptions=demo_label_descriptions(),
+    )
+    torch.nn.init.normal_(model.classifier.weight)  # answers that differ between clips
+    model.update_label_embeds(tokenizer)
+    return model
+
+
+@pytest.fixture(scope="module")
+def collator(tokenizer, model):
+    return AMESSDataCollator(tokenizer, model.config)
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    rows = make_rows(60, 0, out_of_scope=15)
+    split = Dataset.from_list(rows)
+    return split.cast_column("label", Value("int64"))
+
+
+class TestPredictClips:
+    def test_equals_the_model_clip_by_clip(self, model, dataset, collator):
+        outputs = predict_clips(model, dataset, collator, batch_size=7)
+        assert outputs.ids == dataset["id"] and outputs.labels.tolist() == list(dataset["label"])
+        model.eval()
+        for number in (0, 8, 59):
+            batch = collator([dataset[number]])
+            batch.pop("labels")
+            with torch.no_grad():
+                alone = model(**batch)
+            np.testing.assert_allclose(outputs.logits[number], alone.logits[0], atol=1e-5)
+            np.testing.assert_allclose(outputs.pooler_output[number], alone.pooler_output[0], atol=1e-5)
+            np.testing.assert_array_equal(outputs.anchor_indices[number], alone.anchor_indices[0])
+            assert outputs.input_ids[number] == batch["input_ids"][0].tolist()
+
+    def test_leaves_the_mode_as_it_was(self, model, dataset, collator):
+        model.train()
+        predict_clips(model, dataset.select(range(2)), collator)
+        assert model.training
+        model.eval()
+
+    def test_masked_modality_has_no_say(self, model, dataset, collator):
+        """Without the sound, any other sound gives the same answer."""
+        rows = dataset.select(range(6))
+        other = Dataset.from_list(
+            [row | {"audio_features": np.random.default_rng(1).normal(size=(5, AUDIO_WIDTH))} for row in rows]
+        )
+        first, second = (predict_clips(model, d, collator, keep_modalities=("text", "video")) for d in (rows, other))
+        np.testing.assert_allclose(first.logits, second.logits, atol=1e-5)
+        assert not np.allclose(
+            predict_clips(model, rows, collator).logits, predict_clips(model, other, collator).logits
+        )
+
+    def test_empty_split(self, model, dataset, collator):
+        with pytest.raises(ValueError, match="the split is empty"):
+            predict_clips(model, dataset.select([]), collator)
+
+    def test_select(self, model, dataset, collator):
+        outputs = predict_clips(model, dataset, collator)
+        chosen = outputs.select(outputs.labels < 0)
+        assert len(chosen) == 15 and chosen.ids == list(dataset["id"])[45:]
+        np.testing.assert_array_equal(chosen.logits, outputs.logits[45:])
+        assert chosen.label_embeds is outputs.label_embeds
+
+
+class TestModalityTable:
+    def test_sets(self):
+        assert modality_sets(("text",)) == [("text",)]
+        sets = modality_sets(("text", "audio", "video"))
+        assert len(sets) == len(set(sets)) == 7 and sets[0] == ("text", "audio", "video")
+
+    def test_against_direct_computation(self, model, dataset, collator):
+        table = modality_table(model, dataset, collator, batch_size=16)
+        assert [row["modalities"] for row in table] == [
+            list(kept) for kept in modality_sets(("text", "audio", "video"))
+        ]
+        known = dataset.select(range(45))
+        everything = predict_clips(model, known, collator).predictions
+        for row in table:
+            predictions = predict_clips(model, known, collator, keep_modalities=row["modalities"]).predictions
+            assert row["accuracy"] == pytest.approx(np.mean(predictions == np.array(known["label"])))
+            assert row["changed"] == pytest.approx(np.mean(predictions != everything))
+        assert table[0]["changed"] == 0 and max(row["changed"] for row in table) > 0
+
+    def test_model_of_words_has_one_row(self, model, dataset, collator):
+        config = AMESSConfig(**{**model.config.to_dict(), "fusion_type": "text"})
+        words_only = AMESSForIntentClassification(config)
+        table = modality_table(words_only, dataset, collator)
+        assert [row["modalities"] for row in table] == [["text"]]
+
+
+class TestCalibration:
+    def test_hand_computed_error(self):
+        confidence, correct = [0.55, 0.95, 0.85, 0.95], [True, True, False, True]
+        # bins of width 1/15: 0.55 alone; 0.85 alone; the two 0.95 together
+        expected = (abs(0.55 - 1) + abs(0.85 - 0) + 2 * abs(0.95 - 1)) / 4
+        assert expected_calibration_error(confidence, correct) == pytest.approx(expected)
+        assert [point["clips"] for point in reliability_bins(confidence, correct)] == [1, 1, 2]
+
+    def test_bins_close_at_the_top(self):
+        bins = reliability_bins([1.0, 0.5, 1e-9], [True, True, False], num_bins=2)
+        assert [(point["low"], point["clips"]) for point in bins] == [(0.0, 2), (0.5, 1)]
+
+    def test_temperature_is_the_best_of_a_grid(self):
+        rng = np.random.default_rng(0)
+        labels = rng.integers(0, 6, 400)
+        logits = rng.normal(size=(400, 6))
+        logits[np.arange(400), labels] += 1.5
+        temperature = fit_temperature(5 * logits, labels)
+        grid = {t: negative_log_likelihood(5 * logits, labels, t) for t in np.geomspace(0.1, 50, 2000)}
+        assert temperature == pytest.approx(min(grid, key=grid.get), rel=0.01)
+        # logits five times as large need five times the temperature
+        assert temperature == pytest.approx(5 * fit_temperature(logits, labels), rel=1e-3)
+        before, correct = confidence_and_correct(5 * logits, labels)
+        after, correct_after = confidence_and_correct(5 * logits, labels, temperature)
+        assert (correct == correct_after).all()
+        assert expected_calibration_error(after, correct) < expected_calibration_error(before, correct)
+
+    def test_likelihood_by_hand(self):
+        expected = -(math.log(math.e / (math.e + 1)) + math.log(0.5)) / 2
+        assert negative_log_likelihood([[2.0, 0.0], [3.0, 3.0]], [0, 1], 2.0) == pytest.approx(expected)
+
+    def test_bad_input(self):
+        with pytest.raises(ValueError, match="in-scope clips"):
+            fit_temperature(np.zeros((2, 3)), [0, -1])
+        with pytest.raises(ValueError, match="NaN or infinite"):
+            fit_temperature(np.array([[np.nan, 0.0]]), [0])
+
+
+@pytest.fixture(scope="module")
+def written(model, dataset, collator, tmp_path_factory):
+    """(folder, results) of a report with everything in it."""
+    outputs = predict_clips(model, dataset, collator)
+    detectors = fit_detectors(model, outputs, outputs, methods=("energy", "mahalanobis", "label_similarity"))
+    folder = tmp_path_factory.mktemp("report")
+    results = report(
+        model, dataset, collator, folder, name="dev", calibration_dataset=dataset, detectors=detectors, batch_size=16
+    )
+    return folder, results
+
+
+class TestReport:
+    def test_files(self, written):
+        folder, results = written
+        markdown = (folder / "report.md").read_text(encoding="utf-8")
+        pictures = re.findall(r"!\[[^\]]+\]\(([a-z_]+\.png)\)", markdown)
+        # nothing is shown that is not there, and nothing is there that is not shown
+        assert sorted(pictures) == sorted(file.name for file in folder.glob("*.png"))
+        assert {"confusion.png", "modalities.png", "oos_roc.png", "oos_scores.png", "embeddings.png"} <= set(pictures)
+        assert json.loads((folder / "metrics.json").read_text()) == results
+        assert str(folder) not in markdown
+
+    def test_figures_of_the_split(self, written, model, dataset, collator):
+        _, results = written
+        outputs = predict_clips(model, dataset, collator)
+        assert (results["clips"], results["out_of_scope_clips"]) == (45, 15)
+        expected = np.mean(outputs.predictions[:45] == outputs.labels[:45])
+        assert results["classification"]["accuracy"] == results["modalities"][0]["accuracy"] == pytest.approx(expected)
+        assert list(results["classification"]["per_class"]) == LABELS
+        compared = ["energy", "mahalanobis", "label_similarity", "msp", "max_logit"]  # those given, then the others
+        assert list(results["oos_detection"]) == compared
+        assert results["kept_in_scope"] == pytest.approx(43 / 45)  # the least number that is 95 % of 45
+        assert set(results["open_classification"]) == {"accuracy", "f1_known", "f1_open", "f1"}
+        confidence, correct = confidence_and_correct(outputs.logits[:45], outputs.labels[:45])
+        assert results["calibration"]["expected_calibration_error"] == pytest.approx(
+            expected_calibration_error(confidence, correct), abs=1e-6
+        )
+        assert results["calibration"]["calibrated"]["fitted_on_clips"] == 45
+
+    def test_mistakes_are_the_surest_ones(self, written, model, dataset, collator):
+        folder, _ = written
+        section = (folder / "report.md").read_text(encoding="utf-8").split("## The most confident mistakes")[1]
+        rows = [line.split(" | ") for line in section.split("## ")[0].splitlines() if line.startswith("| S")]
+        outputs = predict_clips(model, dataset, collator).select(np.arange(60) < 45)
+        confidence, correct = confidence_and_correct(outputs.logits, outputs.labels)
+        wrong = [number for number in np.argsort(-confidence) if not correct[number]][:20]
+        assert [row[0].removeprefix("| ") for row in rows] == [outputs.ids[number] for number in wrong]
+        assert rows[0][1] == outputs.texts[wrong[0]]
+        assert re.search(r"sound \d\.\d s", rows[0][4])  # in seconds, as start and end are known
+
+    def test_same_bytes_again(self, written, model, dataset, collator, tmp_path):
+        folder, _ = written
+        outputs = predict_clips(model, dataset, collator)
+        detectors = fit_detectors(model, outputs, outputs, methods=("energy", "mahalanobis", "label_similarity"))
+        report(model, dataset, collator, tmp_path, "dev", dataset, detectors, batch_size=16)
+        names = [file.name for file in folder.iterdir()]
+        assert sorted(names) == sorted(file.name for file in tmp_path.iterdir())
+        _, different, missing = filecmp.cmpfiles(folder, tmp_path, names, shallow=False)
+        assert not different and not missing
+
+    def test_in_scope_only_and_text_that_could_break_a_table(self, model, dataset, collator, tmp_path):
+        rows = [row | {"text": "a | b\n| c <img>"} for row in dataset.select(range(12))]
+        results = report(model, Dataset.from_list(rows), collator, tmp_path)
+        assert "oos_detection" not in results and "calibrated" not in results["calibration"]
+        markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
+        assert "Out of scope" not in markdown and not (tmp_path / "oos_roc.png").exists()
+        section = markdown.split("confident mistakes")[1].split("## ")[0]
+        lines = [line for line in section.splitlines() if line.startswith("| S")]
+        assert lines and all(len(re.findall(r"(?<!\\)\|", line)) == 7 and "<" not in line for line in lines)
+
+    def test_words_alone_and_no_descriptions(self, model, dataset, collator, tmp_path):
+        """A model without anchors, descriptions, sound and picture has a shorter report."""
+        config = model.config.to_dict() | {"fusion_type": "text", "label_descriptions": None}
+        words_only = AMESSForIntentClassification(AMESSConfig(**config))
+        results = report(words_only, dataset, collator, tmp_path / "mixed")
+        assert len(results["modalities"]) == 1
+        assert list(results["oos_detection"]) == ["energy", "msp", "max_logit"]
+        assert "## Anchors" not in (tmp_path / "mixed" / "report.md").read_text(encoding="utf-8")
+
+        known = dataset.select(range(20))
+        outputs = predict_clips(words_only, known, collator)
+        detectors = fit_detectors(words_only, outputs, outputs, keep=0.9)
+        assert [detector.method for detector in detectors] == [m for m in OOS_METHODS if m != "label_similarity"]
+        results = report(words_only, known, collator, tmp_path / "known", detectors=detectors[2:3])
+        assert results["kept_in_scope"] == pytest.approx(0.9) and "oos_detection" not in results
+        text = (tmp_path / "known" / "report.md").read_text(encoding="utf-8")
+        assert "no out-of-scope clip in this split" in text and "`energy`" in text
+
+    def test_only_out_of_scope(self, model, dataset, collator, tmp_path):
+        with pytest.raises(ValueError, match="every clip of the split 'test' is out of scope"):
+            report(model, dataset.select(range(45, 60)), collator, tmp_path, name="test")
+        assert not list(tmp_path.iterdir())
+
+
+class TestFigures:
+    def test_confused_intents_become_neighbours(self):
+        """Pairs (0, 5), (1, 4), (2, 3) are confused; in the order they stand side by side."""
+        matrix = 10 * np.eye(6, dtype=int)
+        for first, second in ((0, 5), (1, 4), (2, 3)):
+            matrix[first, second] = matrix[second, first] = 6
+        order = figures.confusion_order(matrix)
+        assert sorted(order) == list(range(6))
+        for first, second in ((0, 5), (1, 4), (2, 3)):
+            assert abs(order.index(first) - order.index(second)) == 1
+
+    def test_map_is_the_same_each_time(self):
+        points = np.random.default_rng(0).normal(size=(40, 8))
+        np.testing.assert_array_equal(figures.embed_in_plane(points), figures.embed_in_plane(points))
+
+    def test_map_of_one_place(self):
+        assert figures.embed_in_plane(np.ones((7, 4))).tolist() == [[0.0, 0.0]] * 7
+
+    def test_names_in_the_map_do_not_overlap(self):
+        """Thirty descriptions on one spot, as when the model keeps clips and descriptions apart."""
+        rng = np.random.default_rng(0)
+        names = [f"Intent number {number}" for number in range(30)]
+        figure = figures.embedding_figure(
+            rng.normal(size=(90, 2)) * 30, np.arange(90) % 30, names, rng.normal(size=(30, 2)) * 2
+        )
+        renderer = figure.canvas.get_renderer()
+        axes = figure.axes[0]
+        boxes = [text.get_window_extent(renderer) for text in axes.texts if text.get_text() in names]
+        assert len(boxes) == 30
+        frame = axes.get_window_extent()
+        assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 for box in boxes)
+        overlapping = [
+            (first, second) for first in range(30) for second in range(first) if boxes[first].overlaps(boxes[second])
+        ]
+        assert not overlapping
+
+    @pytest.mark.parametrize("number", [3, 40])
+    def test_words_do_not_run_into_one_another(self, number):
+        words = [("incomprehensibilities", 0.5 if place == 1 else None) for place in range(number)]
+        figure = figures.anchor_figure("a clip", words, [])
+        renderer = figure.canvas.get_renderer()
+        boxes = [text.get_window_extent(renderer) for text in figure.axes[0].texts]
+        assert len(boxes) == number
+        assert not any(boxes[a].overlaps(boxes[b]) for a in range(number) for b in range(a))
+
+    def test_labels_of_thirty_intents_do_not_overlap(self):
+        names = [f"Asking for opinion {number}" for number in range(30)]
+        figure = figures.confusion_figure(np.eye(30, dtype=int), names)
+        renderer = figure.canvas.get_renderer()
+        for labels in (figure.axes[0].get_xticklabels(), figure.axes[0].get_yticklabels()):
+            boxes = [label.get_window_extent(renderer) for label in labels]
+            assert not any(first.overlaps(second) for first, second in zip(boxes, boxes[1:], strict=False))
+
+    def test_no_text_is_small(self):
+        """At 100 dots to an inch 8 points are 11 pixels."""
+        figure = figures.intent_f1_figure({name: {"f1": 0.5, "support": 3} for name in LABELS})
+        texts = figure.findobj(lambda artist: hasattr(artist, "get_fontsize"))
+        assert texts and min(text.get_fontsize() for text in texts) >= 8
+
+    def test_users_own_style_changes_nothing(self, tmp_path):
+        import matplotlib
+
+        table = [{"modalities": ["text"], "accuracy": 0.5, "weighted_f1": 0.5, "changed": 0.0}]
+        figures.save_figure(figures.modality_figure(table), tmp_path / "plain.png")
+        with matplotlib.rc_context({"font.size": 25, "axes.facecolor": "red", "savefig.dpi": 30}):
+            figures.save_figure(figures.modality_figure(table), tmp_path / "styled.png")
+        assert (tmp_path / "plain.png").read_bytes() == (tmp_path / "styled.png").read_bytes()
+
+    def test_no_version_in_the_file(self, tmp_path):
+        figures.save_figure(figures.calibration_figure([], 0.0), tmp_path / "a.png")
+        assert b"matplotlib" not in (tmp_path / "a.png").read_bytes().lower()
+
+
+class TestWordPieces:
+    def test_word_piece_tokenizer(self):
+        vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "un", "##believ", "##able", "day"]
+        tokenizer = BertTokenizer(vocab={token: number for number, token in enumerate(vocabulary)})
+        pieces = _word_pieces(tokenizer, tokenizer("unbelievable day")["input_ids"])
+        assert pieces == [
+            ("[CLS]", True),
+            ("un", True),
+            ("believ", False),
+            ("able", False),
+            ("day", True),
+            ("[SEP]", True),
+        ]
+
+    def test_byte_pair_tokenizer(self):
+        from transformers import RobertaTokenizer
+
+        vocabulary = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "n", "o", "Ġ", "Ġd", "Ġda", "Ġday", "d", "a", "y"]
+        tokenizer = RobertaTokenizer(
+            vocab={token: number for number, token in enumerate(vocabulary)},
+            merges=[("Ġ", "d"), ("Ġd", "a"), ("Ġda", "y")],
+        )
+        pieces = _word_pieces(tokenizer, tokenizer("no day")["input_ids"])
+        assert pieces == [("<s>", True), ("n", True), ("o", False), ("day", True), ("</s>", True)]

@@ -1,0 +1,90 @@
+"""The comparison of out-of-scope scores over seeds, on tiny models that do not know five of the demo's intents."""
+
+import csv
+
+import numpy as np
+import pytest
+from demo_corpus import AUDIO_WIDTH, VIDEO_WIDTH, demo_label_descriptions, write_demo_corpus
+from transformers import BertConfig, BertTokenizer
+from utils import TEXT_SIZES, tiny_model
+
+from amess_hf import OutOfScopeDetector
+from amess_hf.oos_amess import OOS_METHODS
+
+
+pytest.importorskip("matplotlib", reason='pip install "amess_hf[report]"')
+
+import compare_oos_scores
+
+
+LABELS = list(demo_label_descriptions())
+HELD_OUT = LABELS[3::4]
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """(corpus, runs folder, result of `main`) for two seeds."""
+    folder = tmp_path_factory.mktemp("oos")
+    write_demo_corpus(folder / "corpus", clips_per_split={"train": 60, "dev": 40})
+    known = [label for label in LABELS if label not in HELD_OUT]
+    letters = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz", *"',-?!."]
+    tokenizer = BertTokenizer(vocab={token: number for number, token in enumerate(letters)})
+    for seed in (0, 3):
+        model = tiny_model(
+            seed,
+            text_config=BertConfig(**TEXT_SIZES, intermediate_size=48),
+            audio_feature_size=AUDIO_WIDTH,
+            video_feature_size=VIDEO_WIDTH,
+            id2label=dict(enumerate(known)),
+            label_descriptions={label: demo_label_descriptions()[label] for label in known},
+        )
+        model.save_pretrained(folder / "runs" / f"seed-{seed}")
+        tokenizer.save_pretrained(folder / "runs" / f"seed-{seed}")
+    (folder / "runs" / "seed-9").mkdir()  # a seed that has not been trained yet
+    result = compare_oos_scores.main(
+        ["--data_dir", str(folder / "corpus"), "--model_name_or_path", str(folder / "runs")]
+        + ["--output_dir", str(folder / "out"), "--save_detector", "residual"]
+    )
+    return folder, result
+
+
+def test_every_score_of_every_seed(compared):
+    folder, result = compared
+    assert list(result) == [0, 3]
+    with open(folder / "out" / "oos_scores.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["score"], int(row["seed"])) for row in rows] == [(m, s) for s in (0, 3) for m in OOS_METHODS]
+    for row in rows:
+        assert float(row["auroc"]) == result[int(row["seed"])][row["score"]]["auroc"]
+    assert (folder / "out" / "oos_roc.png").is_file()
+
+
+def test_table_is_sorted_and_compares_with_the_baseline(compared):
+    folder, result = compared
+    lines = (folder / "out" / "oos_scores.md").read_text().splitlines()
+    assert len({line.count("|") for line in lines}) == 1
+    methods = [line.split("`")[1] for line in lines[2:]]
+    means = [np.mean([result[seed][method]["auroc"] for seed in (0, 3)]) for method in methods]
+    assert means == sorted(means, reverse=True) and set(methods) == set(OOS_METHODS)
+    (baseline,) = [line for line in lines if "`msp`" in line]
+    assert baseline.endswith("| – |")
+    gain = 100 * np.mean([result[seed]["energy"]["auroc"] - result[seed]["msp"]["auroc"] for seed in (0, 3)])
+    (energy,) = [line for line in lines if "`energy`" in line]
+    assert f"| {gain:.1f} ± " in energy
+
+
+def test_chosen_detector_lies_beside_each_model(compared):
+    folder, _ = compared
+    for seed in (0, 3):
+        detector = OutOfScopeDetector.from_pretrained(folder / "runs" / f"seed-{seed}")
+        assert (detector.method, detector.keep) == ("residual", 0.95)
+        assert detector.calibration_clips == 30  # the other ten of the forty have intents that were held out
+
+
+def test_missing_split(compared, tmp_path):
+    folder, _ = compared
+    with pytest.raises(ValueError, match="has no split test"):
+        compare_oos_scores.main(
+            ["--data_dir", str(folder / "corpus"), "--model_name_or_path", str(folder / "runs")]
+            + ["--output_dir", str(tmp_path), "--split", "test"]
+        )

@@ -1,0 +1,98 @@
+"""predict_clip.py and benchmark_clips.py from the command line."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from utils import LABELS, save_clip_model
+
+
+av = pytest.importorskip("av")
+
+import benchmark_clips
+import predict_clip
+from clip_writer import write_clip
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, tokenizer):
+    return save_clip_model(tmp_path_factory.mktemp("model"), tokenizer)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    path = tmp_path_factory.mktemp("clips") / "clip.mp4"
+    generator = np.random.default_rng(0)
+    frames = generator.integers(0, 255, (25, 48, 64, 3), dtype=np.uint8)
+    write_clip(path, frames, generator.uniform(-0.5, 0.5, 16000))
+    return str(path)
+
+
+def test_table(model, clip, capsys):
+    predict_clip.main([clip, "--text", "hello you", "--model", model, "--top_k", "3"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "“hello you”"
+    shown = [line.split("  ")[1].strip() for line in lines[1:4]]
+    assert len(set(shown)) == 3 and set(shown) <= set(LABELS)
+    assert all("%" in line for line in lines[1:4])
+    assert any(line.startswith("sound:") and line.endswith(" s") for line in lines)
+
+
+def test_json_and_threshold(model, clip, capsys):
+    arguments = [clip, "--model", model, "--json", "--threshold", "0.999", "--start", "0.2", "--end", "0.8"]
+    predict_clip.main(arguments)
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["label"] == "UNK" and answer["in_scope"] is False and len(answer["predictions"]) == 4
+    assert all(0.2 <= anchor["start"] < 0.8 for anchor in answer["anchors"]["video"])
+
+
+def test_described_intents_without_a_clip(model, capsys):
+    intents = ["--intent", "Negotiate=help me with this box", "--intent", "Leave=never", "--intent", "Leave=no"]
+    predict_clip.main(["--text", "hello you", "--model", model, "--json", *intents])
+    answer = json.loads(capsys.readouterr().out)
+    assert {prediction["label"] for prediction in answer["predictions"]} == {"Negotiate", "Leave"}
+    with pytest.raises(ValueError, match="`--intent` 'Leave': write NAME=DESCRIPTION"):
+        predict_clip.main(["--text", "hello", "--model", model, "--intent", "Leave"])
+
+
+@pytest.mark.parametrize("kind", ["clip", "sound", "mute"])
+def test_plot(model, clip, tmp_path, kind):
+    pytest.importorskip("matplotlib")
+    if kind == "sound":
+        clip = tmp_path / "voice.wav"
+        write_clip(clip, sound=np.random.default_rng(0).uniform(-0.5, 0.5, 16000))
+    elif kind == "mute":
+        clip = tmp_path / "mute.mp4"
+        write_clip(clip, [np.full((32, 32, 3), 200, dtype=np.uint8)] * 10, frame_rate=10)
+    target = tmp_path / "clip.png"
+    predict_clip.main([str(clip), "--text", "hello you", "--model", model, "--plot", str(target)])
+    with Image.open(target) as picture:
+        assert picture.size == (1100, 429)
+        assert np.asarray(picture.convert("L")).std() > 5  # something is drawn
+
+
+def test_usage_errors(model, tmp_path, capsys):
+    for arguments in (["--model", model], ["--text", "hello", "--model", model, "--plot", "x.png"]):
+        with pytest.raises(SystemExit):
+            predict_clip.main(arguments)
+    assert "give a clip, --text, or both" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="nowhere.mp4 does not exist"):
+        predict_clip.main([str(tmp_path / "nowhere.mp4"), "--model", model])
+
+
+def test_merged_spans():
+    anchors = [{"frame": n, "start": n / 10, "end": (n + 1) / 10, "score": 0.5} for n in (7, 2, 3, 1)]
+    assert predict_clip.merged_spans(anchors) == [(0.1, 0.4), (0.7, 0.8)]
+    assert predict_clip.merged_spans([{"frame": 3, "score": 0.5}]) == []
+
+
+def test_benchmark(tmp_path, capsys):
+    arguments = ["--small", "--num_clips", "1", "--seconds", "0.3", "--repeats", "1", "--output_dir", str(tmp_path)]
+    figures = benchmark_clips.main(arguments)
+    assert figures == json.loads((tmp_path / "clips.json").read_text())
+    assert sum(figures["share"].values()) == pytest.approx(1)
+    assert figures["decoding_share"] == pytest.approx(
+        figures["share"]["decode sound"] + figures["share"]["decode picture"]
+    )
+    assert "Decoding takes" in (tmp_path / "clips.md").read_text() == capsys.readouterr().out.rstrip("\n") + "\n"

@@ -1,0 +1,98 @@
+"""
+One short training of each kind, to compare before and after a change that must not change any result.
+
+    python tests/reference_runs.py run OUT --mintrec path/to/MIntRec --mintrec2 path/to/MIntRec2.0 \
+        --simulated path/to/MIntRec-with-features --clips path/to/own-clips --text_encoder path/to/encoder
+    python tests/reference_runs.py compare BEFORE AFTER
+
+`run` trains with `examples/run_mir.py` of the working tree on words, on simulated features with anchors, on a folder with
+clips and on two sets together, one seed each. `compare` asks that the weights, bit for bit, and the predictions of both
+runs are the same.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+
+SCRIPT = Path(__file__).parent.parent / "examples" / "run_mir.py"
+KINDS = ("words", "simulated", "clips", "two_sets")
+# Parameters that were renamed since the first recording: new name -> old name.
+RENAMED_PARAMETERS = {}
+
+
+def commands(options):
+    """Kind of run -> the arguments that are its own."""
+    return {
+        "words": ["--dataset_name", "mintrec", "--data_dir", options.mintrec],
+        "simulated": ["--dataset_name", "mintrec", "--data_dir", options.simulated, "--fusion_type", "anchor"],
+        "clips": ["--dataset_name", "folder", "--data_dir", options.clips, "--audio_encoder", "log-mel"]
+        + ["--video_encoder", "frame-difference"],
+        "two_sets": ["--dataset_name", "mintrec,mintrec2.0", "--data_dir", f"{options.mintrec},{options.mintrec2}"],
+    }
+
+
+def run(options):
+    for kind in options.kinds.split(","):
+        arguments = [*commands(options)[kind], "--output_dir", f"{options.out}/{kind}", "--max_steps", "24"]
+        arguments += [
+            "--text_model_name_or_path",
+            options.text_encoder,
+            "--use_cpu",
+            "--seed",
+            "3",
+            "--eval_steps",
+            "12",
+        ]
+        arguments += [
+            "--eval_strategy",
+            "steps",
+            "--save_strategy",
+            "steps",
+            "--save_steps",
+            "12",
+            "--do_train",
+            "--do_eval",
+        ]
+        subprocess.run([sys.executable, str(SCRIPT), *arguments], check=True)
+
+
+def compare(options):
+    different = []
+    for kind in options.kinds.split(","):
+        before, after = Path(options.before, kind), Path(options.after, kind)
+        weights = load_file(before / "model.safetensors")
+        others = load_file(after / "model.safetensors")
+        others = {RENAMED_PARAMETERS.get(name, name): value for name, value in others.items()}
+        changed = sorted(set(weights) ^ set(others)) + [
+            name for name in weights if name in others and not torch.equal(weights[name], others[name])
+        ]
+        if changed:
+            different.append(f"{kind}: weights {', '.join(changed[:5])}")
+        names = ("predictions_dev.tsv",)
+        different += [f"{kind}: {n}" for n in names if (before / n).read_bytes() != (after / n).read_bytes()]
+    print("\n".join(different) or "the same, bit for bit")
+    return bool(different)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kinds", default=",".join(KINDS))
+    actions = parser.add_subparsers(dest="action", required=True)
+    runner = actions.add_parser("run")
+    runner.add_argument("out")
+    for name in ("mintrec", "mintrec2", "simulated", "clips", "text_encoder"):
+        runner.add_argument(f"--{name}", required=True)
+    comparison = actions.add_parser("compare")
+    comparison.add_argument("before")
+    comparison.add_argument("after")
+    options = parser.parse_args()
+    sys.exit(run(options) if options.action == "run" else compare(options))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""Helpers of the tests: a tiny vocabulary, tiny configurations and models, random batches."""
+
+import torch
+from transformers import BertConfig, DistilBertConfig, RobertaConfig, set_seed
+
+from amess_hf import AMESSConfig, AMESSForIntentClassification, AMESSProcessor
+
+
+WORDS = "the speaker says hello thanks you are so kind late again please help me with this box no never yes".split()
+LABELS = ["Greet", "Thank", "Complain", "Ask for help"]
+DESCRIPTIONS = {
+    "Greet": ["the speaker says hello", "hello you"],
+    "Thank": ["the speaker says thanks", "thanks you are so kind"],
+    "Complain": ["late again", "the speaker says no never"],
+    "Ask for help": ["please help me with this box"],
+}
+TEXT_SIZES = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def text_config(model_type="bert"):
+    """A text encoder's configuration of a few thousand weights."""
+    if model_type == "distilbert":
+        sizes = {"vocab_size": 64, "dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 48}
+        return DistilBertConfig(**sizes, max_position_embeddings=48)
+    config_class = {"bert": BertConfig, "roberta": RobertaConfig}[model_type]
+    return config_class(**TEXT_SIZES, intermediate_size=48, max_position_embeddings=48)
+
+
+def tiny_config(**fields):
+    """A configuration for words, sound (6 wide) and picture (5 wide); `fields` override."""
+    defaults = {
+        "text_config": text_config(),
+        "audio_feature_size": 6,
+        "video_feature_size": 5,
+        "max_text_length": 16,
+        "max_audio_length": 20,
+        "max_video_length": 15,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_attention_heads": 2,
+        "num_anchors": 3,
+        "projection_dim": 12,
+        "id2label": dict(enumerate(LABELS)),
+        "label_descriptions": DESCRIPTIONS,
+    }
+    return AMESSConfig(**{**defaults, **fields})
+
+
+# what makes a model one for clips, with encoders that need no download
+FRONT_ENDS = {
+    "audio_feature_size": 80,
+    "video_feature_size": 512,
+    "audio_encoder": "log-mel",
+    "video_encoder": "frame-difference",
+    "max_audio_length": 60,
+    "max_video_length": 12,
+}
+
+
+def tiny_model(seed=0, **fields):
+    """A model with random weights and random label embeddings, in evaluation mode."""
+    set_seed(seed)
+    model = AMESSForIntentClassification(tiny_config(**fields))
+    embeds = torch.randn(model.label_embeds.shape)
+    model.label_embeds.copy_(torch.nn.functional.normalize(embeds, dim=-1))
+    # Away from their initial values, so that no part of the model is idle.
+    with torch.no_grad():
+        for parameter in model.amess.fusion.parameters() if model.amess.fusion is not None else ():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    return model.eval()
+
+
+def save_clip_model(folder, tokenizer):
+    """Save a tiny model for clips with its processor; gives the folder's path."""
+    tiny_model(**FRONT_ENDS).save_pretrained(folder)
+    AMESSProcessor.for_model(tiny_config(**FRONT_ENDS), tokenizer).save_pretrained(folder)
+    return str(folder)
+
+
+def random_batch(config, text=(5, 3, 7), audio=(9, 4, 1), video=(6, 8, 2), seed=0, labels=True):
+    """A padded batch with the given lengths; 0 is a clip without that modality, `None` a batch without it."""
+    generator = torch.Generator().manual_seed(seed)
+    batch = {}
+    if text is not None:
+        batch["attention_mask"] = length_mask(text)
+        shape = batch["attention_mask"].shape
+        batch["input_ids"] = torch.randint(5, 64, shape, generator=generator) * batch["attention_mask"]
+    for name, lengths in (("audio", audio), ("video", video)):
+        width = getattr(config, f"{name}_feature_size")
+        if lengths is not None and width is not None:
+            mask = length_mask(lengths)
+            batch[f"{name}_features"] = torch.randn(*mask.shape, width, generator=generator)
+            batch[f"{name}_attention_mask"] = mask
+    if labels:
+        count = len(next(lengths for lengths in (text, audio, video) if lengths is not None))
+        batch["labels"] = torch.randint(0, config.num_labels, (count,), generator=generator)
+    return batch
+
+
+def length_mask(lengths):
+    """(batch, longest) of 1 up to each length, then 0."""
+    return (torch.arange(max(1, *lengths)) < torch.tensor(lengths)[:, None]).long()
