@@ -2,12 +2,14 @@
 
 import inspect
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
@@ -17,6 +19,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_amess import AMESSConfig, text_positions
 from .constants_amess import MODALITIES, NO_ANCHOR, OUT_OF_SCOPE_ID
+from .descriptions_amess import describe_labels
 from .distributed_amess import gather_clips, mean_over_processes
 from .loss_amess import (
     batch_triplet_loss,
@@ -27,6 +30,18 @@ from .loss_amess import (
     outlier_exposure_loss,
 )
 from .padding_amess import encode_texts
+from .recipe_amess import config_fields_for, label_names
+
+
+# Outputs that are parts of the loss, each before its weight.
+LOSS_PARTS = (
+    "classification_loss",
+    "label_triplet_loss",
+    "label_contrastive_loss",
+    "batch_triplet_loss",
+    "consistency_loss",
+    "outlier_exposure_loss",
+)
 
 
 @dataclass
@@ -663,29 +678,52 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
 
     @classmethod
     def from_text_pretrained(
-        cls, pretrained_model_name_or_path, labels=None, label_descriptions=None, tokenizer=None, **config_kwargs
-    ):
-        """
-        A model with a pretrained text encoder; everything else is new.
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        labels: list[str] | None = None,
+        label_descriptions: str | os.PathLike | list[str] | dict[str, list[str]] | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        dataset: Any = None,
+        **config_kwargs: Any,
+    ) -> "AMESSForIntentClassification":
+        """Make a model around a pretrained text encoder; everything else is new.
 
         Args:
             pretrained_model_name_or_path (`str` or `os.PathLike`):
                 A text encoder that `AutoModel` loads: a Hub repository or a folder.
             labels (`list[str]`, *optional*):
-                Names of the intents, in the order of their ids; without it those of `label_descriptions`.
-            label_descriptions (`dict[str, list[str]]`, *optional*):
-                Sentences that describe each intent.
-            tokenizer (*optional*):
+                Names of the intents, in the order of their ids; without it those of `dataset` or `label_descriptions`.
+            label_descriptions (`str`, `os.PathLike`, `list[str]` or `dict[str, list[str]]`, *optional*):
+                Sentences that describe each intent: `"mintrec"` or `"mintrec2.0"` (shipped), the path of a JSON file,
+                several of these, or the sentences themselves. Labels are matched without regard to case.
+            tokenizer (`PreTrainedTokenizerBase`, *optional*):
                 Tokenizer for the descriptions; loaded from `pretrained_model_name_or_path` if not given.
+            dataset (`datasets.Dataset`, *optional*):
+                Training clips, as [`load_mintrec`] gives them: labels, feature widths, usual lengths and turns of context
+                are taken from them, and `fusion_type` is `"text"` where they have words alone.
             config_kwargs:
-                Fields of [`AMESSConfig`].
+                Fields of [`AMESSConfig`]; they come before what follows from `dataset`.
 
         Raises:
-            `ValueError`: if neither `labels` nor `label_descriptions` is given, or a label lacks a description.
+            ValueError: If there are no labels, or a label lacks a description.
+
+        Example:
+            ```python
+            >>> dataset = load_mintrec("path/to/MIntRec")
+            >>> model = AMESSForIntentClassification.from_text_pretrained(
+            ...     "bert-base-uncased", dataset=dataset["train"], label_descriptions="mintrec"
+            ... )
+            ```
         """
-        labels = list(labels if labels is not None else label_descriptions or [])
+        if dataset is not None:
+            labels = label_names(dataset) if labels is None else labels
+            config_kwargs = {**config_fields_for(dataset, config_kwargs.get("context_turns")), **config_kwargs}
+        if labels is None and isinstance(label_descriptions, dict):
+            labels = list(label_descriptions)
         if not labels:
-            raise ValueError("no labels: give `labels`, or `label_descriptions` whose keys are the labels")
+            raise ValueError("no labels: give `labels`, `dataset`, or `label_descriptions` whose keys are the labels")
+        if label_descriptions is not None:
+            label_descriptions = describe_labels(list(labels), label_descriptions)
         text_encoder = AutoModel.from_pretrained(pretrained_model_name_or_path)
         config = AMESSConfig(
             text_config=text_encoder.config,

@@ -10,8 +10,7 @@ from ..evaluation.metrics import compute_classification_metrics
 
 
 def write_predictions(path, ids, labels, predictions, scores):
-    """
-    Write `id`, `label`, `prediction`, `score` as tab-separated text, aside first and then under its name.
+    """Write `id`, `label`, `prediction`, `score` as tab-separated text, aside first and then under its name.
 
     Args:
         path (`str`): The file.
@@ -30,8 +29,7 @@ def write_predictions(path, ids, labels, predictions, scores):
 
 
 def answers(logits, names):
-    """
-    Names and probabilities of the best labels.
+    """Names and probabilities of the best labels.
 
     Args:
         logits (`np.ndarray` of shape `(clips, num_labels)`): Scores.
@@ -47,8 +45,7 @@ def answers(logits, names):
 
 
 def in_scope_metrics(logits, labels):
-    """
-    The in-scope figures of a split; none where no clip is in scope.
+    """The in-scope figures of a split; none where no clip is in scope.
 
     Args:
         logits (`np.ndarray` of shape `(clips, num_labels)`): Scores.
@@ -62,8 +59,7 @@ def in_scope_metrics(logits, labels):
 
 
 def update_results(output_dir, figures, split=None):
-    """
-    Add `figures` to `all_results.json` in `output_dir`, and return what it then holds. With a `split`, they are also written
+    """Add `figures` to `all_results.json` in `output_dir`, and return what it then holds. With a `split`, they are also written
     to `{split}_results.json`, as the Trainer's `save_metrics` does.
     """
     if split is not None:
@@ -89,8 +85,7 @@ def write_json(path, figures):
 
 
 def generalized_accuracy(predictions, references, unseen):
-    """
-    Accuracy over intents that were trained on and intents that were not (generalized zero-shot; Xian et al., CVPR 2017,
+    """Accuracy over intents that were trained on and intents that were not (generalized zero-shot; Xian et al., CVPR 2017,
     section 3.3): the mean over clips of each kind, and the harmonic mean of both.
 
     Args:

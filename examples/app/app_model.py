@@ -21,7 +21,7 @@ from amess_hf import (
     OutOfScopeDetector,
     save_for_hub,
 )
-from amess_hf.data.descriptions import load_label_descriptions
+from amess_hf.descriptions_amess import load_label_descriptions
 from amess_hf.encoders_amess import FRAME_DIFFERENCE, LOG_MEL
 
 

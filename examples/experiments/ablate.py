@@ -20,12 +20,11 @@ from transformers.utils import logging
 
 from amess_hf import AMESSTrainingArguments
 from amess_hf.evaluation.aggregation import aggregate_runs, format_spread, load_seed_results, paired_difference
-from amess_hf.training.script import one_line_errors, run_for_each_seed
-from amess_hf.training.script_arguments import DataArguments, ModelArguments
 
 
 sys.path.append(str(Path(__file__).parents[1]))
 
+from mir_common import DataArguments, ModelArguments, one_line_errors, run_for_each_seed
 from run_mir import run
 
 

@@ -15,6 +15,7 @@ import csv
 import os
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from transformers import AutoTokenizer, HfArgumentParser
@@ -22,12 +23,16 @@ from transformers.utils import logging
 
 from amess_hf import AMESSConfig, AMESSForIntentClassification
 from amess_hf.data.collator import AMESSDataCollator
+from amess_hf.data.combining import with_labels
 from amess_hf.data.mintrec import load_mintrec
 from amess_hf.evaluation import compute_oos_metrics, fit_detectors, paired_difference, predict_clips
 from amess_hf.evaluation.aggregation import aggregate_runs, format_spread
 from amess_hf.evaluation.metric_names import OOS_FIGURES
-from amess_hf.training.script import one_line_errors
-from amess_hf.training.tasks import with_labels
+
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from mir_common import one_line_errors
 
 
 BASELINE = "msp"
@@ -65,7 +70,8 @@ def model_folders(path):
 def known_to(model, split):
     """The split with the model's own label ids, -1 where it does not know the intent."""
     names, ids = split.features["label"].names, model.config.label2id
-    return with_labels(split, [ids.get(names[label], -1) if label >= 0 else -1 for label in split["label"]])
+    known = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    return with_labels(split, [ids.get(names[label], -1) if label >= 0 else -1 for label in split["label"]], known)
 
 
 def score_model(folder, dataset, arguments):

@@ -25,10 +25,10 @@ from amess_hf import (
 av = pytest.importorskip("av")
 
 from clip_writer import write_clip
+from mir_common import parse_arguments, run_for_each_seed
 
 from amess_hf.clips_amess import read_sound
 from amess_hf.data.clip_features import add_clip_features, clip_jobs, encoder_slug, find_clips
-from amess_hf.training.script import parse_arguments, run_for_each_seed
 
 
 WORDS = "you are so kind"

@@ -17,7 +17,7 @@ from transformers import TrainerCallback, set_seed
 from utils import tiny_model
 
 import amess_hf.training.trainer as trainer_module
-from amess_hf import AMESSDataCollator, AMESSTrainer, AMESSTrainingArguments
+from amess_hf import AMESSProcessor, AMESSTrainer, AMESSTrainingArguments
 from amess_hf.training.checkpoint_integrity import check_output_dir, last_complete_checkpoint, what_is_missing
 
 
@@ -44,14 +44,8 @@ def make_arguments(folder, resume=None, **values):
 def make_trainer(arguments, **values):
     set_seed(arguments.seed)
     clips, tokenizer = distributed_worker.make_clips(9, seed=3), distributed_worker.make_tokenizer()
-    model = tiny_model(**values)
     return AMESSTrainer(
-        model=model,
-        args=arguments,
-        processing_class=tokenizer,
-        data_collator=AMESSDataCollator(tokenizer, model.config),
-        train_dataset=clips,
-        eval_dataset=clips,
+        tiny_model(**values), arguments, train_dataset=clips, eval_dataset=clips, processing_class=tokenizer
     )
 
 
@@ -83,14 +77,9 @@ def train_with_loop(folder, at_step, in_save):
     set_seed(arguments.seed)
     clips, tokenizer = distributed_worker.make_clips(9, seed=3), distributed_worker.make_tokenizer()
     model = tiny_model()
-    job = SimpleNamespace(
-        model=model,
-        tokenizer=tokenizer,
-        collator=AMESSDataCollator(tokenizer, model.config),
-        split=lambda name, option: clips,
-    )
+    processor = AMESSProcessor.for_model(model.config, tokenizer)
     set_seed(arguments.seed)
-    training = run_mir_no_trainer.Training(Accelerator(), job, arguments)
+    training = run_mir_no_trainer.Training(Accelerator(), model, arguments, clips, clips, processor)
     after_update, write_manifest = training.after_update, run_mir_no_trainer.write_manifest
 
     def after_update_or_killed():
