@@ -27,6 +27,8 @@ from transformers.trainer_utils import rotate_checkpoints
 from transformers.utils import logging
 
 from amess_hf import AMESSTrainer
+from amess_hf.evaluation.aggregation import update_results
+from amess_hf.evaluation.metrics import in_scope_metrics
 from amess_hf.hub import push_folder, save_for_hub, save_training_arguments
 from amess_hf.training import WeightAverage, parameter_groups
 from amess_hf.training.checkpoint_integrity import (
@@ -37,7 +39,6 @@ from amess_hf.training.checkpoint_integrity import (
 )
 from amess_hf.training.dataloader import mark_dynamic_lengths, training_dataloader
 from amess_hf.training.description_sampling import description_sampler, start_label_embeds
-from amess_hf.training.results import in_scope_metrics, update_results
 from amess_hf.training.script import one_line_errors, parse_arguments, prepare, run_for_each_seed, score
 from amess_hf.training.trainer import LOSS_PARTS
 from amess_hf.training.weight_averaging import averaged_weights

@@ -15,19 +15,19 @@ from transformers.utils import logging
 
 from ..constants_amess import OUT_OF_SCOPE_LABEL
 from ..data.collator import AMESSDataCollator
-from ..evaluation.aggregation import aggregate_runs, load_seed_results, seed_folder, write_aggregate
-from ..evaluation.metric_names import OOS_FIGURES, OPEN_FIGURES
-from ..evaluation.metrics import compute_oos_metrics, compute_open_classification_metrics
+from ..evaluation.aggregation import aggregate_runs, load_seed_results, seed_folder, update_results, write_aggregate
+from ..evaluation.metric_names import OOS_METRICS, OPEN_METRICS
+from ..evaluation.metrics import compute_oos_metrics, compute_open_classification_metrics, generalized_accuracy
 from ..evaluation.model_card import create_model_card
-from ..evaluation.prediction import predict_clips
+from ..evaluation.prediction import answers, predict_clips, write_predictions
 from ..evaluation.reporting import fit_detectors, report
+from ..files_amess import write_json
 from ..modeling_amess import AMESSForIntentClassification
 from ..oos_amess import DETECTOR_CONFIG_NAME, DETECTOR_WEIGHTS_NAME, OOS_METHODS, OutOfScopeDetector
 from .arguments import AMESSTrainingArguments
 from .checkpoint_integrity import check_output_dir
 from .parameter_groups import default_learning_rate
 from .preparation import build_collator, build_model, load_tokenizer
-from .results import answers, generalized_accuracy, update_results, write_json, write_predictions
 from .saved_model import as_model_was_trained, in_labels_of
 from .script_arguments import DataArguments, ModelArguments
 from .tasks import TaskData, data_folders, hold_out, load_task
@@ -218,10 +218,10 @@ def out_of_scope_figures(outputs, detector, in_scope, prefix):
     if known.all() or not known.any():
         return {}
     detection = compute_oos_metrics(detector.score(outputs.as_model_outputs()).numpy(), known.astype(int))
-    figures = {f"{prefix}_oos_{name}": detection[name] for name in OOS_FIGURES}
+    figures = {f"{prefix}_oos_{name}": detection[name] for name in OOS_METRICS}
     predictions = np.where(in_scope, outputs.predictions, -1)
     together = compute_open_classification_metrics(predictions, outputs.labels)
-    return figures | {f"{prefix}_open_{name}": together[name] for name in OPEN_FIGURES}
+    return figures | {f"{prefix}_open_{name}": together[name] for name in OPEN_METRICS}
 
 
 def remove_detector(folder):
@@ -250,7 +250,7 @@ def find_detector(job, data_args, training_args):
 
 def write_answers(path, split, logits, names, in_scope=None):
     """
-    The answers to the clips of a split, as [`~amess_hf.training.results.write_predictions`] writes them.
+    The answers to the clips of a split, as [`~amess_hf.evaluation.prediction.write_predictions`] writes them.
 
     Args:
         path (`str`): The file.
@@ -271,7 +271,9 @@ def write_answers(path, split, logits, names, in_scope=None):
 
 def write_reports(job, training_args, detector):
     """`report/dev` and `report/test`, for the splits that are scored. Returns split → what `report` returned."""
-    reports = {}
+    reports, dev_outputs = {}, None
+    if "validation" in job.seen_task.splits:
+        dev_outputs = predict_clips(job.model, job.seen_task.splits["validation"], job.collator)
     for option, name, _, short_name in SCORED_SPLITS:
         if getattr(training_args, option):
             reports[short_name] = report(
@@ -280,8 +282,9 @@ def write_reports(job, training_args, detector):
                 job.collator,
                 os.path.join(training_args.output_dir, "report", short_name),
                 short_name,
-                calibration_dataset=job.seen_task.splits.get("validation"),
                 detectors=() if detector is None else (detector,),
+                outputs=dev_outputs if name == "validation" else None,
+                calibration_outputs=dev_outputs,
             )
     return reports
 

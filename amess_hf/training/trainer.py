@@ -8,6 +8,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import has_length
 
+from ..evaluation.metrics import in_scope_metrics
 from ..hub import PushesToHub
 from .checkpoint_integrity import (
     begin_checkpoint,
@@ -19,7 +20,6 @@ from .checkpoint_integrity import (
 from .dataloader import mark_dynamic_lengths, training_dataloader
 from .description_sampling import description_sampler, start_label_embeds, update_label_embeds
 from .parameter_groups import default_learning_rate, parameter_groups
-from .results import in_scope_metrics
 from .weight_averaging import WeightAverage, averaged_weights
 
 

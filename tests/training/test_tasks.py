@@ -5,7 +5,6 @@ import pytest
 from demo_corpus import write_demo_corpus
 
 from amess_hf.training.preparation import task_fields
-from amess_hf.training.results import answers, generalized_accuracy, update_results, write_predictions
 from amess_hf.training.script_arguments import DataArguments, ModelArguments
 from amess_hf.training.tasks import (
     few_clips,
@@ -150,32 +149,3 @@ class TestModelArguments:
         known = {item.name for item in dataclasses.fields(AMESSConfig)}
         given = {item.name for item in dataclasses.fields(ModelArguments)}
         assert given - known == {"text_model_name_or_path", "model_name_or_path", "freeze_word_embeddings"}
-
-
-class TestResults:
-    def test_answers(self):
-        names, scores = answers(np.array([[0.0, np.log(3)], [np.log(9), 0.0]]), {0: "Greet", 1: "Thank"})
-        assert names == ["Thank", "Greet"]
-        np.testing.assert_allclose(scores, [0.75, 0.9])
-
-    def test_predictions_file(self, tmp_path):
-        path = tmp_path / "predictions_dev.tsv"
-        write_predictions(str(path), ["S1", "S2"], ["Greet", "UNK"], ["Greet", "Thank"], [0.5, 1 / 3])
-        assert (
-            path.read_text() == "id\tlabel\tprediction\tscore\nS1\tGreet\tGreet\t0.500000\nS2\tUNK\tThank\t0.333333\n"
-        )
-        assert [file.name for file in tmp_path.iterdir()] == ["predictions_dev.tsv"]
-
-    def test_results_are_added_to(self, tmp_path):
-        update_results(str(tmp_path), {"eval_accuracy": 0.5})
-        assert update_results(str(tmp_path), {"test_accuracy": 0.4}) == {"eval_accuracy": 0.5, "test_accuracy": 0.4}
-
-    def test_generalized_accuracy_by_hand(self):
-        figures = generalized_accuracy(np.array([0, 1, 2, 2, 3]), np.array([0, 0, 2, 3, 3]), unseen=[2, 3])
-        assert figures["seen_accuracy"] == pytest.approx(1 / 2)
-        assert figures["unseen_accuracy"] == pytest.approx(2 / 3)
-        assert figures["harmonic_accuracy"] == pytest.approx(2 * (1 / 2) * (2 / 3) / (1 / 2 + 2 / 3))
-
-    def test_generalized_accuracy_needs_both_kinds(self):
-        with pytest.raises(ValueError, match="some of each"):
-            generalized_accuracy(np.array([0]), np.array([0]), unseen=[1])
