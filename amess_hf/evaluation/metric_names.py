@@ -1,8 +1,8 @@
-"""What the figures and modalities are called where people read them."""
+"""What metrics and modalities are called where people read them: key -> name."""
 
 MODALITY_NAMES = {"text": "words", "audio": "sound", "video": "picture"}
 
-MAIN_FIGURES = {
+CLASSIFICATION_METRICS = {
     "accuracy": "accuracy",
     "weighted_f1": "weighted F1",
     "weighted_precision": "weighted precision",
@@ -11,7 +11,7 @@ MAIN_FIGURES = {
     "precision": "macro precision",
     "recall": "macro recall",
 }
-OOS_FIGURES = {
+OOS_METRICS = {
     "auroc": "AUROC",
     "aupr_in": "AUPR-in",
     "aupr_out": "AUPR-out",
@@ -19,4 +19,4 @@ OOS_FIGURES = {
     "eer": "EER",
     "der": "DER",
 }
-OPEN_FIGURES = {"accuracy": "accuracy", "f1_known": "F1-known", "f1_open": "F1-open", "f1": "F1"}
+OPEN_METRICS = {"accuracy": "accuracy", "f1_known": "F1-known", "f1_open": "F1-open", "f1": "F1"}

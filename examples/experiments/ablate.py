@@ -131,10 +131,9 @@ def write_tables(rows, figure, output_dir):
 
 def plot(rows, figure, path):
     """Every run as a point, each variant's mean as a bar, the full model's mean as a line."""
-    from amess_hf.evaluation.comparison_plots import ablation_figure
-    from amess_hf.evaluation.plots import save_figure
+    from amess_hf.evaluation.plots import plot_ablation, save_figure
 
-    save_figure(ablation_figure(rows, FULL, figure), path)
+    save_figure(plot_ablation(rows, FULL, figure), path)
 
 
 def main():

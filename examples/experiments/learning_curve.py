@@ -111,8 +111,7 @@ def write_tables(curves, output_dir):
 
 
 def main():
-    from amess_hf.evaluation.comparison_plots import learning_curve_figure
-    from amess_hf.evaluation.plots import save_figure
+    from amess_hf.evaluation.plots import plot_learning_curve, save_figure
 
     parser = HfArgumentParser(
         (CurveArguments, ModelArguments, DataArguments, AMESSTrainingArguments), description=__doc__
@@ -137,7 +136,7 @@ def main():
     }
     sys.stdout.write(write_tables(curves, folder))
     shares = {name: {n: list(runs.values()) for n, runs in curve.items()} for name, curve in curves.items()}
-    save_figure(learning_curve_figure(shares, "accuracy on dev (%)"), os.path.join(folder, "learning_curve.png"))
+    save_figure(plot_learning_curve(shares, "accuracy on dev (%)"), os.path.join(folder, "learning_curve.png"))
 
 
 if __name__ == "__main__":
