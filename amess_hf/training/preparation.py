@@ -1,5 +1,7 @@
 """From script arguments and clips to tokenizer, model and collator: what the training scripts share."""
 
+from dataclasses import dataclass
+
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
@@ -74,7 +76,22 @@ def _usual_limits(data_args):
 
 def build_collator(tokenizer, model, task):
     """The collator for `task` and `model`."""
-    return AMESSDataCollator(tokenizer, model.config, task.candidates)
+    collator = AMESSDataCollator(tokenizer, model.config)
+    if task.candidates is None:
+        return collator
+    labels = range(model.config.num_labels)
+    masks = {name: [label in known for label in labels] for name, known in task.candidates.items()}
+    return _CandidateCollator(collator.processor, candidate_masks=masks)
+
+
+@dataclass
+class _CandidateCollator(AMESSDataCollator):
+    """Adds `candidate_mask` to rows by the data set that they are from."""
+
+    candidate_masks: dict[str, list[bool]] | None = None
+
+    def __call__(self, rows):
+        return super().__call__([{**row, "candidate_mask": self.candidate_masks[row["dataset"]]} for row in rows])
 
 
 __all__ = ["build_collator", "build_model", "load_tokenizer"]

@@ -31,7 +31,6 @@ from amess_hf.evaluation.calibration import (
     reliability_bins,
 )
 from amess_hf.evaluation.prediction import modality_sets
-from amess_hf.evaluation.reporting import _word_pieces
 from amess_hf.oos_amess import OOS_METHODS
 
 
@@ -371,29 +370,3 @@ class TestFigures:
     def test_no_version_in_the_file(self, tmp_path):
         figures.save_figure(figures.calibration_figure([], 0.0), tmp_path / "a.png")
         assert b"matplotlib" not in (tmp_path / "a.png").read_bytes().lower()
-
-
-class TestWordPieces:
-    def test_word_piece_tokenizer(self):
-        vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "un", "##believ", "##able", "day"]
-        tokenizer = BertTokenizer(vocab={token: number for number, token in enumerate(vocabulary)})
-        pieces = _word_pieces(tokenizer, tokenizer("unbelievable day")["input_ids"])
-        assert pieces == [
-            ("[CLS]", True),
-            ("un", True),
-            ("believ", False),
-            ("able", False),
-            ("day", True),
-            ("[SEP]", True),
-        ]
-
-    def test_byte_pair_tokenizer(self):
-        from transformers import RobertaTokenizer
-
-        vocabulary = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "n", "o", "Ġ", "Ġd", "Ġda", "Ġday", "d", "a", "y"]
-        tokenizer = RobertaTokenizer(
-            vocab={token: number for number, token in enumerate(vocabulary)},
-            merges=[("Ġ", "d"), ("Ġd", "a"), ("Ġda", "y")],
-        )
-        pieces = _word_pieces(tokenizer, tokenizer("no day")["input_ids"])
-        assert pieces == [("<s>", True), ("n", True), ("o", False), ("day", True), ("</s>", True)]
