@@ -83,6 +83,21 @@ def clip_name(source: Any) -> str:
     return str(getattr(source, "name", None) or f"the clip given as {type(source).__name__}")
 
 
+def clip_span(row: dict[str, Any]) -> dict[str, float | None]:
+    """Give the span of a row's clip.
+
+    Args:
+        row (`dict`):
+            A row of a data set. In one that names a `dialogue_id` (MIntRec2.0), `start` and `end` are times of the episode
+            that the clip was cut from, and are not used.
+
+    Returns:
+        `dict`: `start` and `end` in seconds of the clip, `None` where the clip's own start or end is meant.
+    """
+    cut = row.get("dialogue_id") is not None
+    return {name: None if cut else row.get(name) for name in ("start", "end")}
+
+
 @contextmanager
 def open_clip(source: Any) -> Iterator[tuple[Any, str]]:
     """

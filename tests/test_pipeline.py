@@ -135,7 +135,7 @@ class TestInputs:
     def test_what_is_no_input(self, pipe, tmp_path):
         with pytest.raises(ClipError, match="nowhere.mp4 does not exist"):
             pipe(str(tmp_path / "nowhere.mp4"))
-        with pytest.raises(ValueError, match=r"The input has only \['context', 'id'\]"):
+        with pytest.raises(ValueError, match=r"the input has only \['context', 'id'\]"):
             pipe({"id": "S01", "context": ["hello"]})
         with pytest.raises(ValueError, match="not int"):
             pipe(7)
@@ -147,7 +147,7 @@ class TestAnswers:
         assert pipe(TEXT, top_k=1) == pipe(TEXT)[:1]
         with pytest.raises(ValueError, match="`top_k` is 0"):
             pipe(TEXT, top_k=0)
-        with pytest.raises(TypeError, match="Unknown parameter of the pipeline: 'topk'"):
+        with pytest.raises(TypeError, match="unknown parameter of the pipeline: 'topk'"):
             pipe(TEXT, topk=2)
 
     def test_threshold(self, pipe):
@@ -285,7 +285,7 @@ class TestLoading:
     def test_from_objects(self, pipe, tokenizer, clip):
         built = make_pipeline("intent-recognition", model=pipe.model, tokenizer=tokenizer, device="cpu")
         agree(built({"clip": clip, "text": TEXT}), pipe({"clip": clip, "text": TEXT}))
-        with pytest.raises(ValueError, match="Give `processor` or `tokenizer`"):
+        with pytest.raises(ValueError, match="give `processor` or `tokenizer`"):
             IntentRecognitionPipeline(pipe.model)
 
     def test_a_processor_of_another_model(self, pipe, tokenizer):

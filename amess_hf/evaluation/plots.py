@@ -453,7 +453,7 @@ def plot_anchors(
             (word, score) pairs; the score is the anchor's, from 0 to 1, or `None` for a word that is not an anchor.
         tracks (`list[dict]`):
             Sound and picture, if the clip has them: `modality` (`"audio"` or `"video"`), `frames` of shape
-            `(frames, width)`, `anchors` (list of (frame, score)).
+            `(frames, width)`, `anchors` (as `anchor_spans` gives them, on the axis of the plot).
         duration (`float`, *optional*): The clip's length in seconds; without it the axis is in percent of the clip.
 
     Returns:
@@ -492,9 +492,10 @@ def _draw_track(axes, track, length):
     distance = np.linalg.norm(frames - frames.mean(0), axis=-1)
     curve = distance / max(distance.max(), 1e-12)
     axes.stairs(curve, np.arange(len(frames) + 1) * width, baseline=None, color=GREY, linewidth=1.2)
-    for frame, score in track["anchors"]:
-        axes.axvspan(frame * width, (frame + 1) * width, color=colour, alpha=0.25 + 0.55 * score, linewidth=0)
-        axes.plot((frame + 0.5) * width, 1.12, marker="v", color=colour, markersize=4 + 5 * score, clip_on=False)
+    for anchor in track["anchors"]:
+        start, end, score = anchor["start"], anchor["end"], anchor["score"]
+        axes.axvspan(start, end, color=colour, alpha=0.25 + 0.55 * score, linewidth=0)
+        axes.plot((start + end) / 2, 1.12, marker="v", color=colour, markersize=4 + 5 * score, clip_on=False)
 
 
 def _draw_words(axes, words, length):

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
+from ..anchors_amess import anchor_spans, scored_anchors, utterance_words
 from ..constants_amess import FEATURE_MODALITIES, MODALITIES, OUT_OF_SCOPE_ID
 from ..files_amess import write_json, write_text
 from ..oos_amess import OOS_METHODS, OutOfScopeDetector
@@ -126,7 +127,7 @@ def report(
     _write_modalities(writer, plots, results["modalities"])
     results["calibration"] = _write_calibration(writer, plots, known, calibration_outputs)
     _write_oos(writer, plots, results, outputs, list(detectors))
-    clips = _ClipAnchors(known, known_clips, data_collator, model.config)
+    clips = _ClipAnchors(known, known_clips, data_collator.processor)
     _write_mistakes(writer, known, names, clips)
     _write_map(writer, plots, outputs, names)
     if known.anchor_indices is not None:
@@ -361,8 +362,9 @@ def _write_anchors(writer, plots, known, names, clips):
     right, wrong = [n for n in order if correct[n]], [n for n in order if not correct[n]]
     writer.heading("Anchors")
     writer.text(
-        "The words, sounds and frames that the model chose as anchors: the surest right answer, the least sure right "
-        "answer, and the surest mistake. Words carry no times; they are spread over the clip by their letters."
+        "The words, sounds and frames that the model chose as anchors, for the surest right answer, the least sure right "
+        "answer, and the surest mistake. Anchors on special tokens and earlier turns are not shown. Words have no times; "
+        "they are spread over the clip by their letters."
     )
     for kind, numbers in (
         ("surest_right", right[:1]),
@@ -381,51 +383,42 @@ def _write_anchors(writer, plots, known, names, clips):
 
 
 class _ClipAnchors:
-    """The anchors of single clips in terms that people read: words, and positions in the sound and the picture."""
+    """The anchors of single clips as people read them: words, and places in the sound and the video."""
 
-    def __init__(self, outputs, dataset, data_collator, config):
-        self.outputs, self.dataset, self.collator = outputs, dataset, data_collator
-        self.tokenizer = data_collator.tokenizer
-        self.limits = {"audio": config.max_audio_length, "video": config.max_video_length}
-        self.sizes = {"audio": config.audio_feature_size, "video": config.video_feature_size}
+    def __init__(self, outputs, dataset, processor):
+        self.outputs, self.dataset, self.processor = outputs, dataset, processor
 
     def anchors(self, number, modality):
         """[(position, score)], best first."""
         if self.outputs.anchor_indices is None:
             return []
         row = MODALITIES.index(modality)
-        pairs = zip(self.outputs.anchor_indices[number, row], self.outputs.anchor_scores[number, row], strict=True)
-        return [(int(position), float(score)) for position, score in pairs if position >= 0]
+        return scored_anchors(self.outputs.anchor_indices[number, row], self.outputs.anchor_scores[number, row])
 
     def words(self, number):
-        """[(word, score of its best anchor or None)] in order; a special token only where it is an anchor."""
-        token_ids = self.collator([self.dataset[int(number)]])["input_ids"][0].tolist()
-        scores = dict(reversed(self.anchors(number, "text")))
-        words = []
-        for position, (token, starts_word) in enumerate(_word_pieces(self.tokenizer, token_ids)):
-            score = scores.get(position)
-            if starts_word or not words:
-                words.append([token, score, token_ids[position] in self.tokenizer.all_special_ids])
-            else:
-                words[-1][0] += token
-                words[-1][1] = max((value for value in (words[-1][1], score) if value is not None), default=None)
-        return [(word, score) for word, score, special in words if score is not None or not special]
-
-    def frames(self, number, modality):
-        values = self.dataset[int(number)].get(f"{modality}_features")
-        size = self.sizes[modality]
-        return np.asarray(() if values is None else values, dtype=np.float32).reshape(-1, size)
+        """[(word, score of its best anchor or None)] of the utterance, in order."""
+        words = utterance_words(
+            self.processor.tokenizer,
+            self.anchors(number, "text"),
+            self.outputs.texts[number],
+            self.dataset[int(number)].get("context"),
+            self.processor.max_text_length,
+        )
+        return [(word["word"], word["score"]) for word in words]
 
     def tracks(self, number):
-        return [
-            {
-                "modality": modality,
-                "frames": self.frames(number, modality)[: self.limits[modality]],
-                "anchors": self.anchors(number, modality),
-            }
-            for modality in FEATURE_MODALITIES
-            if self.sizes[modality]
-        ]
+        """Sound and video as `plots.anchor_figure` takes them, anchors in seconds or in percent of the clip."""
+        row, length = self.dataset[int(number)], self.duration(number) or 100.0
+        tracks = []
+        for modality in FEATURE_MODALITIES:
+            size = getattr(self.processor, f"{modality}_feature_size")
+            if size:
+                values = row.get(f"{modality}_features")
+                frames = np.asarray(() if values is None else values, dtype=np.float32).reshape(-1, size)
+                frames = frames[: getattr(self.processor, f"max_{modality}_length")]
+                anchors = anchor_spans(self.anchors(number, modality), len(frames) / length)
+                tracks.append({"modality": modality, "frames": frames, "anchors": anchors})
+        return tracks
 
     def duration(self, number):
         """Seconds, None where the data set does not say."""
@@ -435,30 +428,12 @@ class _ClipAnchors:
 
     def describe(self, number):
         """`great, again · sound 0.4 s, 1.8 s · picture 66 %`."""
-        best = sorted(
-            ((word, score) for word, score in self.words(number) if score is not None), key=lambda pair: -pair[1]
-        )
-        parts = [", ".join(word for word, _ in best[:_ANCHORS_SHOWN])] if best else []
-        duration = self.duration(number)
+        chosen = [(word, score) for word, score in self.words(number) if score is not None]
+        best = sorted(chosen, key=lambda pair: -pair[1])[:_ANCHORS_SHOWN]
+        parts = [", ".join(word for word, _ in best)] if best else []
+        form = "{:.1f} s" if self.duration(number) else "{:.0f} %"
         for track in self.tracks(number):
-            shares = [(position + 0.5) / len(track["frames"]) for position, _ in track["anchors"][:_ANCHORS_SHOWN]]
-            places = [f"{share * duration:.1f} s" if duration else f"{100 * share:.0f} %" for share in shares]
-            if places:
-                parts.append(f"{MODALITY_NAMES[track['modality']]} {', '.join(places)}")
+            middles = [(anchor["start"] + anchor["end"]) / 2 for anchor in track["anchors"][:_ANCHORS_SHOWN]]
+            if middles:
+                parts.append(f"{MODALITY_NAMES[track['modality']]} {', '.join(map(form.format, middles))}")
         return " · ".join(parts) or "–"
-
-
-def _word_pieces(tokenizer, token_ids):
-    """[(text, whether it begins a word)] for WordPiece (`##ing`) and for byte-pair and unigram tokens (`Ġword`, `▁word`)."""
-    tokens = tokenizer.convert_ids_to_tokens(token_ids)
-    marks_starts = any(token.startswith(("Ġ", "▁")) for token in tokens)
-    pieces, after_special = [], True
-    for token, token_id in zip(tokens, token_ids, strict=True):
-        special = token_id in tokenizer.all_special_ids
-        if marks_starts:
-            starts, text = token.startswith(("Ġ", "▁")), tokenizer.decode([token_id]).strip()
-        else:
-            starts, text = not token.startswith("##"), token.removeprefix("##")
-        pieces.append((token if special else text, starts or special or after_special))
-        after_special = special
-    return pieces

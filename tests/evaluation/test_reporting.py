@@ -30,7 +30,6 @@ from amess_hf.evaluation.calibration import (
     negative_log_likelihood,
 )
 from amess_hf.evaluation.prediction import ClipOutputs, answers, modality_sets, write_predictions
-from amess_hf.evaluation.reporting import _word_pieces
 from amess_hf.oos_amess import OOS_METHODS
 
 
@@ -414,29 +413,3 @@ class TestPlots:
     def test_no_version_in_the_file(self, tmp_path):
         plots.save_figure(plots.plot_calibration([True], [0.5]), tmp_path / "a.png")
         assert b"matplotlib" not in (tmp_path / "a.png").read_bytes().lower()
-
-
-class TestWordPieces:
-    def test_word_piece_tokenizer(self):
-        vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "un", "##believ", "##able", "day"]
-        tokenizer = BertTokenizer(vocab={token: number for number, token in enumerate(vocabulary)})
-        pieces = _word_pieces(tokenizer, tokenizer("unbelievable day")["input_ids"])
-        assert pieces == [
-            ("[CLS]", True),
-            ("un", True),
-            ("believ", False),
-            ("able", False),
-            ("day", True),
-            ("[SEP]", True),
-        ]
-
-    def test_byte_pair_tokenizer(self):
-        from transformers import RobertaTokenizer
-
-        vocabulary = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "n", "o", "Ġ", "Ġd", "Ġda", "Ġday", "d", "a", "y"]
-        tokenizer = RobertaTokenizer(
-            vocab={token: number for number, token in enumerate(vocabulary)},
-            merges=[("Ġ", "d"), ("Ġd", "a"), ("Ġda", "y")],
-        )
-        pieces = _word_pieces(tokenizer, tokenizer("no day")["input_ids"])
-        assert pieces == [("<s>", True), ("n", True), ("o", False), ("day", True), ("</s>", True)]
