@@ -29,8 +29,8 @@ import run_mir_no_trainer
 from utils import TEXT_SIZES, WORDS, tiny_model
 
 from amess_hf import AMESSDataCollator, AMESSTrainer, AMESSTrainingArguments
+from amess_hf.modeling_amess import LOSS_PARTS
 from amess_hf.training.description_sampling import description_sampler, update_label_embeds
-from amess_hf.training.trainer import LOSS_PARTS
 
 
 def make_tokenizer():
