@@ -584,7 +584,7 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
         return label_embeds
 
     @can_return_tuple
-    def forward(
+    def forward(  # noqa: D417 (the other arguments are described in `AMESSModel.forward`)
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
