@@ -100,7 +100,7 @@ class ClipOutputs:
         return ClipOutputs(**chosen)
 
 
-def _to_numpy(value):
+def _to_numpy(value: Any):
     value = torch.as_tensor(value).detach().cpu()
     return (value.float() if value.is_floating_point() else value).numpy()
 
@@ -179,7 +179,10 @@ def modality_table(
     modalities is answered from nothing, as in use.
 
     Args:
-        model, dataset, data_collator, batch_size: As for [`predict_clips`]; clips with label -1 are left out.
+        model ([`AMESSForIntentClassification`]): The model.
+        dataset (`datasets.Dataset`): Rows as for [`predict_clips`]; clips with label -1 are left out.
+        data_collator (`Callable`): From a list of rows to a batch.
+        batch_size (`int`, *optional*, defaults to 32): Clips at a time.
         complete ([`ClipOutputs`], *optional*): The outputs with all modalities, if they are already available.
 
     Returns:

@@ -6,17 +6,7 @@ from typing import ClassVar
 import datasets
 import evaluate
 
-
-_CITATION = """\
-@inproceedings{zhang2024mintrec,
-  title     = {{MIntRec2.0}: A Large-scale Benchmark Dataset for Multimodal Intent Recognition and Out-of-scope
-               Detection in Conversations},
-  author    = {Zhang, Hanlei and Wang, Xin and Xu, Hua and Zhou, Qianrui and Gao, Kai and Su, Jianhua and Zhao, Jinyue
-               and Li, Wenrui and Chen, Yanting},
-  booktitle = {International Conference on Learning Representations},
-  year      = {2024}
-}
-"""
+from ..model_card import DATASETS
 
 
 class ClipMetric(evaluate.Metric):
@@ -34,7 +24,7 @@ class ClipMetric(evaluate.Metric):
         documentation = inspect.cleandoc(type(self).__doc__)
         return evaluate.MetricInfo(
             description=documentation.partition("\n\n")[0],
-            citation=_CITATION,
+            citation=DATASETS["mintrec2.0"]["citation"],
             inputs_description=documentation,
             features=datasets.Features(
                 {"predictions": datasets.Value(self.prediction_type), "references": datasets.Value("int64")}

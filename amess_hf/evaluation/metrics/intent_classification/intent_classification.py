@@ -21,5 +21,5 @@ class IntentClassification(module.ClipMetric):
         0.6666666666666666
     """
 
-    def _compute(self, predictions, references, label_names=None):
+    def _compute(self, predictions: list[int], references: list[int], label_names: list[str] | None = None):
         return compute_classification_metrics(predictions, references, label_names)

@@ -22,5 +22,5 @@ class OOSDetection(module.ClipMetric):
 
     prediction_type = "float64"  # rounding scores to float32 would make ties
 
-    def _compute(self, predictions, references):
+    def _compute(self, predictions: list[float], references: list[int]):
         return compute_oos_metrics(predictions, references)

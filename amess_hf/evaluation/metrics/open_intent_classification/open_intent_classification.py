@@ -21,5 +21,5 @@ class OpenIntentClassification(module.ClipMetric):
         0.6666666666666666
     """
 
-    def _compute(self, predictions, references, open_label=-1):
+    def _compute(self, predictions: list[int], references: list[int], open_label: int = -1):
         return compute_open_classification_metrics(predictions, references, open_label)
