@@ -7,7 +7,14 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from .metric_names import CLASSIFICATION_METRICS, MODALITY_NAMES, OOS_METRICS, OPEN_METRICS
+from .metric_names import (
+    CLASSIFICATION_METRICS,
+    MODALITY_NAMES,
+    OOS_METRICS,
+    OPEN_METRICS,
+    modality_label,
+    percent,
+)
 from .prediction import model_modalities
 
 
@@ -172,7 +179,7 @@ def _result_table(results: Mapping):
     return {
         "result_columns": [_METRICS[key] for key in columns],
         "results": [
-            {"split": split, "values": [_percent(metrics[key]) if key in metrics else "–" for key in columns]}
+            {"split": split, "values": [percent(metrics[key]) if key in metrics else "–" for key in columns]}
             for split, metrics in measured.items()
             if metrics
         ],
@@ -184,15 +191,15 @@ def _report_tables(report: Mapping):
         "modality_split": report.get("split"),
         "modality_rows": [
             [
-                " + ".join(MODALITY_NAMES[name] for name in row["modalities"]),
-                *(_percent(row[key]) for key in ("accuracy", "weighted_f1", "changed")),
+                modality_label(row["modalities"]),
+                *(percent(row[key]) for key in ("accuracy", "weighted_f1", "changed")),
             ]
             for row in report.get("modalities", ())
         ],
         "detection_split": report.get("split"),
         "detection_columns": list(OOS_METRICS.values()),
         "detection_rows": [
-            [f"`{method}`", *(_percent(metrics[key]) for key in OOS_METRICS)]
+            [f"`{method}`", *(percent(metrics[key]) for key in OOS_METRICS)]
             for method, metrics in report.get("oos_detection", {}).items()
         ],
     }
@@ -213,7 +220,3 @@ def _labels(config: Any):
             }
         )
     return labels
-
-
-def _percent(value: float):
-    return f"{100 * value:.2f}"

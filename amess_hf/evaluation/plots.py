@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .calibration import NUM_BINS, expected_calibration_error
-from .metric_names import MODALITY_NAMES
+from .metric_names import MODALITY_NAMES, modality_label
 
 
 try:
@@ -185,7 +185,7 @@ def plot_modalities(table: Sequence[Mapping]) -> Figure:
     Returns:
         `Figure`: The plot.
     """
-    names = [" + ".join(MODALITY_NAMES[name] for name in row["modalities"]) for row in table]
+    names = [modality_label(row["modalities"]) for row in table]
     positions = np.arange(len(table))[::-1]
     with styled_figure(8.5, 1.5 + 0.42 * len(table), "What each modality adds") as figure:
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))

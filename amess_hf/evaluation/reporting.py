@@ -17,7 +17,14 @@ from .calibration import (
     fit_temperature,
     negative_log_likelihood,
 )
-from .metric_names import CLASSIFICATION_METRICS, MODALITY_NAMES, OOS_METRICS, OPEN_METRICS
+from .metric_names import (
+    CLASSIFICATION_METRICS,
+    MODALITY_NAMES,
+    OOS_METRICS,
+    OPEN_METRICS,
+    modality_label,
+    percent,
+)
 from .metrics import compute_classification_metrics, compute_oos_metrics, compute_open_classification_metrics
 from .prediction import ClipOutputs, modality_table, predict_clips
 
@@ -171,10 +178,6 @@ def _escape(text: str):
     return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").split())
 
 
-def _percent(value: float):
-    return f"{100 * value:.2f}"
-
-
 def _write_classification(
     writer: _ReportWriter, plots: ModuleType, results: dict, known: ClipOutputs, names: list[str]
 ):
@@ -185,7 +188,7 @@ def _write_classification(
     writer.text(f"{results['clips']} in-scope clips{others}. All metrics are in percent.")
     writer.table(
         [f"{label} ↑" for label in CLASSIFICATION_METRICS.values()],
-        [[_percent(metrics[key]) for key in CLASSIFICATION_METRICS]],
+        [[percent(metrics[key]) for key in CLASSIFICATION_METRICS]],
         left=0,
     )
     writer.heading("Intents")
@@ -194,7 +197,7 @@ def _write_classification(
     writer.table(
         ["intent", "clips", "F1", "precision", "recall"],
         [
-            [label, values["support"], *(_percent(values[key]) for key in ("f1", "precision", "recall"))]
+            [label, values["support"], *(percent(values[key]) for key in ("f1", "precision", "recall"))]
             for label, values in rows
         ],
     )
@@ -219,12 +222,7 @@ def _write_modalities(writer: _ReportWriter, plots: ModuleType, table: list[dict
     writer.table(
         ["modalities", "accuracy ↑", "weighted F1 ↑", "changed"],
         [
-            [
-                " + ".join(MODALITY_NAMES[name] for name in row["modalities"]),
-                _percent(row["accuracy"]),
-                _percent(row["weighted_f1"]),
-                _percent(row["changed"]),
-            ]
+            [modality_label(row["modalities"]), *(percent(row[key]) for key in ("accuracy", "weighted_f1", "changed"))]
             for row in table
         ],
     )
@@ -267,7 +265,7 @@ def _write_calibration(
             [
                 label,
                 f"{value:.3f}",
-                _percent(metrics["expected_calibration_error"]),
+                percent(metrics["expected_calibration_error"]),
                 f"{metrics['negative_log_likelihood']:.4f}",
             ]
             for label, value, metrics in rows
@@ -296,7 +294,7 @@ def _write_oos(
         results["kept_in_scope"] = float(accepted[in_scope].mean())
         writer.text(
             f"The threshold of `{first.method}` is {first.threshold:.4g}; it was set to keep {100 * first.keep:g} % of the "
-            f"in-scope dev clips and keeps {_percent(results['kept_in_scope'])} % of these."
+            f"in-scope dev clips and keeps {percent(results['kept_in_scope'])} % of these."
         )
     if in_scope.all():
         writer.text("There is no out-of-scope clip in this split to score detection on.")
@@ -308,7 +306,7 @@ def _write_oos(
     writer.table(
         ["score", *(f"{label} {'↓' if key in lower else '↑'}" for key, label in OOS_METRICS.items())],
         [
-            [f"`{method}`", *(_percent(values[key]) for key in OOS_METRICS)]
+            [f"`{method}`", *(percent(values[key]) for key in OOS_METRICS)]
             for method, values in results["oos_detection"].items()
         ],
     )
@@ -318,7 +316,7 @@ def _write_oos(
         writer.text("Known intents and one open class for what the detector rejects:")
         writer.table(
             [f"{label} ↑" for label in OPEN_METRICS.values()],
-            [[_percent(results["open_classification"][key]) for key in OPEN_METRICS]],
+            [[percent(results["open_classification"][key]) for key in OPEN_METRICS]],
             left=0,
         )
     writer.plot(
