@@ -32,17 +32,6 @@ from .padding_amess import encode_texts
 from .recipe_amess import config_fields_for, label_names
 
 
-# Outputs that are parts of the loss, each before its weight.
-LOSS_PARTS = (
-    "classification_loss",
-    "label_triplet_loss",
-    "label_contrastive_loss",
-    "batch_triplet_loss",
-    "consistency_loss",
-    "outlier_exposure_loss",
-)
-
-
 @dataclass
 class AMESSModelOutput(ModelOutput):
     """Output of [`AMESSModel`].

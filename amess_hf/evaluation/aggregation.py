@@ -5,6 +5,7 @@ import json
 import os
 import re
 from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -66,7 +67,7 @@ def update_results(output_dir: str | os.PathLike, metrics: Mapping, split: str |
     return results
 
 
-def _read_results(path):
+def _read_results(path: str | os.PathLike):
     with open(path, encoding="utf-8") as file:
         try:
             results = json.load(file)
@@ -100,11 +101,11 @@ def aggregate_runs(runs: Mapping[Hashable, Mapping]) -> dict[str, dict]:
     }
 
 
-def _is_number(value):
+def _is_number(value: Any):
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _summary(values):
+def _summary(values: Sequence[float]):
     return {
         "mean": float(np.mean(values)),
         "deviation": float(np.std(values, ddof=1)) if len(values) > 1 else None,
@@ -127,7 +128,8 @@ def paired_difference(
     the difference depends on which clips the split happens to have.
 
     Args:
-        first, second (`dict`): Key -> value, e.g. seed -> accuracy. Keys that only one of them has are left out.
+        first (`dict`): Key -> value, e.g. seed -> accuracy.
+        second (`dict`): Likewise; keys that only one of them has are left out.
         confidence (`float`, *optional*, defaults to 0.95): Share of resamples inside the interval.
         num_resamples (`int`, *optional*, defaults to 10000): Resamples of the bootstrap.
 
@@ -226,7 +228,7 @@ def write_aggregate(aggregate: Mapping[str, Mapping], output_dir: str | os.PathL
     return text
 
 
-def _cell(value, as_share):
+def _cell(value: Any, as_share: bool):
     if value is None:
         return "–"
     return f"{100 * value:.2f}" if as_share else f"{value:.5g}"

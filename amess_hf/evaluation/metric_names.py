@@ -1,4 +1,7 @@
-"""What metrics and modalities are called where people read them: key -> name."""
+"""How metrics and modalities are named and written where people read them."""
+
+from collections.abc import Sequence
+
 
 MODALITY_NAMES = {"text": "words", "audio": "sound", "video": "picture"}
 
@@ -20,3 +23,13 @@ OOS_METRICS = {
     "der": "DER",
 }
 OPEN_METRICS = {"accuracy": "accuracy", "f1_known": "F1-known", "f1_open": "F1-open", "f1": "F1"}
+
+
+def modality_label(modalities: Sequence[str]) -> str:
+    """Name a set of modalities, e.g. `"words + sound"`."""
+    return " + ".join(MODALITY_NAMES[name] for name in modalities)
+
+
+def percent(share: float) -> str:
+    """Write a share in percent with two digits."""
+    return f"{100 * share:.2f}"

@@ -7,7 +7,14 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from .metric_names import CLASSIFICATION_METRICS, MODALITY_NAMES, OOS_METRICS, OPEN_METRICS
+from .metric_names import (
+    CLASSIFICATION_METRICS,
+    MODALITY_NAMES,
+    OOS_METRICS,
+    OPEN_METRICS,
+    modality_label,
+    percent,
+)
 from .prediction import model_modalities
 
 
@@ -31,7 +38,7 @@ _PAPER = """\
   year    = {2025}
 }"""
 
-_DATASETS = {
+DATASETS = {
     "mintrec": {
         "title": "MIntRec",
         "description": (
@@ -99,8 +106,8 @@ def create_model_card(
     """
     # The folder's name only: its path is private.
     datasets = [os.path.basename(name.strip()) for name in (dataset_name or "").split(",") if name.strip()]
-    known = [_DATASETS[name] for name in datasets if name in _DATASETS]
-    dataset_title = " and ".join(_DATASETS.get(name, {"title": name})["title"] for name in datasets)
+    known = [DATASETS[name] for name in datasets if name in DATASETS]
+    dataset_title = " and ".join(DATASETS.get(name, {"title": name})["title"] for name in datasets)
     title = os.path.basename((model_id or "").rstrip("/")) or "amess"
     text_encoder = _hub_name(getattr(model.config.text_config, "_name_or_path", None))
     card_data = ModelCardData(
@@ -135,22 +142,22 @@ def create_model_card(
     )
 
 
-def _hub_name(name_or_path):
+def _hub_name(name_or_path: str | None):
     """Return the name if it can be that of a Hub model; a path on one machine means nothing to a reader of the card."""
     if name_or_path and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name_or_path) and not os.path.exists(name_or_path):
         return name_or_path
     return None
 
 
-def _join(words):
+def _join(words: list[str]):
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
-def _metrics_of(results, prefix):
+def _metrics_of(results: Mapping, prefix: str):
     return {key: results[f"{prefix}_{key}"] for key in _METRICS if f"{prefix}_{key}" in results}
 
 
-def _eval_results(results, dataset_title, datasets):
+def _eval_results(results: Mapping, dataset_title: str, datasets: list[str]):
     return [
         EvalResult(
             **_TASK,
@@ -166,39 +173,39 @@ def _eval_results(results, dataset_title, datasets):
     ]
 
 
-def _result_table(results):
+def _result_table(results: Mapping):
     measured = {split: _metrics_of(results, prefix) for prefix, split in _SPLITS.items()}
     columns = [key for key in _METRICS if any(key in metrics for metrics in measured.values())]
     return {
         "result_columns": [_METRICS[key] for key in columns],
         "results": [
-            {"split": split, "values": [_percent(metrics[key]) if key in metrics else "–" for key in columns]}
+            {"split": split, "values": [percent(metrics[key]) if key in metrics else "–" for key in columns]}
             for split, metrics in measured.items()
             if metrics
         ],
     }
 
 
-def _report_tables(report):
+def _report_tables(report: Mapping):
     return {
         "modality_split": report.get("split"),
         "modality_rows": [
             [
-                " + ".join(MODALITY_NAMES[name] for name in row["modalities"]),
-                *(_percent(row[key]) for key in ("accuracy", "weighted_f1", "changed")),
+                modality_label(row["modalities"]),
+                *(percent(row[key]) for key in ("accuracy", "weighted_f1", "changed")),
             ]
             for row in report.get("modalities", ())
         ],
         "detection_split": report.get("split"),
         "detection_columns": list(OOS_METRICS.values()),
         "detection_rows": [
-            [f"`{method}`", *(_percent(metrics[key]) for key in OOS_METRICS)]
+            [f"`{method}`", *(percent(metrics[key]) for key in OOS_METRICS)]
             for method, metrics in report.get("oos_detection", {}).items()
         ],
     }
 
 
-def _labels(config):
+def _labels(config: Any):
     descriptions, zero_shot = config.label_descriptions or {}, set(config.zero_shot_labels or ())
     labels = []
     for _, name in sorted(config.id2label.items()):
@@ -213,7 +220,3 @@ def _labels(config):
             }
         )
     return labels
-
-
-def _percent(value):
-    return f"{100 * value:.2f}"

@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .calibration import NUM_BINS, expected_calibration_error
-from .metric_names import MODALITY_NAMES
+from .metric_names import MODALITY_NAMES, modality_label
 
 
 try:
     import matplotlib
+    from matplotlib.axes import Axes
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
@@ -168,7 +169,7 @@ def plot_confusion(matrix: np.ndarray, names: Sequence[str]) -> Figure:
         axes.tick_params(which="both", length=0)
         axes.spines[:].set_visible(False)
         axes.set(xlabel="predicted intent", ylabel="true intent")
-        axes.set_title("What is taken for what (number of clips)", loc="right" if size < 8 else "left")
+        axes.set_title("Confusion matrix (number of clips)", loc="right" if size < 8 else "left")
         colour_bar = figure.colorbar(display.im_, ax=axes, shrink=0.5 if size > 12 else 0.9, aspect=25, pad=0.02)
         colour_bar.set_label("share of the true intent's clips (%)")
         colour_bar.outline.set_visible(False)
@@ -184,12 +185,12 @@ def plot_modalities(table: Sequence[Mapping]) -> Figure:
     Returns:
         `Figure`: The plot.
     """
-    names = [" + ".join(MODALITY_NAMES[name] for name in row["modalities"]) for row in table]
+    names = [modality_label(row["modalities"]) for row in table]
     positions = np.arange(len(table))[::-1]
     with styled_figure(8.5, 1.5 + 0.42 * len(table), "What each modality adds") as figure:
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
         for axes, key, colour, title in (
-            (left, "accuracy", BLUE, "accuracy (%); dashed: with all of them"),
+            (left, "accuracy", BLUE, "accuracy (%); dashed: all modalities"),
             (right, "changed", ORANGE, "answers that change (%)"),
         ):
             values = [100 * row[key] for row in table]
@@ -221,14 +222,13 @@ def plot_calibration(
     """
     from sklearn.calibration import CalibrationDisplay
 
-    series = [("as it is", confidence, "o", "-", {"color": BLUE})]
+    series = [("uncalibrated", confidence, BLUE, BLUE, "o", "-")]
     if calibrated is not None:
-        style = {"facecolor": "none", "edgecolor": VERMILION, "linestyle": ":", "linewidth": 1.5}
-        series.append((f"temperature {temperature:.2f}", calibrated, "s", ":", style))
+        series.append((f"temperature {temperature:.2f}", calibrated, VERMILION, "none", "s", ":"))
     with styled_figure(6.5, 6) as figure:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-        upper.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="as sure as right")
-        for (name, values, marker, line, bars), colour in zip(series, (BLUE, VERMILION), strict=False):
+        upper.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="perfectly calibrated")
+        for name, values, colour, fill, marker, line in series:
             CalibrationDisplay.from_predictions(
                 correct,
                 values,
@@ -241,9 +241,14 @@ def plot_calibration(
                 marker=marker,
                 linestyle=line,
             )
-            lower.hist(values, np.linspace(0, 1, NUM_BINS + 1), rwidth=0.9, **bars)
+            edges = np.linspace(0, 1, NUM_BINS + 1)
+            _, _, bars = lower.hist(
+                values, edges, rwidth=0.9, facecolor=fill, edgecolor=colour, linestyle=line, linewidth=1.5
+            )
+            for bar in bars:
+                bar.set_visible(bar.get_height() > 0)
         upper.set(xlim=(0, 1), ylim=(0, 1.03), xlabel=None, ylabel="accuracy (%)")
-        upper.set_title("Is it as sure as it is right?")
+        upper.set_title("Reliability diagram")
         upper.grid()
         upper.legend(loc="upper left")
         for axis in (upper.yaxis, lower.xaxis):
@@ -321,7 +326,7 @@ def plot_roc(scores_by_method: Mapping[str, ArrayLike], in_scope: ArrayLike) -> 
         axes.set(xlabel="out-of-scope clips let in (%)", ylabel="in-scope clips kept (%)")
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(PercentFormatter(1, symbol=None))
-        axes.set_title("Telling in scope from out of scope")
+        axes.set_title("ROC curves of out-of-scope detection")
         axes.grid()
         axes.legend(loc="lower right")
     return figure
@@ -341,7 +346,7 @@ def embed_in_plane(points: ArrayLike) -> np.ndarray:
 
     points = np.asarray(points, dtype=np.float64)
     if not np.ptp(points, axis=0).any():
-        return np.zeros((len(points), 2))  # all in one place: there is no direction to lay out
+        return np.zeros((len(points), 2))  # All in one place: there is no direction to lay out.
     # One thread: the sum over points is a reduction whose order, and so last digit, depends on the threads.
     with threadpool_limits(1):
         perplexity = min(30.0, (len(points) - 1) / 3)
@@ -367,7 +372,7 @@ def plot_embeddings(
         `Figure`: The plot.
     """
     points, labels = np.asarray(points), np.asarray(labels)
-    with styled_figure(10, 7.2, "Clips and label descriptions, by the embeddings' likeness (t-SNE)") as figure:
+    with styled_figure(10, 7.2, "Clips and label descriptions (t-SNE of their embeddings)") as figure:
         axes = figure.add_subplot()
         if (labels < 0).any():
             out = labels < 0
@@ -391,13 +396,13 @@ def plot_embeddings(
     return figure
 
 
-def _intent_style(number):
+def _intent_style(number: int):
     """Return one of 49 combinations of colour and mark; those of neighbours differ in both."""
     colour = _MARKER_COLOURS[number % len(_MARKER_COLOURS)]
     return {"color": colour, "marker": _MARKERS[(number + number // len(_MARKER_COLOURS)) % len(_MARKERS)]}
 
 
-def _label_points(axes, points, names, avoid):
+def _label_points(axes: Axes, points: np.ndarray, names: Sequence[str], avoid: np.ndarray):
     """Write each name near its point where it covers no other name or mark, with a line to the point."""
     renderer = axes.figure.canvas.get_renderer()
     pixels, small = axes.transData.transform(points), axes.transData.transform(avoid)
@@ -422,7 +427,7 @@ def _label_points(axes, points, names, avoid):
         )
 
 
-def _free_place(x, y, half_width, half_height, taken, frame):
+def _free_place(x: float, y: float, half_width: float, half_height: float, taken: np.ndarray, frame: np.ndarray):
     """Find the nearest place around (x, y), in pixels, where a box covers nothing; the least covered one otherwise."""
     radius, angle = np.meshgrid(np.arange(16, 200, 8), 2 * math.pi * (np.arange(16) + 0.5) / 16, indexing="ij")
     centre_x = (x + (radius + 0.7 * half_width) * np.cos(angle)).ravel()
@@ -479,7 +484,7 @@ def plot_anchors(
     return figure
 
 
-def _draw_track(axes, track, length):
+def _draw_track(axes: Axes, track: Mapping, length: float):
     colour = MODALITY_COLOURS[track["modality"]]
     frames = np.asarray(track["frames"], dtype=np.float64)
     axes.set_ylabel(MODALITY_NAMES[track["modality"]], rotation=0, ha="right", va="center", labelpad=8)
@@ -498,7 +503,7 @@ def _draw_track(axes, track, length):
         axes.plot((start + end) / 2, 1.12, marker="v", color=colour, markersize=4 + 5 * score, clip_on=False)
 
 
-def _draw_words(axes, words, length):
+def _draw_words(axes: Axes, words: Sequence[tuple[str, float | None]], length: float):
     """Draw each word at its share of the letters, on the first of several lines where it does not run into another."""
     letters = sum(len(word) + 1 for word, _ in words)
     if not letters:

@@ -101,11 +101,11 @@ class ClipOutputs:
         return ClipOutputs(**chosen)
 
 
-def _column(dataset, name):
+def _column(dataset: Any, name: str):
     return list(dataset[name]) if hasattr(dataset, "column_names") else [row[name] for row in dataset]
 
 
-def _to_numpy(value):
+def _to_numpy(value: Any):
     value = torch.as_tensor(value).detach().cpu()
     return (value.float() if value.is_floating_point() else value).numpy()
 
@@ -184,7 +184,10 @@ def modality_table(
     modalities is answered from nothing, as in use.
 
     Args:
-        model, dataset, data_collator, batch_size: As for [`predict_clips`]; clips with label -1 are left out.
+        model ([`AMESSForIntentClassification`]): The model.
+        dataset (`datasets.Dataset`): Rows as for [`predict_clips`]; clips with label -1 are left out.
+        data_collator (`Callable`): From a list of rows to a batch.
+        batch_size (`int`, *optional*, defaults to 32): Clips at a time.
         complete ([`ClipOutputs`], *optional*): The outputs with all modalities, if they are already available.
 
     Returns:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,14 @@ from .calibration import (
     fit_temperature,
     negative_log_likelihood,
 )
-from .metric_names import CLASSIFICATION_METRICS, MODALITY_NAMES, OOS_METRICS, OPEN_METRICS
+from .metric_names import (
+    CLASSIFICATION_METRICS,
+    MODALITY_NAMES,
+    OOS_METRICS,
+    OPEN_METRICS,
+    modality_label,
+    percent,
+)
 from .metrics import compute_classification_metrics, compute_oos_metrics, compute_open_classification_metrics
 from .prediction import ClipOutputs, modality_table, predict_clips
 
@@ -97,7 +105,6 @@ def report(
         ImportError: If matplotlib is missing (the `report` extra).
 
     Example:
-
     ```python
     outputs = predict_clips(model, dataset["validation"], collator)
     report(model, dataset["validation"], collator, "report/dev", outputs=outputs, calibration_outputs=outputs)
@@ -139,44 +146,42 @@ def report(
 class _ReportWriter:
     """Collect Markdown; plots are written as they come."""
 
-    def __init__(self, output_dir):
+    def __init__(self, output_dir: str | os.PathLike):
         self.output_dir = output_dir
         self.parts = []
 
-    def heading(self, text, level=2):
+    def heading(self, text: str, level: int = 2):
         self.parts.append(f"{'#' * level} {text}")
 
-    def text(self, text):
+    def text(self, text: str):
         self.parts.append(text)
 
-    def table(self, header, rows, left=1):
+    def table(self, header: list[str], rows: list[list], left: int = 1):
         """Add a table whose first `left` columns are words and the others numbers."""
         rule = ["---"] * left + ["---:"] * (len(header) - left)
         lines = [header, rule, *rows]
         self.parts.append("\n".join(f"| {' | '.join(_escape(str(cell)) for cell in line)} |" for line in lines))
 
-    def plot(self, figure, file_name, description):
+    def plot(self, figure: Any, file_name: str, description: str):
         from .plots import save_figure
 
         save_figure(figure, os.path.join(self.output_dir, file_name))
         self.parts.append(f"![{description}]({file_name})")
 
-    def save(self, results):
+    def save(self, results: dict):
         write_text(os.path.join(self.output_dir, "report.md"), "\n\n".join(self.parts) + "\n")
         write_json(os.path.join(self.output_dir, "metrics.json"), results)
         logger.info(f"The report is in {self.output_dir}")
 
 
-def _escape(text):
+def _escape(text: str):
     """Escape what would break a Markdown table."""
     return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").split())
 
 
-def _percent(value):
-    return f"{100 * value:.2f}"
-
-
-def _write_classification(writer, plots, results, known, names):
+def _write_classification(
+    writer: _ReportWriter, plots: ModuleType, results: dict, known: ClipOutputs, names: list[str]
+):
     from sklearn.metrics import confusion_matrix
 
     metrics, outside = results["classification"], results["out_of_scope_clips"]
@@ -184,7 +189,7 @@ def _write_classification(writer, plots, results, known, names):
     writer.text(f"{results['clips']} in-scope clips{others}. All metrics are in percent.")
     writer.table(
         [f"{label} ↑" for label in CLASSIFICATION_METRICS.values()],
-        [[_percent(metrics[key]) for key in CLASSIFICATION_METRICS]],
+        [[percent(metrics[key]) for key in CLASSIFICATION_METRICS]],
         left=0,
     )
     writer.heading("Intents")
@@ -193,7 +198,7 @@ def _write_classification(writer, plots, results, known, names):
     writer.table(
         ["intent", "clips", "F1", "precision", "recall"],
         [
-            [label, values["support"], *(_percent(values[key]) for key in ("f1", "precision", "recall"))]
+            [label, values["support"], *(percent(values[key]) for key in ("f1", "precision", "recall"))]
             for label, values in rows
         ],
     )
@@ -209,7 +214,7 @@ def _write_classification(writer, plots, results, known, names):
     )
 
 
-def _write_modalities(writer, plots, table):
+def _write_modalities(writer: _ReportWriter, plots: ModuleType, table: list[dict]):
     writer.heading("Modalities")
     writer.text(
         "The same clips with only the named modalities; the others are masked. *Changed*: the share of clips whose answer "
@@ -218,29 +223,26 @@ def _write_modalities(writer, plots, table):
     writer.table(
         ["modalities", "accuracy ↑", "weighted F1 ↑", "changed"],
         [
-            [
-                " + ".join(MODALITY_NAMES[name] for name in row["modalities"]),
-                _percent(row["accuracy"]),
-                _percent(row["weighted_f1"]),
-                _percent(row["changed"]),
-            ]
+            [modality_label(row["modalities"]), *(percent(row[key]) for key in ("accuracy", "weighted_f1", "changed"))]
             for row in table
         ],
     )
     writer.plot(plots.plot_modalities(table), "modalities.png", "Accuracy with some modalities masked")
 
 
-def _write_calibration(writer, plots, known, calibration_outputs):
+def _write_calibration(
+    writer: _ReportWriter, plots: ModuleType, known: ClipOutputs, calibration_outputs: ClipOutputs | None
+):
     confidence, correct = confidence_and_correct(known.logits, known.labels)
 
-    def errors(temperature, scaled_confidence):
+    def errors(temperature: float, scaled_confidence: np.ndarray):
         return {
             "expected_calibration_error": expected_calibration_error(scaled_confidence, correct),
             "negative_log_likelihood": negative_log_likelihood(known.logits, known.labels, temperature),
         }
 
     result = errors(1.0, confidence)
-    rows = [["as it is", 1.0, result]]
+    rows = [["uncalibrated", 1.0, result]]
     temperature = calibrated = None
     if calibration_outputs is not None:
         temperature = fit_temperature(calibration_outputs.logits, calibration_outputs.labels)
@@ -264,7 +266,7 @@ def _write_calibration(writer, plots, known, calibration_outputs):
             [
                 label,
                 f"{value:.3f}",
-                _percent(metrics["expected_calibration_error"]),
+                percent(metrics["expected_calibration_error"]),
                 f"{metrics['negative_log_likelihood']:.4f}",
             ]
             for label, value, metrics in rows
@@ -276,7 +278,9 @@ def _write_calibration(writer, plots, known, calibration_outputs):
     return result
 
 
-def _write_oos(writer, plots, results, outputs, detectors):
+def _write_oos(
+    writer: _ReportWriter, plots: ModuleType, results: dict, outputs: ClipOutputs, detectors: list[OutOfScopeDetector]
+):
     in_scope = outputs.labels >= 0
     if not detectors and in_scope.all():
         return
@@ -291,7 +295,7 @@ def _write_oos(writer, plots, results, outputs, detectors):
         results["kept_in_scope"] = float(accepted[in_scope].mean())
         writer.text(
             f"The threshold of `{first.method}` is {first.threshold:.4g}; it was set to keep {100 * first.keep:g} % of the "
-            f"in-scope dev clips and keeps {_percent(results['kept_in_scope'])} % of these."
+            f"in-scope dev clips and keeps {percent(results['kept_in_scope'])} % of these."
         )
     if in_scope.all():
         writer.text("There is no out-of-scope clip in this split to score detection on.")
@@ -303,7 +307,7 @@ def _write_oos(writer, plots, results, outputs, detectors):
     writer.table(
         ["score", *(f"{label} {'↓' if key in lower else '↑'}" for key, label in OOS_METRICS.items())],
         [
-            [f"`{method}`", *(_percent(values[key]) for key in OOS_METRICS)]
+            [f"`{method}`", *(percent(values[key]) for key in OOS_METRICS)]
             for method, values in results["oos_detection"].items()
         ],
     )
@@ -313,7 +317,7 @@ def _write_oos(writer, plots, results, outputs, detectors):
         writer.text("Known intents and one open class for what the detector rejects:")
         writer.table(
             [f"{label} ↑" for label in OPEN_METRICS.values()],
-            [[_percent(results["open_classification"][key]) for key in OPEN_METRICS]],
+            [[percent(results["open_classification"][key]) for key in OPEN_METRICS]],
             left=0,
         )
     writer.plot(
@@ -324,7 +328,7 @@ def _write_oos(writer, plots, results, outputs, detectors):
     writer.plot(plots.plot_roc(scores, in_scope), "oos_roc.png", "ROC curves of out-of-scope detection")
 
 
-def _write_mistakes(writer, known, names, clips):
+def _write_mistakes(writer: _ReportWriter, known: ClipOutputs, names: list[str], clips: "_ClipAnchors"):
     confidence, correct = confidence_and_correct(known.logits, known.labels)
     wrong = [number for number in np.argsort(-confidence, kind="stable") if not correct[number]]
     writer.heading("The most confident mistakes")
@@ -339,7 +343,7 @@ def _write_mistakes(writer, known, names, clips):
     writer.table(["clip", "text", "intent", "prediction", "anchors, best first", "confidence"], rows, left=5)
 
 
-def _write_map(writer, plots, outputs, names):
+def _write_map(writer: _ReportWriter, plots: ModuleType, outputs: ClipOutputs, names: list[str]):
     points = [outputs.multimodal_embeds]
     if outputs.label_embeds is not None:
         points.append(outputs.label_embeds)
@@ -356,7 +360,9 @@ def _write_map(writer, plots, outputs, names):
     )
 
 
-def _write_anchors(writer, plots, known, names, clips):
+def _write_anchors(
+    writer: _ReportWriter, plots: ModuleType, known: ClipOutputs, names: list[str], clips: "_ClipAnchors"
+):
     confidence, correct = confidence_and_correct(known.logits, known.labels)
     order = np.argsort(-confidence, kind="stable")
     right, wrong = [n for n in order if correct[n]], [n for n in order if not correct[n]]

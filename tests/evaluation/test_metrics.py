@@ -1,5 +1,6 @@
 """The metrics against hand-computed cases, scikit-learn, and slow loops over the published definitions."""
 
+import inspect
 import os
 import subprocess
 import sys
@@ -234,8 +235,7 @@ class TestModules:
         metric = evaluate.load(os.path.join(METRICS_DIR, name), cache_dir=str(tmp_path))
         result = metric.compute(predictions=predictions, references=references, **options)
         assert result == function(predictions, references, **options)
-        assert type(metric).__name__ != "ClipMetric" and "Example:" in metric.inputs_description
-        assert metric.description.count("\n") == 0 and "zhang2024mintrec" in metric.citation
+        assert metric.inputs_description == inspect.getdoc(function) and "zhang2024mintrec" in metric.citation
 
     @pytest.mark.parametrize("name", CASES)
     def test_card_names_every_metric(self, name):

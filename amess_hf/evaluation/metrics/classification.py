@@ -142,7 +142,7 @@ def generalized_accuracy(predictions: np.ndarray, references: np.ndarray, unseen
     return {"seen_accuracy": seen, "unseen_accuracy": new, "harmonic_accuracy": harmonic}
 
 
-def _label_ids(predictions, references):
+def _label_ids(predictions: ArrayLike, references: ArrayLike):
     """Both as arrays of integers of one length."""
     predictions, references = np.asarray(predictions), np.asarray(references)
     for name, values in (("predictions", predictions), ("references", references)):

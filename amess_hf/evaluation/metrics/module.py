@@ -1,43 +1,38 @@
-"""What the modules for `evaluate` share: a base class that reads their card from the class itself."""
+"""What the modules for `evaluate` share: a metric that calls a function and documents itself with its docstring."""
 
 import inspect
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import datasets
 import evaluate
 
-
-_CITATION = """\
-@inproceedings{zhang2024mintrec,
-  title     = {{MIntRec2.0}: A Large-scale Benchmark Dataset for Multimodal Intent Recognition and Out-of-scope
-               Detection in Conversations},
-  author    = {Zhang, Hanlei and Wang, Xin and Xu, Hua and Zhou, Qianrui and Gao, Kai and Su, Jianhua and Zhao, Jinyue
-               and Li, Wenrui and Chen, Yanting},
-  booktitle = {International Conference on Learning Representations},
-  year      = {2024}
-}
-"""
+from ..model_card import DATASETS
 
 
 class ClipMetric(evaluate.Metric):
-    """One prediction and one reference for each clip; a subclass documents itself and has `_compute`.
+    """One prediction and one reference for each clip.
 
-    `evaluate.load` takes the first class in a module for the metric: import this module, not the class from it.
+    `evaluate.load` takes the first class in a module for the metric: import this module there, not the class from it.
 
     Attributes:
+        function (`Callable`): Takes the predictions, the references and further options; gives the metrics.
         prediction_type (`str`): The type of a prediction, as `datasets` names it.
     """
 
+    function: ClassVar[Callable[..., dict]]
     prediction_type: ClassVar[str] = "int64"
 
     def _info(self):
-        documentation = inspect.cleandoc(type(self).__doc__)
         return evaluate.MetricInfo(
-            description=documentation.partition("\n\n")[0],
-            citation=_CITATION,
-            inputs_description=documentation,
+            description=inspect.getdoc(type(self)),
+            citation=DATASETS["mintrec2.0"]["citation"],
+            inputs_description=inspect.getdoc(self.function),
             features=datasets.Features(
                 {"predictions": datasets.Value(self.prediction_type), "references": datasets.Value("int64")}
             ),
             reference_urls=["https://github.com/thuiar/MIntRec2.0/blob/main/utils/metrics.py"],
         )
+
+    def _compute(self, predictions: list, references: list, **options: Any) -> dict:
+        return self.function(predictions, references, **options)
