@@ -333,7 +333,7 @@ class TestWhatIsNoClip:
 
     def test_no_stream(self, tmp_path):
         (tmp_path / "clip.srt").write_text("1\n00:00:00,000 --> 00:00:01,000\nHello\n")
-        self.check(tmp_path / "clip.srt", "cannot be decoded|neither sound nor picture")
+        self.check(tmp_path / "clip.srt", "cannot be decoded|neither sound nor video")
 
     @pytest.mark.parametrize("options", [{}, {"movflags": "faststart"}], ids=["index last", "index first"])
     def test_truncated_mp4(self, tmp_path, options):

@@ -233,10 +233,17 @@ class TestCandidates:
         answer = pipe(TEXT, candidate_labels=["Greet", "Thank"])
         agree(answer, pipe(TEXT, candidate_labels={name: DESCRIPTIONS[name] for name in ("Greet", "Thank")}))
         assert set(scores(pipe(TEXT, candidate_labels=["late", "kind"]))) == {"late", "kind"}
+        agree(answer, pipe(TEXT, candidate_labels="Greet, Thank"))
+        assert [entry["label"] for entry in pipe(TEXT, candidate_labels="Thank")] == ["Thank"]
 
-    def test_none(self, pipe):
+    @pytest.mark.parametrize("nothing", [{}, [], "", " , "])
+    def test_none(self, pipe, nothing):
         with pytest.raises(ValueError, match="`candidate_labels` is empty"):
-            pipe(TEXT, candidate_labels={})
+            pipe(TEXT, candidate_labels=nothing)
+
+    def test_the_former_name(self, pipe):
+        with pytest.raises(TypeError, match="'candidate_intents'; there are .*`candidate_labels`"):
+            pipe(TEXT, candidate_intents=["Greet", "Thank"])
 
 
 class TestOutOfScope:
@@ -264,7 +271,7 @@ class TestOutOfScope:
         assert full["label"] == "UNK" and full["in_scope"] is False
         assert "UNK" not in scores(full["predictions"])
         assert pipe(known, return_anchors=True)["in_scope"] is True
-        # a threshold stands for the detector, which has no say over other intents
+        # a threshold replaces the detector, which is ignored for other intents
         assert "UNK" not in scores(pipe(unknown, threshold=0.0))
         assert "UNK" not in scores(pipe(unknown, candidate_labels=["late", "kind"]))
 
