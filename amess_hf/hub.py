@@ -211,7 +211,7 @@ def push_folder(
         repo_id=repo_id,
         folder_path=folder,
         allow_patterns=names,
-        delete_patterns=[name for name in remote if "/" not in name and name.endswith(ENDINGS_REPLACED)],
+        delete_patterns=[name for name in remote if "/" not in name and name.endswith(ENDINGS_REPLACED)] or None,
         commit_message=commit_message,
         revision=revision,
         run_as_future=run_as_future,
@@ -303,6 +303,7 @@ class PushesToHub:
         if repo_id is not None:
             private = self.args.hub_private_repo if private is None else private
             self.hub_model_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            self.push_in_progress = None
         elif self.hub_model_id is None:
             self.init_hf_repo(token=token, private=private)
         has_card = Path(folder, CARD_NAME).exists() or api.file_exists(self.hub_model_id, CARD_NAME, revision=revision)
