@@ -298,6 +298,7 @@ print(count, len(samples), len(heard), len(seen), peak() - idle)
 """
 
 
+@pytest.mark.slow
 def test_ten_minutes_in_bounded_memory(tmp_path):
     path = tmp_path / "long.mp4"
     still = np.random.default_rng(0).integers(0, 255, (360, 640, 3), dtype=np.uint8)

@@ -111,6 +111,7 @@ def train(splits, tokenizer):
     return model.eval(), collator
 
 
+@pytest.mark.slow
 def test_clips_train_a_model_and_the_pipeline_agrees_with_training(corpus, tokenizer, tmp_path):
     dataset = load_mintrec(corpus, cache_dir=tmp_path)
     splits = add_clip_features(dataset, "log-mel", "frame-difference", data_dir=corpus)
@@ -209,6 +210,7 @@ class TestFindingClips:
         assert encoder_slug("microsoft/wavlm-base") == "wavlm-base" and encoder_slug("a/b c/") == "b-c"
 
 
+@pytest.mark.slow
 def test_one_command_from_clips_to_a_pipeline(corpus, tokenizer, tmp_path, monkeypatch):
     """`run_mir.py` with encoders trains on raw clips; the pipeline over what it saved gives the scores that it wrote."""
     import run_mir

@@ -300,6 +300,7 @@ class TestReport:
         assert rows[0][1] == outputs.texts[wrong[0]]
         assert re.search(r"sound \d\.\d s", rows[0][4])  # in seconds, as start and end are known
 
+    @pytest.mark.slow
     def test_same_bytes_again(self, written, model, dataset, collator, tmp_path):
         folder, _ = written
         write_report(model, dataset, collator, predict_clips(model, dataset, collator), tmp_path)
@@ -318,6 +319,7 @@ class TestReport:
         lines = [line for line in section.splitlines() if line.startswith("| S")]
         assert lines and all(len(re.findall(r"(?<!\\)\|", line)) == 7 and "<" not in line for line in lines)
 
+    @pytest.mark.slow
     def test_words_alone_and_no_descriptions(self, model, dataset, collator, tmp_path):
         """A model without anchors, descriptions, sound and picture has a shorter report."""
         config = model.config.to_dict() | {"fusion_type": "text", "label_descriptions": None}

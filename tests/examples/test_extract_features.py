@@ -133,6 +133,7 @@ def test_killed_between_taking_away_and_putting_there(corpus, tmp_path):
     check_complete(corpus, tmp_path)
 
 
+@pytest.mark.slow
 def test_two_processes(corpus, tmp_path):
     launch = [
         sys.executable,

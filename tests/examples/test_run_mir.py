@@ -192,6 +192,7 @@ def write_official_folder(folder, name, **splits):
     return folder
 
 
+@pytest.mark.slow
 def test_a_model_of_two_sets_answers_for_one(inputs, tmp_path):
     """Each clip against its own set's labels, whether the sets are scored together or one alone."""
     sets = {"mintrec": ["Complain", "Praise", "Greet"], "mintrec2.0": ["Doubt", "Praise", "Warn"]}
@@ -236,6 +237,7 @@ def test_held_out_intents_from_a_json_file(inputs, tmp_path):
     assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "run").config.num_labels == 17
 
 
+@pytest.mark.slow
 def test_from_the_command_line(inputs, tmp_path):
     """In a process of its own, with two seeds."""
     values = {**inputs["data"], **inputs["encoder"], **inputs["sizes"], **inputs["run"], "max_steps": 1}
@@ -304,6 +306,7 @@ def test_steps_without_descriptions(inputs, tmp_path, change):
     assert 0 <= results["eval_accuracy"] <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_seeds_are_aggregated_and_resume(inputs, script, tmp_path):
     values = {**inputs["data"], **inputs["encoder"], **inputs["sizes"], **inputs["run"], "max_steps": 2}
@@ -341,6 +344,7 @@ def test_a_plain_encoder_is_no_model(inputs, tmp_path):
         run_script("run_mir", {**values, "output_dir": tmp_path}, ("do_predict",))
 
 
+@pytest.mark.slow
 def test_report_detector_and_card(inputs, tmp_path):
     pytest.importorskip("matplotlib")
     values = {**inputs["data"], **inputs["encoder"], **inputs["sizes"], **inputs["run"], "max_steps": 2}

@@ -103,12 +103,13 @@ def in_a_process(train, folder, at_step=None, in_save=None):
     # A copy of this process: it need not import everything anew.
     process = multiprocessing.get_context("fork").Process(target=target)
     process.start()
-    process.join(120)
+    process.join(500)
     hangs = process.is_alive()
     process.kill()
     assert not hangs and process.exitcode == (0 if at_step is None and in_save is None else -signal.SIGKILL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", [train_with_trainer, train_with_loop])
 def test_killed_training_ends_the_same(train, tmp_path):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
@@ -227,6 +228,7 @@ def test_folder_that_cannot_be_written(tmp_path):
     assert os.listdir(tmp_path / "new" / "folder") == []
 
 
+@pytest.mark.slow
 def test_evaluation_does_not_change_what_training_draws(tmp_path):
     """With and without evaluations in between, dropout draws the same: the weights are equal."""
     runs = []
