@@ -7,7 +7,6 @@ import torch
 
 from ..constants_amess import FEATURE_MODALITIES
 from ..padding_amess import encode_texts, pad_features
-from .memory import PageReleaser
 
 
 @dataclass
@@ -31,8 +30,6 @@ class AMESSDataCollator:
 
     def __post_init__(self):
         self.tokenizer = getattr(self.tokenizer, "tokenizer", self.tokenizer)
-        # Rows are views of mapped Arrow files; what has been read would otherwise count as this process's memory.
-        self._release_pages = PageReleaser()
 
     def __call__(self, rows):
         """
@@ -54,7 +51,6 @@ class AMESSDataCollator:
                 limit = getattr(self.config, f"max_{modality}_length")
                 features, mask = pad_features([row.get(name) for row in rows], width, limit, name)
                 batch[name], batch[f"{modality}_attention_mask"] = features, mask
-                self._release_pages(features.nbytes)
         if "label" in rows[0]:
             batch["labels"] = torch.tensor([int(row["label"]) for row in rows])
         if self.candidates is not None:
