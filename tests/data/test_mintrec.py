@@ -195,7 +195,7 @@ class TestMIntRec:
         assert rows.features["label"].names == ["Emotion", "Goal"]
         assert rows["label"][:] == [0, 0, 1] and rows["label_name"][:] == ["Emotion", "Emotion", "Goal"]
 
-    @pytest.mark.parametrize("place", ["inside", "beside"])
+    @pytest.mark.parametrize("place", ["inside", "next to"])
     def test_out_of_scope_folder(self, load, folder, place):
         outside = (folder if place == "inside" else folder.parent) / "MIntRec-OOD"
         write_mintrec(outside, {"test": ["S09\tE01\t1\thm\tUNK", "S09\tE01\t2\tum\tunk"]})

@@ -209,7 +209,7 @@ def nested_references(depth):
 
 
 def encoded_again(times):
-    """A clip that holds bytes of the same megabyte of text, made anew each time."""
+    """A clip that holds bytes of the same megabyte of text, made again each time."""
     text = b"X" + struct.pack("<I", 2**20) + b"x" * 2**20 + b"q\x00"
     codec = b"X\x06\x00\x00\x00latin1q\x01"
     call = b"c_codecs\nencode\nh\x00h\x01\x86R"
