@@ -1,9 +1,10 @@
-"""Annotation tables: rows of MIntRec, of MIntRec2.0 and of a folder of one's own, as one kind of record."""
+"""Annotation tables: rows of MIntRec, of MIntRec2.0 and of custom data, as one kind of record."""
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +35,14 @@ class Clip:
     """One row of an annotation table.
 
     Attributes:
-        id: Clip id, the key of the clip in feature files.
-        text: What is said; may be empty.
-        label: Name of the intent, spelled as in the label list, or `"UNK"`.
-        where: File and line, for error messages.
-        fields: What else the table says: speaker, source, dialogue_id, utterance_id, start and end (seconds),
-            and for a folder of one's own the paths of its files.
-        split: `"train"`, `"validation"` or `"test"`.
-        context: Earlier turns of the dialogue, oldest first, each `"speaker: text"`.
+        id (`str`): Clip id, the key of the clip in feature files.
+        text (`str`): What is said; may be empty.
+        label (`str`): Name of the intent, spelled as in the label list, or `"UNK"`.
+        where (`str`): File and line, for error messages.
+        fields (`dict[str, Any]`): What else the table says: speaker, source, dialogue_id, utterance_id, start and end
+            (seconds), and for custom data the paths of its files.
+        split (`str`): `"train"`, `"validation"` or `"test"`.
+        context (`list[str]`): Earlier turns of the dialogue, oldest first, each `"speaker: text"`.
     """
 
     id: str
@@ -54,55 +55,45 @@ class Clip:
 
     @property
     def in_scope(self) -> bool:
+        """Whether the clip has one of the known intents."""
         return self.label != OUT_OF_SCOPE_LABEL
 
 
-def find_split_files(folder: Path, suffixes: Sequence[str] = (".tsv",)) -> dict[str, Path]:
-    """Return {split: file} for the annotation tables that lie directly in `folder`."""
+def find_split_files(folder: Path, suffixes: Iterable[str] = (".tsv",)) -> dict[str, Path]:
+    """Return {split: file} for the annotation tables directly in `folder`.
+
+    Raises:
+        ValueError: If there are several tables for one split.
+    """
     found = {}
     for split, stems in SPLIT_FILES.items():
         paths = [folder / (stem + suffix) for stem in stems for suffix in suffixes]
         paths = [path for path in paths if path.is_file()]
         if len(paths) > 1:
             names = ", ".join(path.name for path in paths)
-            raise ValueError(f"{folder} holds several files for the split {split}: {names}; leave one of them there.")
+            raise ValueError(f"{folder} holds several files for the split {split}: {names}; keep one of them")
         if paths:
             found[split] = paths[0]
     return found
 
 
-def read_tsv(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield (`"file:line"`, {lower-case column: cell}) for a tab-separated file in which nothing is quoted."""
-    yield from _read_separated(path, delimiter="\t", quoting=csv.QUOTE_NONE)
-
-
-def read_csv(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield (`"file:line"`, {lower-case column: cell}) for a comma-separated file, quoted as spreadsheets do."""
-    yield from _read_separated(path, delimiter=",")
-
-
-def _read_separated(path: Path, **csv_options) -> Iterator[tuple[str, dict[str, str]]]:
+def _read_separated(path: Path, **csv_options: Any) -> Iterator[tuple[str, dict[str, str]]]:
     with path.open(encoding="utf-8-sig", newline="") as lines:
         rows = csv.reader(lines, **csv_options)
         try:
-            header = [name.strip().lower() for name in next(rows, [])]
-            for row in rows:
+            header = next(rows, [])
+            for row in filter(None, rows):
                 where = f"{path}:{rows.line_num}"
-                if not row:
-                    continue
                 if len(row) != len(header):
-                    raise ValueError(
-                        f"{where}: {len(row)} cells, but the header names {len(header)}; correct the row."
-                    )
-                yield where, dict(zip(header, row, strict=True))
+                    raise ValueError(f"{where}: {len(row)} cells, but the header names {len(header)}; correct the row")
+                yield where, _lower_columns(dict(zip(header, row, strict=True)))
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: not UTF-8 text ({error.reason}); save the file as UTF-8.") from None
+            raise ValueError(f"{path}: not UTF-8 text ({error.reason}); save the file as UTF-8") from None
         except csv.Error as error:
-            raise ValueError(f"{path}:{rows.line_num}: {error}; correct the row.") from None
+            raise ValueError(f"{path}:{rows.line_num}: {error}; correct the row") from None
 
 
-def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (`"file:line"`, {lower-case column: value}) for a file with one JSON object a line."""
+def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     with path.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
@@ -111,35 +102,57 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
-                raise ValueError(f"{where}: not a JSON object ({error.msg}); correct the line.") from None
+                raise ValueError(f"{where}: not a JSON object ({error.msg}); correct the line") from None
             if not isinstance(row, dict):
-                raise ValueError(
-                    f"{where}: a JSON {type(row).__name__}, not an object with columns; correct the line."
-                )
-            yield where, {key.strip().lower(): value for key, value in row.items()}
+                raise ValueError(f"{where}: a JSON {type(row).__name__}, not an object with columns; correct the line")
+            yield where, _lower_columns(row)
 
 
-def read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (`"file:row"`, {lower-case column: value}) for a Parquet file, a few rows in memory at a time."""
+def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         table = pq.ParquetFile(path)
     except pa.ArrowInvalid as error:
-        raise ValueError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]}).") from None
-    number = 0
-    for batch in table.iter_batches(batch_size=64):
-        for row in batch.to_pylist():
-            number += 1
-            yield f"{path}:{number}", {key.strip().lower(): value for key, value in row.items()}
+        raise ValueError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
+    # Few rows at a time: a table may hold features.
+    rows = (row for batch in table.iter_batches(batch_size=64) for row in batch.to_pylist())
+    for number, row in enumerate(rows, start=1):
+        yield f"{path}:{number}", _lower_columns(row)
 
 
-def need_columns(path: Path, row: dict, columns: Iterable[str]) -> None:
+def _lower_columns(row: dict[str, Any]) -> dict[str, Any]:
+    return {column.strip().lower(): value for column, value in row.items()}
+
+
+# The official tables quote nothing; a comma-separated table is quoted as spreadsheets do.
+read_tsv = partial(_read_separated, delimiter="\t", quoting=csv.QUOTE_NONE)
+
+READERS: dict[str, Callable[[Path], Iterator[tuple[str, dict[str, Any]]]]] = {
+    ".csv": _read_separated,
+    ".tsv": read_tsv,
+    ".jsonl": _read_jsonl,
+    ".parquet": _read_parquet,
+}
+
+
+def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (`"file:line"`, {lower-case column: value}) for a csv, tsv, jsonl or parquet table.
+
+    Raises:
+        ValueError: If the table is of another kind, or a row cannot be read; the message names file and line.
+    """
+    if path.suffix not in READERS:
+        raise ValueError(f"{path}: not a {', '.join(READERS)} table")
+    yield from READERS[path.suffix](path)
+
+
+def need_columns(path: Path, row: dict[str, Any], columns: Iterable[str]) -> None:
     """Raise `ValueError` if `row` of the table at `path` lacks one of `columns` (lower case)."""
     missing = [column for column in columns if column not in row]
     if missing:
-        raise ValueError(f"{path}: no column {', '.join(missing)}; its header names {', '.join(row) or 'nothing'}.")
+        raise ValueError(f"{path}: no column {', '.join(missing)}; its header names {', '.join(row) or 'nothing'}")
 
 
 def read_mintrec(path: Path) -> list[Clip]:
@@ -163,19 +176,22 @@ def _read_official(path: Path, id_columns: tuple[str, ...], id_format: str) -> l
 
 
 def optional_fields(row: dict[str, Any], where: str) -> dict[str, Any]:
-    """Return what `row` holds of speaker, source, dialogue_id, utterance_id, start and end (seconds)."""
+    """Return what `row` holds of speaker, source, dialogue_id, utterance_id, start and end (seconds).
+
+    Raises:
+        ValueError: If `start` or `end` is not a time; the message begins with `where`.
+    """
     fields = {}
     for name, columns in OPTIONAL_FIELDS.items():
-        for column in columns:
-            if column in row:
-                value = row[column]
-                fields[name] = parse_seconds(value, where) if name in ("start", "end") else as_text(value)
-                break
+        column = next((column for column in columns if column in row), None)
+        if column is not None:
+            value = row[column]
+            fields[name] = parse_seconds(value, where) if name in ("start", "end") else as_text(value)
     return fields
 
 
 def as_text(value: Any) -> str:
-    """Return a cell as stripped text, an empty one as none; 0 is a value."""
+    """Return a cell as stripped text, `None` as empty text; 0 is a value."""
     return "" if value is None else str(value).strip()
 
 
@@ -188,8 +204,13 @@ def parse_seconds(value: str | float | None, where: str) -> float | None:
         for part in str(value).replace(",", ".").split(":"):
             seconds = 60 * seconds + float(part)
     except ValueError:
-        raise ValueError(f"{where}: {value!r} is no time; write seconds or hh:mm:ss,mmm.") from None
+        raise ValueError(f"{where}: {value!r} is not a time; write seconds or hh:mm:ss,mmm") from None
     return seconds
+
+
+def first_of(names: Sequence[str], most: int = 8) -> str:
+    """Return the first `most` of `names` as one line of a message, with `...` where there are more."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 def resolve_labels(clips: list[Clip], labels: Sequence[str]) -> None:
@@ -204,7 +225,7 @@ def resolve_labels(clips: list[Clip], labels: Sequence[str]) -> None:
         if label is None:
             raise ValueError(
                 f"{clip.where}: unknown label {clip.label!r} of clip {clip.id}; "
-                f"the nearest known one is {nearest(clip.label, labels)!r}."
+                f"the nearest known one is {nearest(clip.label, labels)!r}"
             )
         clip.label = label
 
@@ -215,7 +236,7 @@ def check_unique(clips: list[Clip]) -> None:
     for clip in clips:
         if clip.id in seen:
             raise ValueError(
-                f"{clip.where}: clip id {clip.id} again, first at {seen[clip.id]}; remove one of the rows."
+                f"{clip.where}: clip id {clip.id} again, first at {seen[clip.id]}; remove one of the rows"
             )
         seen[clip.id] = clip.where
 
@@ -227,10 +248,9 @@ def warn_of_shared_ids(splits: dict[str, list[Clip]]) -> None:
         clip.id for split, clips in splits.items() for clip in clips if first.setdefault(clip.id, split) != split
     ]
     if shared:
-        more = ", ..." if len(shared) > 8 else ""
         logger.warning(
-            f"{len(shared)} clip ids stand in more than one split: {', '.join(shared[:8])}{more}; "
-            "what is evaluated may have been trained on, and feature files have one entry for both."
+            f"{len(shared)} clip ids occur in more than one split: {first_of(shared)}; "
+            "evaluation may include training clips, and feature files have one entry for both"
         )
 
 
@@ -242,12 +262,12 @@ def add_context(clips: list[Clip], turns: list[Clip], context_turns: int) -> Non
     empty belongs to no dialogue and gets none.
 
     Args:
-        clips: Clips of one split.
-        turns: All clips of that split that may serve as context, `clips` themselves among them.
-        context_turns: Most turns to add.
+        clips (`list[Clip]`): Clips of one split.
+        turns (`list[Clip]`): All clips of that split that may serve as context, including `clips`.
+        context_turns (`int`): Most turns to add.
 
     Raises:
-        ValueError: If a clip has no `dialogue_id` or a numeric `utterance_id`.
+        ValueError: If a clip has no `dialogue_id` or no integer `utterance_id`.
     """
     dialogues: dict[str, dict[int, Clip]] = {}
     for turn in filter(_in_dialogue, turns):
@@ -268,14 +288,12 @@ def _place(clip: Clip) -> tuple[str, int]:
     dialogue_id, utterance_id = clip.fields.get("dialogue_id"), clip.fields.get("utterance_id")
     if dialogue_id is None or utterance_id is None:
         raise ValueError(
-            f"{clip.where}: `context_turns` needs the columns dialogue_id and utterance_id; leave `context_turns` at 0."
+            f"{clip.where}: `context_turns` needs the columns dialogue_id and utterance_id; leave `context_turns` at 0"
         )
     try:
         return dialogue_id, int(utterance_id)
     except ValueError:
-        raise ValueError(
-            f"{clip.where}: utterance_id {utterance_id!r} is no whole number; correct the cell."
-        ) from None
+        raise ValueError(f"{clip.where}: utterance_id {utterance_id!r} is not an integer; correct the cell") from None
 
 
 def _spoken(clip: Clip) -> str:

@@ -1,7 +1,7 @@
 """Rewrite a pickled feature file as safetensors: `python -m amess_hf.data.convert_features IN.pkl OUT`.
 
-`OUT` becomes a folder of shards with an index. Put beside the pickle under its name without `.pkl`
-(`audio_data/wavlm_feats`), it is what `load_mintrec` reads from then on.
+`OUT` becomes a folder of shards with an index. Next to the pickle under its name without `.pkl`
+(`audio_data/wavlm_feats`), `load_mintrec` reads it instead of the pickle.
 """
 
 import argparse
@@ -12,7 +12,14 @@ from .feature_files import DTYPES, SafetensorsFeatures, convert_pickle
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Convert one file; returns 0, or 2 with one line on stderr if it cannot be done."""
+    """Convert one file.
+
+    Args:
+        arguments (`list[str]`, *optional*): Those of the command line by default.
+
+    Returns:
+        `int`: 0, or 2 with one line on stderr if the file cannot be converted.
+    """
     parser = argparse.ArgumentParser(prog="python -m amess_hf.data.convert_features", description=__doc__)
     parser.add_argument("pickle", type=Path, metavar="IN.pkl", help="pickled dict of clip id to features")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write")

@@ -1,4 +1,4 @@
-"""Where a MIntRec folder keeps what: annotation tables, feature files and raw clips."""
+"""The files of a data set: where its folder keeps annotation tables, feature files and raw clips."""
 
 import hashlib
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers.utils import logging
 
 from ..constants_amess import CLIP_SUFFIXES
-from .annotations import SPLIT_FILES, find_split_files
+from .annotations import READERS, SPLIT_FILES, find_split_files
 from .feature_files import INDEX_NAME, PICKLE_SUFFIXES
 
 
@@ -16,19 +16,19 @@ logger = logging.get_logger(__name__)
 
 SCOPES = ("in", "out", "all")
 NO_FEATURES = "none"
-FOLDER_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+RAW_CLIPS_FOLDER = "raw_data"
 
 
 @dataclass
-class Layout:
+class DatasetFiles:
     """The files that one call of `load_mintrec` reads.
 
     Attributes:
-        tables: (split, annotation table) in the order of reading.
-        turn_tables: {split: table} from which dialogue context may come beside `tables`.
-        features: {`"audio"` or `"video"`: feature files}; the first one that holds a clip counts. A modality that is
-            not used is absent.
-        clips: {clip id: path of the raw clip}; empty where there are none.
+        tables (`list[tuple[str, Path]]`): (split, annotation table) in the order of reading.
+        turn_tables (`dict[str, Path]`): {split: table} that dialogue context may come from, in addition to `tables`.
+        features (`dict[str, list[Path]]`): {`"audio"` or `"video"`: feature files}; the first one that holds a clip
+            counts. A modality that is not used is absent.
+        clips (`dict[str, Path]`): {clip id: raw clip}; empty where there are none.
     """
 
     tables: list[tuple[str, Path]]
@@ -36,45 +36,48 @@ class Layout:
     features: dict[str, list[Path]] = field(default_factory=dict)
     clips: dict[str, Path] = field(default_factory=dict)
 
+    def paths(self) -> list[Path]:
+        """Return all of them."""
+        tables = [path for _, path in self.tables]
+        features = [path for paths in self.features.values() for path in paths]
+        return [*tables, *self.turn_tables.values(), *features, *self.clips.values()]
 
-def find_layout(root: Path, name: str, scope: str, audio_features: str | None, video_features: str | None) -> Layout:
-    """Find the files of the data set `name` under `root`.
+
+def find_dataset_files(root: Path, name: str, scope: str, chosen_features: dict[str, str | None]) -> DatasetFiles:
+    """Find the files of the data set `name` in the folder `root`.
 
     Args:
-        root: Folder of the data set.
-        name: `"mintrec"`, `"mintrec2.0"` or `"folder"`.
-        scope: `"in"`, `"out"` or `"all"`.
-        audio_features: Name (`"wavlm_feats"`) or path of the audio features, `"none"` to leave them out, None for
-            the ones that are there.
-        video_features: The same for video.
+        root (`Path`): Folder of the data set.
+        name (`str`): `"mintrec"`, `"mintrec2.0"` or `"folder"`.
+        scope (`str`): `"in"`, `"out"` or `"all"`.
+        chosen_features (`dict[str, str | None]`): {modality: name (`"wavlm_feats"`) or path of its features, `"none"`
+            to leave them out, None for the only ones in the folder}.
 
     Raises:
-        ValueError: If `root` is no folder, holds no annotation table, or there are several feature files to choose
-            from and none is chosen, or not the chosen one.
+        ValueError: If `root` is not a folder or holds no annotation table, if a modality has several feature files
+            and none is chosen, or the chosen one does not exist.
     """
     if not root.is_dir():
-        raise ValueError(f"`data_dir` {root} is no folder; give the folder that holds the annotation tables.")
-    suffixes = FOLDER_SUFFIXES if name == "folder" else (".tsv",)
+        raise ValueError(f"`data_dir` {root} is not a folder; give the folder that holds the annotation tables")
+    suffixes = tuple(READERS) if name == "folder" else (".tsv",)
     folders = _table_folders(root, name, scope)
     tables = [(split, path) for folder in folders for split, path in find_split_files(folder, suffixes).items()]
     if not tables:
-        raise ValueError(_no_tables(root, folders, scope, suffixes))
-    layout = Layout(tables)
+        wanted = ", ".join(stems[0] for stems in SPLIT_FILES.values())
+        raise ValueError(
+            f"no {wanted} ({', '.join(suffixes)}) for scope={scope!r} in {', '.join(map(str, folders))}; "
+            "`data_dir` must hold at least one"
+        )
+    files = DatasetFiles(tables)
     if name == "mintrec2.0":
-        layout.turn_tables = find_split_files(root / "total")
-    for modality, chosen in (("audio", audio_features), ("video", video_features)):
-        paths = _feature_files([*folders, root], f"{modality}_data", f"{modality}_features", chosen, root)
+        files.turn_tables = find_split_files(root / "total")
+    for modality, chosen in chosen_features.items():
+        paths = _feature_files([*folders, root], modality, chosen, root)
         if paths:
-            layout.features[modality] = paths
+            files.features[modality] = paths
     for folder in dict.fromkeys([root, *folders]):
-        layout.clips.update(_raw_clips(folder / "raw_data"))
-    return layout
-
-
-def _no_tables(root: Path, folders: list[Path], scope: str, suffixes: tuple[str, ...]) -> str:
-    looked = ", ".join(str(folder) for folder in folders) or str(root)
-    wanted = ", ".join(stems[0] for stems in SPLIT_FILES.values())
-    return f"no {wanted} ({', '.join(suffixes)}) for scope={scope!r} in {looked}; `data_dir` has to hold at least one."
+        files.clips.update(find_clips(folder / RAW_CLIPS_FOLDER))
+    return files
 
 
 def _table_folders(root: Path, name: str, scope: str) -> list[Path]:
@@ -98,7 +101,7 @@ def _table_folders(root: Path, name: str, scope: str) -> list[Path]:
 
 
 def _mintrec_out_of_scope(root: Path) -> Path | None:
-    """Return the folder of out-of-scope clips inside or beside that of MIntRec."""
+    """Return the folder of out-of-scope clips in that of MIntRec or next to it."""
     candidates = [root / "MIntRec-OOD", root.parent / f"{root.name}-OOD", root.parent / "MIntRec-OOD"]
     return next((folder for folder in candidates if find_split_files(folder)), None)
 
@@ -111,31 +114,27 @@ def _mintrec2_out_of_scope(folder: Path) -> Path | None:
     found = [candidate for candidate in candidates if find_split_files(candidate)]
     if len(found) > 1:
         names = ", ".join(candidate.name for candidate in found)
-        raise ValueError(f"{folder} holds several data sets: {names}; leave one of them there.")
+        raise ValueError(f"{folder} holds several data sets: {names}; keep one of them")
     return found[0] if found else None
 
 
-def _feature_files(
-    folders: list[Path], subfolder: str, argument: str, chosen: str | None, root: Path
-) -> list[Path] | None:
+def _feature_files(folders: list[Path], modality: str, chosen: str | None, root: Path) -> list[Path]:
     """Return the files of one modality, one from each of `folders` that has one."""
     if chosen == NO_FEATURES:
-        return None
+        return []
     if chosen is not None:
         for path in (Path(chosen).expanduser(), root / chosen):
             if path.is_file() or (path / INDEX_NAME).is_file():
                 return [path.resolve()]
+    subfolder, argument = f"{modality}_data", f"{modality}_features"
     available = [_named_features(folder / subfolder) for folder in dict.fromkeys(folders)]
     names = sorted({name for by_name in available for name in by_name})
     if chosen is None and len(names) > 1:
-        raise ValueError(f"{root} has several {subfolder}: {', '.join(names)}; choose one with `{argument}`.")
+        raise ValueError(f"{root} has several {subfolder}: {', '.join(names)}; choose one with `{argument}`")
     if chosen is not None and chosen not in names:
-        there = ", ".join(names) or "none"
-        raise ValueError(f"`{argument}` {chosen!r} is neither a file nor in {subfolder} of {root}; there: {there}.")
-    if not names:
-        return None
-    name = chosen or names[0]
-    return [by_name[name] for by_name in available if name in by_name]
+        found = ", ".join(names) or "none"
+        raise ValueError(f"`{argument}` {chosen!r} is neither a file nor in {subfolder} of {root}; found: {found}")
+    return [by_name[name] for name in names if chosen in (None, name) for by_name in available if name in by_name]
 
 
 def _named_features(folder: Path) -> dict[str, Path]:
@@ -149,30 +148,38 @@ def _named_features(folder: Path) -> dict[str, Path]:
         elif path.suffix == ".safetensors" or path.suffix in PICKLE_SUFFIXES:
             preferred = found.setdefault(path.stem, path)
             if path.stat().st_mtime > preferred.stat().st_mtime:
-                logger.warning(f"{preferred} is read, but {path} is newer: convert it again or remove one of them.")
+                logger.warning(f"{preferred} is read, but {path} is newer; convert it again or remove one of them")
     return found
 
 
-def _preference(path: Path) -> tuple[int, str]:
-    order = (path.is_dir(), path.suffix == ".safetensors", path.suffix in PICKLE_SUFFIXES)
-    return (order.index(True) if True in order else len(order), path.name)
+def _preference(path: Path) -> tuple[bool, bool, str]:
+    return (not path.is_dir(), path.suffix != ".safetensors", path.name)
 
 
-def _raw_clips(folder: Path) -> dict[str, Path]:
-    """Return {clip id: path}: `S05/E16/329.mp4` is the clip `S05_E16_329`, `train/dia0_utt3.mp4` is `dia0_utt3`."""
+def find_clips(folder: str | Path) -> dict[str, Path]:
+    """Return {clip id: path} for the raw clips anywhere below `folder`.
+
+    A name with an underscore is the id (`train/dia0_utt3.mp4` is `dia0_utt3`). Otherwise the names of at most two
+    folders go before it, as in MIntRec (`S05/E16/329.mp4` is `S05_E16_329`): those below `raw_data` where the path has
+    such a folder, else those below `folder`.
+
+    Args:
+        folder (`str` or `Path`): Folder of the clips or of the data set; may not exist.
+    """
     clips = {}
-    if folder.is_dir():
-        for path in sorted(folder.rglob("*")):
-            if path.suffix.lower() in CLIP_SUFFIXES:
-                parts = path.relative_to(folder).with_suffix("").parts
-                clips[parts[-1] if "_" in parts[-1] else "_".join(parts)] = path
+    for path in sorted(Path(folder).rglob("*")):
+        if path.suffix.lower() in CLIP_SUFFIXES:
+            *parents, name = path.relative_to(folder).with_suffix("").parts
+            if RAW_CLIPS_FOLDER in parents:
+                parents = parents[parents.index(RAW_CLIPS_FOLDER) + 1 :]
+            clips[name if "_" in name else "_".join([*parents[-2:], name])] = path
     return clips
 
 
 def fingerprint(files: Iterable[Path]) -> str:
     """Return a digest that changes when one of `files`, or a file in one of them that is a folder, changes.
 
-    Feature files are large: path, size and time of change stand for their content.
+    Feature files and clips are large: path, size and modification time stand for their content.
     """
     digest = hashlib.sha256()
     for path in sorted(files):

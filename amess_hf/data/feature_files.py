@@ -1,10 +1,11 @@
 """Feature files: frame features of many clips, read safely and a clip at a time.
 
-A feature file maps clip ids to features [frames, dim]. Two forms are read:
+A feature file maps clip ids to features [frames, dim]. Three forms are read:
 
 - **safetensors**: one file, or a folder of shards with an index. Clips are read one by one, on demand.
-- **pickle**, as the MIntRec archives are published, by a reader that runs no code. A pickle cannot be read at any
-  place but its start, so it is rewritten as safetensors once.
+- **npy**: one file for each clip.
+- **pickle**, as the MIntRec archives are published, by a reader that runs no code. A pickle can only be read from its
+  start to its end, so it is rewritten as safetensors once.
 """
 
 import json
@@ -37,10 +38,13 @@ def as_frames(value: np.ndarray, clip_id: str, path: Path) -> np.ndarray:
     """Return features as [frames, dim].
 
     Args:
-        value: Array [frames, dim] or [frames, 1, dim]; an empty array of one axis is a clip of zero frames.
+        value (`np.ndarray`): Array [frames, dim] or [frames, 1, dim]; an empty array of one axis is a clip of zero
+            frames.
+        clip_id (`str`): The clip, for the message.
+        path (`Path`): The file, for the message.
 
     Raises:
-        ValueError: For any other shape, naming the file and the clip.
+        ValueError: For any other shape.
     """
     if value.ndim == 3 and value.shape[1] == 1:
         return value[:, 0]
@@ -49,33 +53,75 @@ def as_frames(value: np.ndarray, clip_id: str, path: Path) -> np.ndarray:
     if value.ndim == 1 and value.size == 0:
         return value.reshape(0, 0)
     raise ValueError(
-        f"{path}: clip {clip_id} has features of shape {list(value.shape)}; expected [frames, dim] or [frames, 1, dim]."
+        f"{path}: clip {clip_id} has features of shape {list(value.shape)}; expected [frames, dim] or [frames, 1, dim]"
     )
 
 
+def _of_width(frames: np.ndarray, feature_size: int | None, clip_id: str, path: Path) -> np.ndarray:
+    """Return `frames` if they are `feature_size` wide; a clip of zero frames, which may have any width, made so."""
+    if not len(frames):
+        return np.empty((0, feature_size or 0), np.float32)
+    if frames.shape[1] != feature_size:
+        raise ValueError(f"{path}: clip {clip_id} is {frames.shape[1]} wide, other clips are {feature_size} wide")
+    return frames
+
+
 def read_pickle(path: str | os.PathLike) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield (clip id, features [frames, dim]) from a pickled dict of features; see [`read_pickled_arrays`]."""
+    """Yield (clip id, features [frames, dim]) from a pickled dict of features; see `read_pickled_arrays`."""
     path = Path(path)
     for clip_id, value in read_pickled_arrays(path):
         yield clip_id, as_frames(value, clip_id, path)
+
+
+class NumpyFeatures:
+    """Features of clips that have a `.npy` file each, read on demand.
+
+    Args:
+        paths (`dict[str, Path]`): {clip: `.npy` file [frames, dim]}; clips may go by any name.
+
+    Attributes:
+        feature_size (`int`, *optional*): Width of the features, None if no clip has a frame.
+
+    Raises:
+        ValueError: If a file is not an array of numbers [frames, dim].
+    """
+
+    def __init__(self, paths: dict[str, Path]):
+        self.paths = paths
+        shapes = (self._load(clip_id).shape for clip_id in paths)
+        self.feature_size = next((shape[1] for shape in shapes if shape[0]), None)
+
+    def __contains__(self, clip_id: str) -> bool:
+        return clip_id in self.paths
+
+    def __getitem__(self, clip_id: str) -> np.ndarray:
+        """Return the features of a clip, float32 [frames, feature_size]."""
+        frames = np.array(self._load(clip_id), dtype=np.float32)
+        return _of_width(frames, self.feature_size, clip_id, self.paths[clip_id])
+
+    def _load(self, clip_id: str) -> np.ndarray:
+        path = self.paths[clip_id]
+        try:
+            frames = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise ValueError(f"{path}: not a readable .npy file of numbers ({error})") from None
+        return as_frames(frames, clip_id, path)
 
 
 class SafetensorsFeatures:
     """Features of clips in safetensors, read a clip at a time.
 
     Args:
-        path: A `.safetensors` file whose tensors are named by clip id, a folder with shards and an index, or the
-            index itself.
+        path (`str` or `os.PathLike`): A `.safetensors` file whose tensors are named by clip id, a folder with shards
+            and an index, or the index itself.
 
     Attributes:
-        feature_size: Width of the features, None if no clip has a frame.
+        feature_size (`int`, *optional*): Width of the features, None if no clip has a frame.
 
     Raises:
-        ValueError: If a file is missing, damaged, or holds a tensor that is no [frames, dim] of one width.
+        ValueError: If a file is missing or damaged; on reading, if the tensor of a clip is not [frames, dim] of the
+            same width as the others.
     """
-
-    # Pages of a mapped file count as memory of this process until it is closed, so files are closed now and then.
-    REOPEN_BYTES = 32 * 2**20
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
@@ -84,14 +130,13 @@ class SafetensorsFeatures:
         self._shard_of = self._read_index() if self.path.suffix == ".json" else self._read_names()
         self.feature_size = self._read_width()
         self._open_files: dict[Path, Any] = {}
-        self._bytes_read = 0
 
     def _read_index(self) -> dict[str, Path]:
         try:
             index = json.loads(self.path.read_text(encoding="utf-8"))
             return {clip_id: self.path.parent / shard for clip_id, shard in index["weight_map"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{self.path}: not a readable index of shards ({first_line(error)}).") from None
+            raise ValueError(f"{self.path}: not a readable index of shards ({first_line(error)})") from None
 
     def _read_names(self) -> dict[str, Path]:
         with self._opened(self.path) as file:
@@ -102,24 +147,21 @@ class SafetensorsFeatures:
             return safe_open(shard, framework="pt")
         except (OSError, SafetensorError) as error:
             raise ValueError(
-                f"{shard}: not a readable safetensors file ({first_line(error)}); convert the features again."
+                f"{shard}: not a readable safetensors file ({first_line(error)}); convert the features again"
             ) from None
 
     def _read_width(self) -> int | None:
         """Return the width of the first clip that has frames, from the headers alone."""
-        for shard, clip_ids in self._by_shard().items():
+        by_shard: dict[Path, list[str]] = {}
+        for clip_id, shard in self._shard_of.items():
+            by_shard.setdefault(shard, []).append(clip_id)
+        for shard, clip_ids in by_shard.items():
             with self._opened(shard) as file:
                 for clip_id in clip_ids:
                     shape = file.get_slice(clip_id).get_shape()
                     if shape[0] and len(shape) > 1:
                         return shape[-1]
         return None
-
-    def _by_shard(self) -> dict[Path, list[str]]:
-        by_shard: dict[Path, list[str]] = {}
-        for clip_id, shard in self._shard_of.items():
-            by_shard.setdefault(shard, []).append(clip_id)
-        return by_shard
 
     def __contains__(self, clip_id: str) -> bool:
         return clip_id in self._shard_of
@@ -133,23 +175,13 @@ class SafetensorsFeatures:
     def __getitem__(self, clip_id: str) -> np.ndarray:
         """Return the features of a clip, float32 [frames, feature_size]."""
         shard = self._shard_of[clip_id]
-        if self._bytes_read > self.REOPEN_BYTES:
-            self._open_files, self._bytes_read = {}, 0
         if shard not in self._open_files:
             self._open_files[shard] = self._opened(shard)
         try:
             tensor = self._open_files[shard].get_tensor(clip_id)
         except SafetensorError as error:
-            raise ValueError(f"{shard}: clip {clip_id} cannot be read ({first_line(error)}).") from None
-        self._bytes_read += tensor.nbytes
-        frames = as_frames(tensor.float().numpy(), clip_id, shard)
-        if not len(frames):
-            return np.empty((0, self.feature_size or 0), np.float32)
-        if frames.shape[1] != self.feature_size:
-            raise ValueError(
-                f"{shard}: clip {clip_id} is {frames.shape[1]} wide, other clips are {self.feature_size} wide."
-            )
-        return frames
+            raise ValueError(f"{shard}: clip {clip_id} cannot be read ({first_line(error)})") from None
+        return _of_width(as_frames(tensor.float().numpy(), clip_id, shard), self.feature_size, clip_id, shard)
 
 
 def write_features(
@@ -159,40 +191,56 @@ def write_features(
     source: Path,
     dtype: str = "float32",
     shard_bytes: int = SHARD_BYTES,
+    replace: bool = False,
 ) -> Path:
     """Write features as safetensors shards with an index, holding one shard in memory at a time.
 
-    The folder gets its name only when it is complete: a process that dies leaves no `out` behind.
+    The folder gets its name only when it is complete: a process that dies leaves what was there before.
 
     Args:
-        entries: (clip id, features [frames, dim]).
-        out: Folder to write; must not exist, or be empty.
-        source: File that the features come from, for messages and the index.
-        dtype: `"float32"`, or `"float16"` for half the size.
-        shard_bytes: Most bytes of a shard.
+        entries (iterable of `(str, np.ndarray)`): (clip id, features [frames, dim]); may be read from `out` itself.
+        out (`str` or `os.PathLike`): Folder to write.
+        source (`Path`): File that the features come from, for messages and the index.
+        dtype (`str`): `"float32"`, or `"float16"` for half the size.
+        shard_bytes (`int`): A shard is complete with the clip that makes it this large.
+        replace (`bool`): Whether `out` may exist and not be empty; call [`recover_folder`] first.
 
     Returns:
-        The path of the folder.
+        `Path`: The folder.
 
     Raises:
-        ValueError: If `out` is there already, a clip has another width than those before it, or its values do not
-            fit into `dtype`.
+        ValueError: If `out` exists and must not be replaced, a clip has another width than those before it, or its
+            values do not fit into `dtype`.
     """
     out = Path(out)
     if dtype not in DTYPES:
-        raise ValueError(f"`dtype` is {dtype!r}; choose one of {', '.join(DTYPES)}.")
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise ValueError(f"{out}: is there already; choose another name or remove it.")
+        raise ValueError(f"`dtype` is {dtype!r}; choose one of {', '.join(DTYPES)}")
+    if not replace and out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ValueError(f"{out}: already exists; choose another name or remove it")
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.{uuid.uuid4().hex}.partial")
     partial.mkdir()
     try:
         _write_shards(entries, partial, source, np.dtype(dtype), shard_bytes)
+        if replace and out.exists():
+            os.rename(out, _old(out))
         os.replace(partial, out)
-    except BaseException:
+    finally:
         shutil.rmtree(partial, ignore_errors=True)
-        raise
+    shutil.rmtree(_old(out), ignore_errors=True)
     return out
+
+
+def _old(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")
+
+
+def recover_folder(folder: Path) -> None:
+    """Undo what a process that was killed in [`write_features`] left of `folder`; no other process may be writing it."""
+    if _old(folder).exists() and not folder.exists():
+        os.rename(_old(folder), folder)
+    for leftover in (_old(folder), *folder.parent.glob(f".{folder.name}.*.partial")):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _write_shards(
@@ -201,21 +249,17 @@ def _write_shards(
     shards: list[list[str]] = []
     pending: dict[str, np.ndarray] = {}
     width = None
-    total = 0
+    total = size = 0
 
     def flush() -> None:
         save_file(pending, folder / f"{len(shards):05d}.safetensors")
         shards.append(list(pending))
         pending.clear()
 
-    size = 0
     for clip_id, frames in entries:
         if len(frames):
             width = width or frames.shape[1]
-            if frames.shape[1] != width:
-                raise ValueError(
-                    f"{source}: clip {clip_id} is {frames.shape[1]} wide, clips before it are {width} wide."
-                )
+            _of_width(frames, width, clip_id, source)
         pending[clip_id] = _cast(frames, dtype, clip_id, source)
         size += pending[clip_id].nbytes
         if size >= shard_bytes:
@@ -223,10 +267,8 @@ def _write_shards(
             total, size = total + size, 0
     if pending or not shards:
         flush()
-        total += size
-    _write_index(
-        shards, folder, {"total_size": total, "feature_size": width, "dtype": dtype.name, "source": source.name}
-    )
+    metadata = {"total_size": total + size, "feature_size": width, "dtype": dtype.name, "source": source.name}
+    _write_index(shards, folder, metadata)
 
 
 def _write_index(shards: list[list[str]], folder: Path, metadata: dict[str, Any]) -> None:
@@ -239,39 +281,48 @@ def _write_index(shards: list[list[str]], folder: Path, metadata: dict[str, Any]
         weight_map.update(dict.fromkeys(clip_ids, name))
     index = json.dumps({"metadata": metadata, "weight_map": weight_map}, ensure_ascii=False)
     index_path.write_text(index, encoding="utf-8")
-    for name in set(weight_map.values()):
+    for shard in folder.glob("*.safetensors"):
         # The safetensors library writes files that only their owner may read.
-        shutil.copymode(index_path, folder / name)
+        shutil.copymode(index_path, shard)
 
 
 def _cast(frames: np.ndarray, dtype: np.dtype, clip_id: str, source: Path) -> np.ndarray:
     with np.errstate(over="ignore"):
         cast = np.ascontiguousarray(frames.astype(dtype))
     if np.isinf(cast).any() and not np.isinf(frames).any():
-        raise ValueError(f"{source}: clip {clip_id} has values too large for {dtype.name}; write a wider dtype.")
+        raise ValueError(f"{source}: clip {clip_id} has values too large for {dtype.name}; write a wider dtype")
     return cast
 
 
-def convert_pickle(
-    path: str | os.PathLike, out: str | os.PathLike, *, dtype: str = "float32", shard_bytes: int = SHARD_BYTES
-) -> Path:
-    """Rewrite a pickled feature file as safetensors shards with an index; see [`read_pickle`] and [`write_features`]."""
+def convert_pickle(path: str | os.PathLike, out: str | os.PathLike, *, dtype: str = "float32") -> Path:
+    """Rewrite a pickled feature file as safetensors shards with an index.
+
+    Args:
+        path (`str` or `os.PathLike`): The pickle; see [`read_pickle`].
+        out (`str` or `os.PathLike`): Folder to write; see [`write_features`].
+        dtype (`str`): `"float32"` or `"float16"`.
+
+    Returns:
+        `Path`: The folder.
+
+    Raises:
+        ValueError: See `read_pickled_arrays` and [`write_features`].
+    """
     path = Path(path)
-    entries = tqdm(read_pickle(path), desc=f"Reading {path.name}", unit=" clips", disable=not progress_bars())
-    return write_features(entries, out, source=path, dtype=dtype, shard_bytes=shard_bytes)
-
-
-def progress_bars() -> bool:
-    """Whether progress bars are wanted, as transformers is set."""
-    return logging.is_progress_bar_enabled()
+    hidden = not logging.is_progress_bar_enabled()
+    entries = tqdm(read_pickle(path), desc=f"Reading {path.name}", unit=" clips", disable=hidden)
+    return write_features(entries, out, source=path, dtype=dtype)
 
 
 def open_features(path: str | os.PathLike, cache: Callable[[Path], Path]) -> SafetensorsFeatures:
     """Open a feature file of either form.
 
     Args:
-        path: safetensors file, folder of shards, index, or pickle.
-        cache: Says in which folder the converted form of a pickle belongs.
+        path (`str` or `os.PathLike`): safetensors file, folder of shards, index, or pickle.
+        cache (`Callable[[Path], Path]`): Says in which folder the converted form of a pickle belongs.
+
+    Raises:
+        ValueError: If the file cannot be read.
     """
     path = Path(path)
     if path.suffix not in PICKLE_SUFFIXES:
@@ -280,6 +331,6 @@ def open_features(path: str | os.PathLike, cache: Callable[[Path], Path]) -> Saf
     converted.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{converted}.lock"):
         if not converted.exists():
-            logger.warning(f"{path} is a pickle: rewriting it once as safetensors in {converted}.")
+            logger.warning(f"{path} is a pickle; rewriting it once as safetensors in {converted}")
             convert_pickle(path, converted)
     return SafetensorsFeatures(converted)

@@ -1,4 +1,4 @@
-"""MIntRec, MIntRec2.0 and a folder of one's own data as a `datasets.DatasetDict`.
+"""MIntRec, MIntRec2.0 and custom data as a `datasets.DatasetDict`.
 
 MIntRec: Zhang et al., "MIntRec: A New Dataset for Multimodal Intent Recognition", ACM MM 2022.
 MIntRec2.0: Zhang et al., "MIntRec2.0: A Large-scale Benchmark Dataset for Multimodal Intent Recognition and
@@ -8,7 +8,6 @@ Out-of-scope Detection in Conversations", ICLR 2024.
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,15 @@ from .annotations import (
     Clip,
     add_context,
     check_unique,
+    first_of,
     read_mintrec,
     read_mintrec2,
     resolve_labels,
     warn_of_shared_ids,
 )
-from .custom_data import CLIP_COLUMNS, NumpyFeatures, label_names, read_folder_table
-from .dataset_files import NO_FEATURES, SCOPES, Layout, find_layout, fingerprint
-from .feature_files import DTYPES, open_features
+from .custom_data import CLIP_COLUMNS, FEATURE_COLUMNS, label_names, read_custom_table
+from .dataset_files import NO_FEATURES, SCOPES, DatasetFiles, find_dataset_files, fingerprint
+from .feature_files import DTYPES, NumpyFeatures, open_features
 from .labels import COARSE_LABELS, LABELS, coarse_label
 
 
@@ -38,7 +38,7 @@ logger = logging.get_logger(__name__)
 # Part of the cache's path: raise it whenever the rows that the builder writes change.
 VERSION = datasets.Version("1.0.0")
 
-NAMES = ("mintrec", "mintrec2.0", "folder")
+DATASET_NAMES = (*LABELS, "folder")
 GRANULARITIES = ("fine", "coarse")
 
 _FIELD_TYPES = {
@@ -67,49 +67,58 @@ class MIntRecConfig(datasets.BuilderConfig):
     allow_missing_features: bool = False
     dtype: str = "float32"
 
-    def layout(self) -> Layout:
-        """Find the files; see [`find_layout`]."""
-        self._check()
-        return find_layout(Path(self.data_dir), self.name, self.scope, self.audio_features, self.video_features)
-
-    def _check(self) -> None:
-        allowed = {"name": NAMES, "scope": SCOPES, "label_granularity": GRANULARITIES, "dtype": DTYPES}
+    def find_files(self) -> DatasetFiles:
+        """Check the arguments and find the files; see [`find_dataset_files`]."""
+        allowed = {"name": DATASET_NAMES, "scope": SCOPES, "label_granularity": GRANULARITIES, "dtype": DTYPES}
         for argument, values in allowed.items():
             value = getattr(self, argument)
             if value not in values:
-                raise ValueError(f"`{argument}` is {value!r}; choose one of {', '.join(values)}.")
+                raise ValueError(f"`{argument}` is {value!r}; choose one of {', '.join(values)}")
         if self.context_turns < 0:
-            raise ValueError(f"`context_turns` is {self.context_turns}; give 0 or more.")
+            raise ValueError(f"`context_turns` is {self.context_turns}; give 0 or more")
         if self.name == "folder" and self.label_granularity == "coarse":
-            raise ValueError("`label_granularity='coarse'` is known for mintrec and mintrec2.0 only; use 'fine'.")
+            raise ValueError("`label_granularity='coarse'` is known for mintrec and mintrec2.0 only; use 'fine'")
         if self.data_dir is None:
-            raise ValueError("`data_dir` is missing; give the folder that holds the annotation tables.")
+            raise ValueError("`data_dir` is missing; give the folder that holds the annotation tables")
+        chosen = {modality: getattr(self, f"{modality}_features") for modality in FEATURE_MODALITIES}
+        return find_dataset_files(Path(self.data_dir), self.name, self.scope, chosen)
 
     def create_config_id(self, config_kwargs: dict, custom_features: datasets.Features | None = None) -> str:
         """Name the cache of this configuration; a changed file gives another name."""
-        layout = self.layout()
-        files = [path for _, path in layout.tables] + list(layout.turn_tables.values()) + list(layout.clips.values())
-        files += [path for paths in layout.features.values() for path in paths]
+        files = self.find_files()
+        paths = files.paths()
         if self.name == "folder":
-            clips = read_clips(layout, self.name)
-            files += [path for clip in clips for path in clip.fields.values() if isinstance(path, Path)]
-        return super().create_config_id({**config_kwargs, "fingerprint": fingerprint(files)}, custom_features)
+            clips = read_clips(files, self.name)
+            paths += [path for clip in clips for path in clip.fields.values() if isinstance(path, Path)]
+        return super().create_config_id({**config_kwargs, "fingerprint": fingerprint(paths)}, custom_features)
 
 
 @dataclass
-class Plan:
-    """Everything that the generator needs: clips by split, label names, features by modality, and the columns."""
+class BuildPlan:
+    """What the builder writes.
+
+    Attributes:
+        splits (`dict[str, list[Clip]]`): Clips by split.
+        labels (`list[str]`): Names of the label ids.
+        features (`dict[str, ChainedFeatures]`): Features by modality.
+        columns (`list[str]`): Columns that only some data sets have.
+    """
 
     splits: dict[str, list[Clip]]
     labels: list[str]
-    features: dict[str, Any] = field(default_factory=dict)
+    features: dict[str, "ChainedFeatures"] = field(default_factory=dict)
     columns: list[str] = field(default_factory=list)
 
+    @property
+    def clips(self) -> list[Clip]:
+        """The clips of all splits."""
+        return [clip for clips in self.splits.values() for clip in clips]
 
-def read_clips(layout: Layout, name: str) -> list[Clip]:
-    """Read all annotation tables of `layout`; every clip knows its split."""
+
+def read_clips(files: DatasetFiles, name: str) -> list[Clip]:
+    """Read all annotation tables of the data set `name`; every clip knows its split."""
     clips = []
-    for split, path in layout.tables:
+    for split, path in files.tables:
         found = read_table(path, name, split)
         for clip in found:
             clip.split = split
@@ -120,24 +129,28 @@ def read_clips(layout: Layout, name: str) -> list[Clip]:
 def read_table(path: Path, name: str, split: str) -> list[Clip]:
     """Read one annotation table of the data set `name`."""
     readers = {"mintrec": read_mintrec, "mintrec2.0": read_mintrec2}
-    return readers[name](path) if name in readers else read_folder_table(path, split)
+    return readers[name](path) if name in readers else read_custom_table(path, split)
 
 
-def make_plan(config: MIntRecConfig, cache_dir: Path) -> Plan:
+def make_plan(config: MIntRecConfig, cache_dir: Path) -> BuildPlan:
     """Read the annotation tables, check them, and open the feature files.
+
+    Args:
+        config ([`MIntRecConfig`]): What to read.
+        cache_dir (`Path`): Where the converted forms of pickled features belong.
 
     Raises:
         ValueError: For whatever is wrong with the files, naming file and row.
     """
-    layout = config.layout()
-    clips = read_clips(layout, config.name)
+    files = config.find_files()
+    clips = read_clips(files, config.name)
     labels = LABELS[config.name] if config.name in LABELS else label_names(clips)
     resolve_labels(clips, labels)
-    splits = {split: [clip for clip in clips if clip.split == split] for split, _ in layout.tables}
+    splits = {split: [clip for clip in clips if clip.split == split] for split, _ in files.tables}
     for split, members in splits.items():
         check_unique(members)
         if config.context_turns:
-            turn_table = layout.turn_tables.get(split)
+            turn_table = files.turn_tables.get(split)
             turns = read_table(turn_table, config.name, split) if turn_table else []
             add_context(members, turns + members, config.context_turns)
         wanted = {"in": [True], "out": [False], "all": [True, False]}[config.scope]
@@ -145,50 +158,51 @@ def make_plan(config: MIntRecConfig, cache_dir: Path) -> Plan:
     splits = {split: members for split, members in splits.items() if members}
     warn_of_shared_ids(splits)
     if not splits:
-        raise ValueError(
-            f"{config.data_dir}: no clip of scope={config.scope!r} in its tables; choose another `scope`."
-        )
-    plan = Plan(splits, COARSE_LABELS if config.label_granularity == "coarse" else labels)
-    plan.features = open_modalities(layout, plan, cache_dir)
+        raise ValueError(f"{config.data_dir}: no clip of scope={config.scope!r} in its tables; choose another `scope`")
+    plan = BuildPlan(splits, COARSE_LABELS if config.label_granularity == "coarse" else labels)
+    plan.features = open_modalities(files, plan.clips, cache_dir)
     if not config.allow_missing_features:
         check_features_present(plan)
-    add_clip_paths(plan, layout)
-    present = {name for members in splits.values() for clip in members for name in clip.fields}
+    for clip in plan.clips:
+        own = next((clip.fields[column] for column in CLIP_COLUMNS if column in clip.fields), None)
+        if path := own or files.clips.get(clip.id):
+            clip.fields["clip"] = path
+    present = {name for clip in plan.clips for name in clip.fields}
     plan.columns = [name for name in _FIELD_TYPES if name in present]
     return plan
 
 
-def open_modalities(layout: Layout, plan: Plan, cache_dir: Path) -> dict[str, Any]:
-    """Return {modality: features that map a clip to float32 [frames, dim]} for the modalities that are there."""
-    cached = partial(converted_path, cache_dir)
-    clips = [clip for members in plan.splits.values() for clip in members]
+def open_modalities(files: DatasetFiles, clips: list[Clip], cache_dir: Path) -> dict[str, "ChainedFeatures"]:
+    """Return {modality: features of the clips} for the modalities that the data set has."""
+
+    def cached(path: Path) -> Path:
+        return cache_dir / "amess_features" / f"{path.stem}-{fingerprint([path])}"
+
     features = {}
     for modality in FEATURE_MODALITIES:
         column = f"{modality}_features"
         # A clip's own file goes with its row: two splits may number their clips alike.
         own_files = {clip.where: clip.fields[column] for clip in clips if column in clip.fields}
-        parts = [(path, "id", open_features(path, cached)) for path in layout.features.get(modality, [])]
+        parts = [(path, "id", open_features(path, cached)) for path in files.features.get(modality, [])]
         if own_files:
-            parts.append((layout.tables[0][1], "where", NumpyFeatures(own_files)))
+            parts.append((files.tables[0][1], "where", NumpyFeatures(own_files)))
         chained = ChainedFeatures(parts)
         if chained.feature_size:
             features[modality] = chained
         elif parts:
-            logger.warning(f"{parts[0][0]}: no clip has a frame of {modality}; the modality is left out.")
+            logger.warning(f"{parts[0][0]}: no clip has a frame of {modality}; the modality is left out")
     return features
-
-
-def converted_path(cache_dir: Path, path: Path) -> Path:
-    """Return where the safetensors form of the pickle `path` belongs in the cache."""
-    return cache_dir / "amess_features" / f"{path.stem}-{fingerprint([path])}"
 
 
 class ChainedFeatures:
     """Features of several files as one; the first file that holds a clip counts.
 
     Args:
-        parts: (path to name in errors, attribute of a clip that is its key there, features that map the key to
-            [frames, dim] and know their `feature_size`).
+        parts (`list[tuple[Path, str, Any]]`): (path to name in errors, attribute of a clip that is its key there,
+            features that map the key to [frames, dim] and know their `feature_size`).
+
+    Attributes:
+        feature_size (`int`): Width of the features, 0 if no clip has a frame.
 
     Raises:
         ValueError: If two files have features of different width.
@@ -198,7 +212,7 @@ class ChainedFeatures:
         widths = {path: part.feature_size for path, _, part in parts if part.feature_size}
         if len(set(widths.values())) > 1:
             found = ", ".join(f"{path}: {width}" for path, width in widths.items())
-            raise ValueError(f"features of different width ({found}); choose files of one kind.")
+            raise ValueError(f"features of different width ({found}); choose files of one kind")
         self.parts = parts
         self.feature_size = next(iter(widths.values()), 0)
 
@@ -222,31 +236,20 @@ def _finite(frames: np.ndarray, clip_id: str, path: Path) -> np.ndarray:
     if not finite.all():
         raise ValueError(
             f"{path}: clip {clip_id} has NaN or infinite features, first in frame {int(np.argmin(finite))}; "
-            "extract the clip again."
+            "extract the clip again"
         )
     return frames
 
 
-def check_features_present(plan: Plan) -> None:
+def check_features_present(plan: BuildPlan) -> None:
     """Raise `ValueError`, listing clips, if some have no features of a modality that the data set has."""
     for modality, features in plan.features.items():
-        missing = [clip.id for members in plan.splits.values() for clip in members if clip not in features]
+        missing = [clip.id for clip in plan.clips if clip not in features]
         if missing:
-            more = ", ..." if len(missing) > 8 else ""
             raise ValueError(
-                f"{features.parts[0][0]}: no {modality} features for {len(missing)} clips: {', '.join(missing[:8])}{more}; "
-                "set `allow_missing_features` to treat the modality as absent there."
+                f"{features.parts[0][0]}: no {modality} features for {len(missing)} clips: {first_of(missing)}; "
+                "set `allow_missing_features` to treat the modality as absent there"
             )
-
-
-def add_clip_paths(plan: Plan, layout: Layout) -> None:
-    """Give every clip the path of its raw clip as `clip`, where there is one."""
-    for members in plan.splits.values():
-        for clip in members:
-            own = next((clip.fields[column] for column in CLIP_COLUMNS if column in clip.fields), None)
-            path = own or layout.clips.get(clip.id)
-            if path is not None:
-                clip.fields["clip"] = path
 
 
 class MIntRec(datasets.GeneratorBasedBuilder):
@@ -254,7 +257,6 @@ class MIntRec(datasets.GeneratorBasedBuilder):
 
     VERSION = VERSION
     BUILDER_CONFIG_CLASS = MIntRecConfig
-    BUILDER_CONFIGS = [MIntRecConfig(name=name) for name in NAMES]
     DEFAULT_WRITER_BATCH_SIZE = 32
 
     def _info(self) -> datasets.DatasetInfo:
@@ -316,35 +318,42 @@ def load_mintrec(
     dtype: str = "float32",
     cache_dir: str | os.PathLike | None = None,
 ) -> datasets.DatasetDict:
-    """Load MIntRec, MIntRec2.0 or a folder of one's own data.
+    """Load MIntRec, MIntRec2.0 or custom data.
 
     Args:
-        data_dir: Folder in the layout of the published archive: for `"mintrec"` the tsv files, `audio_data/` and
-            `video_data/`, out-of-scope clips in a folder `MIntRec-OOD` inside or beside it; for `"mintrec2.0"`
-            `in-scope/`, `out-of-scope/<name>/` and `total/`, or the tsv files directly; for `"folder"` tables
-            `train.csv`, `dev.csv`, `test.csv` (or tsv, jsonl, parquet) with the columns `text` and `label`.
-        name: `"mintrec"`, `"mintrec2.0"` or `"folder"`.
-        scope: Which clips: `"in"` scope, `"out"` of scope, or `"all"`.
-        label_granularity: `"fine"` (20 or 30 intents), or `"coarse"`: `Emotion` and `Goal`.
-        audio_features: Name (`"wavlm_feats"`) or path of the audio features; `"none"` leaves them out. Default: those
-            that are there.
-        video_features: The same for video (`"swin_roi"`, `"swin_feats"`, `"video_feats"`).
-        context_turns: Number of earlier turns of the dialogue to give as the column `context`.
-        allow_missing_features: Treat a clip without features as one of zero frames; otherwise it is an error.
-        dtype: How features are stored, `"float32"` or `"float16"` (half the space; rows come back as float32).
-        cache_dir: Where the built data set is kept. Default: that of `datasets`.
+        data_dir (`str` or `os.PathLike`): Folder in the layout of the published archive. For `"mintrec"` the tsv
+            files, `audio_data/` and `video_data/`, with out-of-scope clips in a folder `MIntRec-OOD` inside or next
+            to it; for `"mintrec2.0"` `in-scope/`, `out-of-scope/<name>/` and `total/`, or the tsv files directly; for
+            `"folder"` tables `train.csv`, `dev.csv`, `test.csv` (or tsv, jsonl, parquet) with the columns `text` and
+            `label`.
+        name (`str`): `"mintrec"`, `"mintrec2.0"` or `"folder"`; [`dataset_name`] reads it back.
+        scope (`str`): Which clips: `"in"` scope, `"out"` of scope, or `"all"`.
+        label_granularity (`str`): `"fine"` (20 or 30 intents), or `"coarse"`: `Emotion` and `Goal`.
+        audio_features (`str`, *optional*): Name (`"wavlm_feats"`) or path of the audio features; `"none"` leaves them
+            out. By default the only ones in the folder.
+        video_features (`str`, *optional*): The same for video (`"swin_roi"`, `"swin_feats"`, `"video_feats"`).
+        context_turns (`int`): Number of earlier turns of the dialogue to give as the column `context`.
+        allow_missing_features (`bool`): Treat a clip without features as one of zero frames; otherwise it is an error.
+        dtype (`str`): How features are stored, `"float32"` or `"float16"` (half the space; rows come back as float32).
+        cache_dir (`str` or `os.PathLike`, *optional*): Where the built data set is kept; by default where `datasets`
+            keeps all.
 
     Returns:
-        Splits `train`, `validation` and `test`, as far as they are in the folder. A row has `id`, `text`, `label`
-        (-1 out of scope), `label_name` (`"UNK"` out of scope), `in_scope`; `audio_features` and `video_features`,
-        float32 arrays [frames, dim] (zero frames: absent for this clip), where the data set has them; and as far as
-        the tables have them `speaker`, `source`, `dialogue_id`, `utterance_id`, `start`, `end` (seconds), `clip`.
+        `datasets.DatasetDict`: Splits `train`, `validation` and `test`, as far as they are in the folder. A row has
+        `id`, `text`, `label` (-1 out of scope), `label_name` (`"UNK"` out of scope), `in_scope`; `audio_features` and
+        `video_features`, float32 arrays [frames, dim] (zero frames: absent for this clip), where the data set has
+        them; and as far as the tables have them `speaker`, `source`, `dialogue_id`, `utterance_id`, `start`, `end`
+        (seconds), `clip`. Rows are read from mapped files, so their number is not limited by memory.
 
     Raises:
         ValueError: For whatever is wrong with the arguments or the files, naming file and row.
+
+    Example:
+        >>> dataset = load_mintrec("path/to/MIntRec2.0", "mintrec2.0", context_turns=2)
+        >>> dataset["train"][0]["text"]
     """
     builder = MIntRec(
-        config_name=_known_name(name),
+        config_name=name,
         data_dir=str(Path(data_dir).expanduser().resolve()),
         cache_dir=None if cache_dir is None else str(cache_dir),
         scope=scope,
@@ -362,25 +371,40 @@ def load_mintrec(
             raise error.__cause__ from None
         raise
     if not _feature_columns(builder.info.features) and NO_FEATURES not in (audio_features, video_features):
-        logger.warning_once(f"{data_dir} holds no feature files: words only.")
+        logger.warning_once(f"{data_dir} has no feature files; using text only")
     return with_feature_arrays(builder.as_dataset())
 
 
 def with_feature_arrays(dataset: datasets.DatasetDict) -> datasets.DatasetDict:
-    """Return `dataset` so set that rows give features as numpy arrays, and everything else as plain Python values.
+    """Return `dataset` with features given as numpy arrays, and everything else as plain Python values.
 
-    What [`load_mintrec`] returns is set like this. What plain `datasets.load_dataset` returns is not: its features are
-    nested lists, which take about eight times as long to read.
+    This is how [`load_mintrec`] returns it. Plain `datasets.load_dataset` gives features as nested lists, which take
+    about eight times as long to read.
+
+    Args:
+        dataset (`datasets.DatasetDict`): All splits have the same columns.
     """
     columns = _feature_columns(next(iter(dataset.values())).features)
     return dataset.with_format("numpy", columns=columns, output_all_columns=True) if columns else dataset
 
 
 def _feature_columns(features: datasets.Features) -> list[str]:
-    return [column for column in (f"{modality}_features" for modality in FEATURE_MODALITIES) if column in features]
+    return [column for column in FEATURE_COLUMNS if column in features]
 
 
-def _known_name(name: str) -> str:
-    if name not in NAMES:
-        raise ValueError(f"`name` is {name!r}; choose one of {', '.join(NAMES)}.")
-    return name
+def dataset_name(split: datasets.Dataset) -> str | None:
+    """Return which data set the rows of `split` came from: `"mintrec"`, `"mintrec2.0"` or `"folder"`.
+
+    [`load_mintrec`] leaves the name in `split.info`, where selected, filtered, mapped and saved rows keep it. The Hub
+    and Parquet files do not keep it; then the official label lists tell MIntRec and MIntRec2.0.
+
+    Args:
+        split (`datasets.Dataset`): One split.
+
+    Returns:
+        `str`, *optional*: None for rows of several data sets, and where there is nothing to tell the data set by.
+    """
+    if split.info.config_name in DATASET_NAMES:
+        return split.info.config_name
+    names = getattr((split.features or {}).get("label"), "names", None)
+    return next((name for name, labels in LABELS.items() if names == labels), None)

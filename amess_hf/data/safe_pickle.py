@@ -1,10 +1,13 @@
-"""A reader of pickled features that runs no code.
+"""A reader of pickled features that runs no code, streams, and bounds what a file may unfold to.
 
-A pickle is a program: it names functions and calls them. Python's unpickler is never run here, not even with a list of
-names that it may import. `_PickleMachine` is a small machine of its own. It knows the instructions that build
-containers, numbers, numpy arrays and torch tensors and refuses every other one, and it stands in for the few functions
-that such files name, so that nothing is imported or called because a file says so. It hands out clip by clip: a file of
-any size is read in little memory.
+A restricted `pickle.Unpickler` (`find_class` with a list of admitted names) keeps a file from importing other names, but it
+still calls the admitted numpy and torch functions with whatever arguments the file gives, returns only when the whole
+dict is in memory, and has no limit on what a small file unfolds to. This reader hands out one clip after another, so a
+file of any size needs the memory of a few clips; it counts what the file makes of its bytes and refuses a pickle bomb;
+X.
+
+A pickle is a program: it names functions and calls them. `_PickleMachine` knows the instructions that build containers,
+numbers, numpy arrays and torch tensors, and refuses every other one.
 """
 
 import io
@@ -24,7 +27,7 @@ import torch
 UNFOLD_LIMIT = 16
 UNFOLD_SLACK = 2**20
 
-# Values of the unpickling machine that are larger than this are dropped from its memo once their clip is out.
+# Values of the machine that are larger than this, and lists, are dropped from its memo once their clip is out.
 MEMO_BYTES = 1024
 
 _ZIP_MAGIC = b"PK\x03\x04"
@@ -112,8 +115,8 @@ def _ordered_dict() -> dict:
     return {}
 
 
-def _torch_storage(data: Any) -> Any:
-    """The storage inside a tensor is a pickle of its own; torch's weights-only reader takes it."""
+def _torch_storage(data: Any) -> torch.Tensor:
+    """The storage inside a tensor is a pickle of its own; torch's weights-only reader takes it. As a flat tensor."""
     try:
         storage = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds
@@ -122,20 +125,19 @@ def _torch_storage(data: Any) -> Any:
         ) from None
     if not isinstance(storage, torch.storage.TypedStorage):
         raise _RefusedError(f"a {type(storage).__name__} in place of a torch storage")
-    return storage
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
+        return torch.tensor([], dtype=storage.dtype).set_(storage.untyped())
 
 
 def _torch_tensor(storage: Any, offset: Any, size: Any, stride: Any, *flags: Any) -> np.ndarray:
-    if not isinstance(storage, torch.storage.TypedStorage):
+    if not isinstance(storage, torch.Tensor):
         raise _RefusedError("a torch tensor without a storage")
     numbers = (offset, *size, *stride)
     if len(size) != len(stride) or not all(type(number) is int and number >= 0 for number in numbers):
         raise _RefusedError("a torch tensor whose shape is damaged")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
-        flat = torch.tensor([], dtype=storage.dtype).set_(storage.untyped())
     try:
-        tensor = flat.as_strided(size, stride, offset)
+        tensor = storage.as_strided(size, stride, offset)
     except RuntimeError:
         raise _RefusedError("a torch tensor that reaches beyond its storage") from None
     return _tensor_to_array(tensor)
@@ -205,8 +207,8 @@ class _PickleMachine:
     """Runs a pickle of {clip id: features} by the few instructions that such a file needs.
 
     Args:
-        file: The pickle, with `read` and `readline`.
-        evict: Drop large values from the memo once their clip has been handed out. A file that refers to such a
+        file (`_BoundedReader`): The pickle.
+        evict (`bool`): Drop large values from the memo once their clip has been handed out. A file that refers to such a
             value again raises `_EvictedError`.
     """
 
@@ -237,7 +239,7 @@ class _PickleMachine:
                 if handler is None:
                     raise _RefusedError(f"the pickle instruction {name}")
                 handler(argument)
-            self._take_finished_arrays()
+            self._take_finished_clips()
             if self.ready:
                 yield from self.ready
                 self._forget()
@@ -249,7 +251,7 @@ class _PickleMachine:
 
     # Handing out
 
-    def _take_finished_arrays(self) -> None:
+    def _take_finished_clips(self) -> None:
         """Move clips out of the pending items of the outermost dict as soon as the next key is there.
 
         Pickles write a thousand items before the instruction that stores them. Waiting for it would keep a thousand
@@ -258,7 +260,7 @@ class _PickleMachine:
         if len(self.marks) != 1 or len(self.stack) < 3 or len(self.marks[0]) != 1 or self.marks[0][0] is not self.top:
             return
         key, value, next_key = self.stack[:3]
-        if type(key) is type(next_key) is str and isinstance(_finished(value), np.ndarray):
+        if type(key) is type(next_key) is str and isinstance(_finished(value), (np.ndarray, list)):
             self.ready.append((key, value))
             del self.stack[:2]
 
@@ -285,7 +287,7 @@ class _PickleMachine:
 
     # Instructions
 
-    def _op_mark(self, argument):
+    def _op_mark(self, argument: Any):
         self.marks.append(self.stack)
         self.stack = []
 
@@ -293,16 +295,16 @@ class _PickleMachine:
         items, self.stack = self.stack, self.marks.pop()
         return items
 
-    def _op_pop(self, argument):
+    def _op_pop(self, argument: Any):
         if self.stack:
             self.stack.pop()
         else:
             self._pop_mark()
 
-    def _op_pop_mark(self, argument):
+    def _op_pop_mark(self, argument: Any):
         self._pop_mark()
 
-    def _op_empty_dict(self, argument):
+    def _op_empty_dict(self, argument: Any):
         self._push_dict({})
 
     def _push_dict(self, value: dict) -> None:
@@ -310,31 +312,31 @@ class _PickleMachine:
             self.top = value
         self.stack.append(value)
 
-    def _op_dict(self, argument):
+    def _op_dict(self, argument: Any):
         items = self._pop_mark()
         self._push_dict({})
         self._store(self.stack[-1], items)
 
-    def _op_setitem(self, argument):
+    def _op_setitem(self, argument: Any):
         value, key = self.stack.pop(), self.stack.pop()
         self._store(self.stack[-1], [key, value])
 
-    def _op_setitems(self, argument):
+    def _op_setitems(self, argument: Any):
         items = self._pop_mark()
         self._store(self.stack[-1], items)
 
-    def _op_empty_list(self, argument):
+    def _op_empty_list(self, argument: Any):
         self.stack.append([])
 
-    def _op_list(self, argument):
+    def _op_list(self, argument: Any):
         items = self._pop_mark()
         self.stack.append(items)
 
-    def _op_append(self, argument):
+    def _op_append(self, argument: Any):
         item = self.stack.pop()
         self._extend([item])
 
-    def _op_appends(self, argument):
+    def _op_appends(self, argument: Any):
         items = self._pop_mark()
         self._extend(items)
 
@@ -343,20 +345,20 @@ class _PickleMachine:
             raise _RefusedError(f"items appended to a {type(self.stack[-1]).__name__}")
         self.stack[-1].extend(items)
 
-    def _op_empty_tuple(self, argument):
+    def _op_empty_tuple(self, argument: Any):
         self.stack.append(())
 
-    def _op_tuple(self, argument):
+    def _op_tuple(self, argument: Any):
         items = self._pop_mark()
         self.stack.append(tuple(items))
 
-    def _op_tuple1(self, argument):
+    def _op_tuple1(self, argument: Any):
         self._tuple(1)
 
-    def _op_tuple2(self, argument):
+    def _op_tuple2(self, argument: Any):
         self._tuple(2)
 
-    def _op_tuple3(self, argument):
+    def _op_tuple3(self, argument: Any):
         self._tuple(3)
 
     def _tuple(self, size: int) -> None:
@@ -364,7 +366,7 @@ class _PickleMachine:
             raise IndexError
         self.stack[-size:] = [tuple(self.stack[-size:])]
 
-    def _op_memoize(self, argument):
+    def _op_memoize(self, argument: Any):
         self._remember(len(self.memo))
 
     def _remember(self, index: int) -> None:
@@ -381,16 +383,16 @@ class _PickleMachine:
 
     _op_get = _op_binget = _op_long_binget = lambda self, argument: self._recall(argument)
 
-    def _op_global(self, argument):
+    def _op_global(self, argument: Any):
         self.stack.append(_admitted(argument))
 
-    def _op_stack_global(self, argument):
+    def _op_stack_global(self, argument: Any):
         name, module = self.stack.pop(), self.stack.pop()
         if type(name) is not str or type(module) is not str:
-            raise _RefusedError("a name that is no text")
+            raise _RefusedError("a name that is not text")
         self.stack.append(_admitted(f"{module} {name}"))
 
-    def _op_reduce(self, argument):
+    def _op_reduce(self, argument: Any):
         arguments, function = self.stack.pop(), self.stack.pop()
         if type(arguments) is not tuple or not any(function is admitted for admitted in ADMITTED.values()):
             raise _RefusedError(f"a call of a {type(function).__name__}")
@@ -403,14 +405,11 @@ class _PickleMachine:
 
     def _charge(self, made: Any) -> None:
         """Count what a call made of bytes that may stand in the file only once, before more is made of them."""
-        if isinstance(made, torch.storage.TypedStorage):
-            self.room -= made.nbytes()
-        elif isinstance(made, (bytes, np.ndarray)):
-            self.room -= made.nbytes if isinstance(made, np.ndarray) else len(made)
+        self.room -= _data_bytes(made)
         if self.room < 0:
             raise _RefusedError(f"more than {UNFOLD_LIMIT} times the file's size made by calls, a pickle bomb")
 
-    def _op_build(self, argument):
+    def _op_build(self, argument: Any):
         state, target = self.stack.pop(), self.stack[-1]
         if not isinstance(target, (_Array, _Dtype)) or type(state) is not tuple:
             raise _RefusedError(f"a state set on a {type(target).__name__}")
@@ -427,11 +426,20 @@ def _finished(value: Any) -> Any:
     return value.value if isinstance(value, _Array) else value
 
 
-def _is_large(value: Any) -> bool:
+def _data_bytes(value: Any) -> int:
+    """Count the bytes of data that are `value` itself; what its items hold does not count."""
     value = _finished(value)
-    if isinstance(value, np.ndarray):
-        return value.nbytes > MEMO_BYTES
-    return isinstance(value, (bytes, bytearray, list, str, tuple)) and len(value) * 8 > MEMO_BYTES
+    if isinstance(value, (np.ndarray, torch.Tensor)):
+        return value.nbytes
+    return len(value) if isinstance(value, (bytes, bytearray, str)) else 0
+
+
+def _is_large(value: Any) -> bool:
+    """Whether the memo would keep a clip in memory with `value`: its data, a row, or the arguments they came in."""
+    if isinstance(value, tuple) and len(value) * 8 > MEMO_BYTES:
+        return True
+    parts = value if isinstance(value, tuple) else [value]
+    return isinstance(value, list) or any(_data_bytes(part) > MEMO_BYTES for part in parts)
 
 
 def first_line(error: BaseException) -> str:
@@ -446,6 +454,9 @@ def read_pickled_arrays(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     Values may be numpy arrays (pickled by numpy 1 or 2), torch tensors, or nested lists of numbers. Files written with
     `torch.save` are read by torch's weights-only reader.
 
+    Args:
+        path (`Path`): The pickle.
+
     Raises:
         ValueError: If the file holds anything else, is truncated, or unfolds to far more than its size. The message
             names the file and what was found. Nothing that the file names has been imported or called.
@@ -456,12 +467,12 @@ def read_pickled_arrays(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     for key, value in _raw_entries(path, size):
         clip_id = str(key)
         if clip_id in done:
-            raise ValueError(f"{path}: clip id {clip_id} twice; write the file again with one entry a clip.")
+            raise ValueError(f"{path}: clip id {clip_id} twice; write the file again with one entry a clip")
         done.add(clip_id)
         value = _finished(value)
         budget -= 4 * _count_numbers(value, clip_id, path)
         if budget < 0:
-            raise ValueError(f"{path}: unfolds to more than {UNFOLD_LIMIT} times its size; refused as a pickle bomb.")
+            raise ValueError(f"{path}: unfolds to more than {UNFOLD_LIMIT} times its size; refused as a pickle bomb")
         yield clip_id, _to_array(value, clip_id, path)
 
 
@@ -490,24 +501,24 @@ def _guarded(path: Path, machine: _PickleMachine) -> Iterator[tuple[Any, Any]]:
         yield from machine.entries()
     except _RefusedError as error:
         raise ValueError(
-            f"{path}: refused, it contains {error}; a feature file holds only arrays, tensors and lists of numbers."
+            f"{path}: refused, it contains {error}; a feature file holds only arrays, tensors and lists of numbers"
         ) from None
     except (ValueError, EOFError, LookupError, TypeError, AttributeError, OverflowError) as error:
-        raise ValueError(f"{path}: truncated or not a pickle ({first_line(error)}); fetch the file again.") from None
+        raise ValueError(f"{path}: truncated or not a pickle ({first_line(error)}); fetch the file again") from None
 
 
 def _torch_file_entries(path: Path, mapped: bool) -> Iterator[tuple[Any, Any]]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # torch raises many kinds
-        raise ValueError(f"{path}: refused by torch's weights-only reader ({first_line(error)}).") from None
+        raise ValueError(f"{path}: refused by torch's weights-only reader ({first_line(error)})") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: holds a {type(content).__name__}, not a dict of clip id to features.")
+        raise ValueError(f"{path}: holds a {type(content).__name__}, not a dict of clip id to features")
     for key, value in content.items():
         try:
             yield key, _tensor_to_array(value) if isinstance(value, torch.Tensor) else value
         except _RefusedError as error:
-            raise ValueError(f"{path}: refused, clip {key} is {error}.") from None
+            raise ValueError(f"{path}: refused, clip {key} is {error}") from None
 
 
 def _count_numbers(value: Any, clip_id: str, path: Path) -> int:
@@ -515,7 +526,7 @@ def _count_numbers(value: Any, clip_id: str, path: Path) -> int:
     if isinstance(value, np.ndarray):
         return value.size
     if not isinstance(value, (list, tuple)):
-        raise ValueError(f"{path}: clip {clip_id} holds a {type(value).__name__}, not features [frames, dim].")
+        raise ValueError(f"{path}: clip {clip_id} holds a {type(value).__name__}, not features [frames, dim]")
     sizes: dict[int, int] = {}
     for row in value:
         if id(row) not in sizes:
@@ -535,11 +546,11 @@ def _to_array(value: Any, clip_id: str, path: Path) -> np.ndarray:
         return value
     rows = [_plain_row(row) for row in value]
     if any(row is None for row in rows) or len({len(row) for row in rows}) > 1:
-        raise ValueError(f"{path}: clip {clip_id} holds rows that are not of one length or not of numbers.")
+        raise ValueError(f"{path}: clip {clip_id} holds rows that are not of one length or not of numbers")
     try:
         return np.array(rows, dtype=np.float32).reshape(len(rows), -1) if rows else np.empty((0, 0), np.float32)
     except OverflowError:
-        raise ValueError(f"{path}: clip {clip_id} holds numbers too large for float32.") from None
+        raise ValueError(f"{path}: clip {clip_id} holds numbers too large for float32") from None
 
 
 def _plain_row(row: Any) -> Any:

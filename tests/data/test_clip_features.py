@@ -28,7 +28,8 @@ from clip_writer import write_clip
 from mir_common import parse_arguments, run_for_each_seed
 
 from amess_hf.clips_amess import read_sound
-from amess_hf.data.clip_features import add_clip_features, clip_jobs, encoder_slug, find_clips
+from amess_hf.data.clip_features import add_clip_features, clip_jobs
+from amess_hf.data.dataset_files import find_clips
 
 
 WORDS = "you are so kind"
@@ -177,21 +178,13 @@ class TestCache:
         assert add_clip_features(few[1]) is few[1]
 
 
-class TestFindingClips:
-    def test_names(self, tmp_path):
-        names = ["raw_data/S05/E16/329.mp4", "in-scope/raw/dia0_utt3.mp4", "x/notes.txt", "x/dia1_utt0.wav"]
-        for name in names:
-            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / name).touch()
-        assert set(find_clips(tmp_path)) == {"S05_E16_329", "dia0_utt3", "dia1_utt0"}
-        assert find_clips(tmp_path)["S05_E16_329"] == tmp_path / names[0]
-
+class TestClipJobs:
     def test_paths_spans_and_times_of_the_episode(self):
         own = {"id": "a", "clip": "a.mp4", "audio": "a.wav", "start": 1.0, "end": 2.0}
         cut = {"id": "b", "clip": "b.mp4", "start": 343.0, "end": 344.0, "dialogue_id": "0"}
         first, second = clip_jobs([own, cut])
-        assert (first.sound, first.picture, first.start, first.end) == ("a.wav", "a.mp4", 1.0, 2.0)
-        assert (second.sound, second.picture, second.start, second.end) == ("b.mp4", "b.mp4", None, None)
+        assert (first.audio, first.video, first.start, first.end) == ("a.wav", "a.mp4", 1.0, 2.0)
+        assert (second.audio, second.video, second.start, second.end) == ("b.mp4", "b.mp4", None, None)
 
     def test_missing_clips_are_listed(self, tmp_path):
         rows = [{"id": f"S01_E01_{number}"} for number in range(10)]
@@ -205,9 +198,6 @@ class TestFindingClips:
         (folder / "dia0_utt1.mp4").write_text("no clip")
         with pytest.raises(ValueError, match="clip dia0_utt1: .*dia0_utt1.mp4 cannot be decoded"):
             add_clip_features(dataset, "log-mel", data_dir=folder)
-
-    def test_slug(self):
-        assert encoder_slug("microsoft/wavlm-base") == "wavlm-base" and encoder_slug("a/b c/") == "b-c"
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""A folder of one's own data, in four formats."""
+"""Custom data, in four formats."""
 
 import csv
 import json
@@ -8,7 +8,6 @@ import pytest
 from datasets import Dataset
 
 from amess_hf.data import annotations
-from amess_hf.data.custom_data import NumpyFeatures
 from amess_hf.data.mintrec import load_mintrec
 
 
@@ -59,7 +58,7 @@ def test_formats(load, tmp_path, suffix):
 
 
 def test_splits_that_number_their_clips_alike(load, tmp_path, monkeypatch):
-    """Each clip has its own row's features, and one is told of the ids."""
+    """Each clip has its own row's features, with a warning about the ids."""
     warnings = []
     monkeypatch.setattr(annotations.logger, "warning", warnings.append)
     for split, value in (("train", 1.0), ("dev", 2.0)):
@@ -69,7 +68,7 @@ def test_splits_that_number_their_clips_alike(load, tmp_path, monkeypatch):
     dataset = load(tmp_path / "data")
     assert dataset["train"][0]["audio_features"].tolist() == [[1.0] * 3] * 2
     assert dataset["validation"][0]["audio_features"].tolist() == [[2.0] * 3] * 2
-    assert len(warnings) == 1 and warnings[0].startswith("1 clip ids stand in more than one split: 0;")
+    assert len(warnings) == 1 and warnings[0].startswith("1 clip ids occur in more than one split: 0;")
 
 
 def test_zero_is_a_value(load, tmp_path):
@@ -142,9 +141,9 @@ def test_clips_by_path(load, tmp_path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"text": "x"}], r"train.jsonl: no column label; its header names text\."),
+        ([{"text": "x"}], r"train.jsonl: no column label; its header names text$"),
         ([{"text": "x", "label": "l"}, {"text": "x", "label": " "}], "train.jsonl:2: no label; fill the cell"),
-        ([{"text": "x", "label": "l", "clip": "no.mp4"}], "train.jsonl:1: `clip` no.mp4 is not there"),
+        ([{"text": "x", "label": "l", "clip": "no.mp4"}], "train.jsonl:1: `clip` no.mp4 does not exist"),
         (
             [{"text": "x", "label": "l", "audio_features": [[1.0]]}],
             "train.jsonl:1: `audio_features` holds a list, not a",
@@ -185,17 +184,3 @@ def test_two_tables_for_a_split_and_coarse_labels(load, tmp_path):
     write_rows(tmp_path / "data" / "train.tsv", ROWS)
     with pytest.raises(ValueError, match="several files for the split train: train.csv, train.tsv"):
         load(tmp_path / "data")
-
-
-def test_bad_numpy_files(tmp_path):
-    np.save(tmp_path / "a.npy", np.ones((2, 3)))
-    np.save(tmp_path / "b.npy", np.ones((2, 4)))
-    features = NumpyFeatures({"a": tmp_path / "a.npy", "b": tmp_path / "b.npy"})
-    assert features["a"].tolist() == [[1, 1, 1]] * 2
-    with pytest.raises(ValueError, match=r"b\.npy: clip b is 4 wide, other clips are 3 wide"):
-        features["b"]
-    np.save(tmp_path / "object.npy", np.array([{}], dtype=object), allow_pickle=True)
-    (tmp_path / "text.npy").write_text("text")
-    for name in ("object.npy", "text.npy"):
-        with pytest.raises(ValueError, match=f"{name}: not a readable .npy file of numbers"):
-            NumpyFeatures({"a": tmp_path / name})

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -12,10 +13,12 @@ from safetensors.torch import save_file as save_torch_file
 from amess_hf.data import feature_files
 from amess_hf.data.feature_files import (
     INDEX_NAME,
+    NumpyFeatures,
     SafetensorsFeatures,
     as_frames,
     convert_pickle,
     open_features,
+    read_pickle,
     write_features,
 )
 
@@ -92,22 +95,42 @@ class TestWriteAndRead:
         save_torch_file({"a": frames.bfloat16()}, tmp_path / "one.safetensors")
         np.testing.assert_array_equal(SafetensorsFeatures(tmp_path / "one.safetensors")["a"], frames.numpy())
 
-    def test_files_are_opened_anew(self, tmp_path, clips, monkeypatch):
-        """Pages of an open file count as memory, so no file stays open for more than a number of bytes."""
-        features = SafetensorsFeatures(write(clips, tmp_path / "wavlm_feats"))
-        opened = []
-        real = feature_files.safe_open
-        monkeypatch.setattr(
-            feature_files, "safe_open", lambda *args, **kwargs: opened.append(1) or real(*args, **kwargs)
-        )
-        monkeypatch.setattr(SafetensorsFeatures, "REOPEN_BYTES", 100)
-        for _ in range(10):
-            np.testing.assert_array_equal(features["clip3"], clips["clip3"])  # 108 bytes
-        assert len(opened) == 10
-        monkeypatch.setattr(SafetensorsFeatures, "REOPEN_BYTES", 10**6)
-        for _ in range(10):
-            features["clip3"]
-        assert len(opened) == 10
+
+class TestStreaming:
+    """Features larger than memory can be written and read."""
+
+    @pytest.mark.parametrize("pickled", [False, True])
+    def test_writes_a_shard_at_a_time(self, tmp_path, pickled):
+        clips = {str(number): np.full((64, 64), number, np.float32) for number in range(400)}
+        path, size = tmp_path / "clips.pkl", sum(frames.nbytes for frames in clips.values())
+        path.write_bytes(pickle.dumps(clips))
+        clips = None
+        entries = read_pickle(path) if pickled else ((str(n), np.full((64, 64), n, np.float32)) for n in range(400))
+        tracemalloc.start()
+        write_features(entries, tmp_path / "out", source=path, shard_bytes=size // 20)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < size / 2
+
+    def test_reads_the_asked_for_clip_only(self, tmp_path, clips, monkeypatch):
+        """Opening a file reads names and shapes; each clip is read when it is asked for."""
+        out = write(clips, tmp_path / "wavlm_feats")
+        read = []
+
+        class Recorder:
+            def __init__(self, file):
+                self.file = file
+
+            def get_tensor(self, name):
+                read.append(name)
+                return self.file.get_tensor(name)
+
+        real = SafetensorsFeatures._opened
+        features = SafetensorsFeatures(out)
+        monkeypatch.setattr(SafetensorsFeatures, "_opened", lambda self, shard: Recorder(real(self, shard)))
+        for clip_id in ("clip4", "clip0"):
+            np.testing.assert_array_equal(features[clip_id], clips[clip_id])
+        assert read == ["clip4", "clip0"]
 
 
 class TestErrors:
@@ -118,7 +141,7 @@ class TestErrors:
 
     def test_width(self, tmp_path):
         clips = {"a": np.zeros((2, 3)), "empty": np.zeros((0, 7)), "b": np.zeros((2, 4))}
-        with pytest.raises(ValueError, match="clip b is 4 wide, clips before it are 3 wide"):
+        with pytest.raises(ValueError, match="clip b is 4 wide, other clips are 3 wide"):
             write(clips, tmp_path / "out")
         save_file(clips, tmp_path / "one.safetensors")
         features = SafetensorsFeatures(tmp_path / "one.safetensors")
@@ -137,7 +160,7 @@ class TestErrors:
 
     def test_nothing_is_overwritten(self, tmp_path, clips):
         out = write(clips, tmp_path / "out")
-        with pytest.raises(ValueError, match="out: is there already"):
+        with pytest.raises(ValueError, match="out: already exists"):
             write({}, out)
         assert_equal(SafetensorsFeatures(out), clips)
         (tmp_path / "empty").mkdir()
@@ -199,3 +222,17 @@ class TestOpenFeatures:
         with pytest.raises(ValueError, match="wavlm_feats.pkl: truncated"):
             convert_pickle(path, tmp_path / "out")
         assert [entry.name for entry in tmp_path.iterdir()] == ["wavlm_feats.pkl"]
+
+
+def test_bad_numpy_files(tmp_path):
+    np.save(tmp_path / "a.npy", np.ones((2, 3)))
+    np.save(tmp_path / "b.npy", np.ones((2, 4)))
+    features = NumpyFeatures({"a": tmp_path / "a.npy", "b": tmp_path / "b.npy"})
+    assert features["a"].tolist() == [[1, 1, 1]] * 2
+    with pytest.raises(ValueError, match=r"b\.npy: clip b is 4 wide, other clips are 3 wide"):
+        features["b"]
+    np.save(tmp_path / "object.npy", np.array([{}], dtype=object), allow_pickle=True)
+    (tmp_path / "text.npy").write_text("text")
+    for name in ("object.npy", "text.npy"):
+        with pytest.raises(ValueError, match=f"{name}: not a readable .npy file of numbers"):
+            NumpyFeatures({"a": tmp_path / name})

@@ -1,18 +1,20 @@
-"""`load_mintrec`: the official layouts, what it gives, what it refuses, and how it comes out again."""
+"""`load_mintrec`: the official layouts, what it gives, what it refuses, and how it is exported."""
 
 import json
 import pickle
+import tracemalloc
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
-from datasets import load_dataset, load_from_disk
+from datasets import concatenate_datasets, load_dataset, load_from_disk
 
 from amess_hf.data import mintrec
 from amess_hf.data.feature_files import write_features
 from amess_hf.data.labels import EMOTION_LABELS, MINTREC2_LABELS, MINTREC_LABELS, coarse_label, nearest
-from amess_hf.data.mintrec import load_mintrec, with_feature_arrays
+from amess_hf.data.mintrec import dataset_name, load_mintrec, with_feature_arrays
 
 
 MINTREC_HEADER = "season\tepisode\tclip\ttext\tlabel"
@@ -143,7 +145,7 @@ class TestMIntRec:
         load(tmp_path / "MIntRec", audio_features="none")
         assert said == []
         load(tmp_path / "MIntRec")
-        assert said == [f"{tmp_path / 'MIntRec'} holds no feature files: words only."]
+        assert said == [f"{tmp_path / 'MIntRec'} has no feature files; using text only"]
 
     def test_features(self, load, folder):
         dataset = load(folder)
@@ -193,7 +195,7 @@ class TestMIntRec:
         assert rows.features["label"].names == ["Emotion", "Goal"]
         assert rows["label"][:] == [0, 0, 1] and rows["label_name"][:] == ["Emotion", "Emotion", "Goal"]
 
-    @pytest.mark.parametrize("place", ["inside", "beside"])
+    @pytest.mark.parametrize("place", ["inside", "next to"])
     def test_out_of_scope_folder(self, load, folder, place):
         outside = (folder if place == "inside" else folder.parent) / "MIntRec-OOD"
         write_mintrec(outside, {"test": ["S09\tE01\t1\thm\tUNK", "S09\tE01\t2\tum\tunk"]})
@@ -352,7 +354,7 @@ class TestContext:
 
     def test_bad_number(self, load, tmp_path):
         write_mintrec2(tmp_path / "data", "train", [turn(0, 0), turn(0, "1b")])
-        with pytest.raises(ValueError, match=r"train.tsv:3: utterance_id '1b' is no whole number"):
+        with pytest.raises(ValueError, match=r"train.tsv:3: utterance_id '1b' is not an integer"):
             load(tmp_path / "data", "mintrec2.0", context_turns=1)
 
 
@@ -378,7 +380,7 @@ class TestChoiceOfFeatures:
         assert "audio_features" not in rows.column_names and "video_features" in rows.column_names
 
     def test_unknown_name(self, load, folder):
-        with pytest.raises(ValueError, match="`audio_features` 'hubert' is neither a file nor .*; there: wavlm_feats"):
+        with pytest.raises(ValueError, match="`audio_features` 'hubert' is neither a file nor .*; found: wavlm_feats"):
             load(folder, audio_features="hubert")
 
     @pytest.mark.parametrize("form", ["folder", "file"])
@@ -417,18 +419,18 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ({"name": "mintrec3"}, "`name` is 'mintrec3'; choose one of mintrec, mintrec2.0, folder."),
-            ({"scope": "some"}, "`scope` is 'some'; choose one of in, out, all."),
-            ({"label_granularity": "medium"}, "`label_granularity` is 'medium'; choose one of fine, coarse."),
-            ({"dtype": "int8"}, "`dtype` is 'int8'; choose one of float32, float16."),
-            ({"context_turns": -1}, "`context_turns` is -1; give 0 or more."),
+            ({"name": "mintrec3"}, "`name` is 'mintrec3'; choose one of mintrec, mintrec2.0, folder"),
+            ({"scope": "some"}, "`scope` is 'some'; choose one of in, out, all"),
+            ({"label_granularity": "medium"}, "`label_granularity` is 'medium'; choose one of fine, coarse"),
+            ({"dtype": "int8"}, "`dtype` is 'int8'; choose one of float32, float16"),
+            ({"context_turns": -1}, "`context_turns` is -1; give 0 or more"),
         ],
     )
     def test_arguments(self, load, folder, arguments, message):
         assert self.error(load, folder, **arguments) == message
 
     def test_no_folder_and_no_table(self, load, tmp_path):
-        assert "is no folder" in self.error(load, tmp_path / "nowhere")
+        assert "is not a folder" in self.error(load, tmp_path / "nowhere")
         message = self.error(load, tmp_path)
         assert "no train, dev, test (.tsv)" in message and str(tmp_path) in message
 
@@ -438,7 +440,7 @@ class TestBadInput:
     def test_missing_column(self, load, tmp_path):
         write_table(tmp_path / "data", "train", "season\tepisode\tclip\ttext", ["S01\tE01\t1\thi"])
         message = self.error(load, tmp_path / "data")
-        assert message.endswith("train.tsv: no column label; its header names season, episode, clip, text.")
+        assert message.endswith("train.tsv: no column label; its header names season, episode, clip, text")
 
     def test_wrong_data_set(self, load, folder):
         assert "no column dialogue_id, utterance_id" in self.error(load, folder, "mintrec2.0")
@@ -466,7 +468,7 @@ class TestBadInput:
 
     def test_bad_time(self, load, tmp_path):
         write_mintrec2(tmp_path / "data", "train", [turn(0, 0, start="soon")])
-        assert "train.tsv:2: 'soon' is no time" in self.error(load, tmp_path / "data", "mintrec2.0")
+        assert "train.tsv:2: 'soon' is not a time" in self.error(load, tmp_path / "data", "mintrec2.0")
 
     def test_clip_without_features(self, load, folder):
         features = random_features(ids(ROWS), 4, seed=1)
@@ -497,7 +499,7 @@ class TestBadInput:
         features = random_features(ids(ROWS), 4, seed=1)
         features["S02_E01_9"] = np.zeros((3, 5), np.float32)
         write_pickle(folder / "audio_data" / "wavlm_feats.pkl", features)
-        assert "wavlm_feats.pkl: clip S02_E01_9 is 5 wide, clips before it are 4 wide" in self.error(load, folder)
+        assert "wavlm_feats.pkl: clip S02_E01_9 is 5 wide, other clips are 4 wide" in self.error(load, folder)
 
     def test_hostile_pickle(self, load, folder):
         (folder / "audio_data" / "wavlm_feats.pkl").write_bytes(b"\x80\x02cos\nsystem\nX\x01\x00\x00\x00a\x85R.")
@@ -565,8 +567,8 @@ class TestCache:
         assert len(load(folder)["train"]) == 3
 
 
-class TestOutAgain:
-    """What comes out loads back with plain `datasets` to the same columns and rows."""
+class TestExport:
+    """What is exported loads back with plain `datasets` to the same columns and rows."""
 
     @pytest.fixture
     def dataset(self, load, tmp_path):
@@ -620,3 +622,71 @@ class TestOutAgain:
         plain.to_json(tmp_path / "train.jsonl")
         rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
         assert [row["context"] for row in rows] == plain["context"][:]
+
+
+class TestDatasetName:
+    def test_survives_what_one_does_with_rows(self, load, tmp_path):
+        rows = load(write_mintrec(tmp_path / "MIntRec"))["train"]
+        kept = [rows, rows.select([0]), rows.filter(lambda row: row["label_name"] == "Care"), rows.shuffle(seed=0)]
+        kept += [rows.map(lambda row: {"text": row["text"].upper()}), concatenate_datasets([rows, rows.select([1])])]
+        rows.save_to_disk(tmp_path / "saved")
+        kept.append(load_from_disk(tmp_path / "saved"))
+        assert [dataset_name(split) for split in kept] == ["mintrec"] * len(kept)
+
+    def test_other_sets(self, load, tmp_path):
+        write_mintrec2(tmp_path / "two", "train", [turn(0, 0)])
+        rows = load(tmp_path / "two", "mintrec2.0")["train"]
+        assert dataset_name(rows) == "mintrec2.0"
+        write_table(tmp_path / "own", "train", "text\tlabel", ["hi\tJoke"])
+        own = load(tmp_path / "own", "folder")["train"]
+        assert dataset_name(own) == "folder"
+        plain = [split.remove_columns("label") for split in (rows, own)]
+        assert dataset_name(concatenate_datasets(plain)) is None
+
+    def test_parquet_has_the_label_lists_only(self, load, tmp_path):
+        """So has what `push_to_hub` writes."""
+        write_table(tmp_path / "own", "train", "text\tlabel", ["hi\tJoke"])
+        for rows, name in (
+            (load(write_mintrec(tmp_path / "MIntRec"))["train"], "mintrec"),
+            (load(tmp_path / "own", "folder")["train"], None),
+        ):
+            path = str(tmp_path / f"{name}.parquet")
+            rows.to_parquet(path)
+            loaded = load_dataset("parquet", data_files=path, cache_dir=str(tmp_path / "plain"), split="train")
+            assert dataset_name(loaded) == name
+
+
+class TestStreaming:
+    """Features larger than memory can be built and read: neither step holds more than a few clips."""
+
+    COUNT, SHAPE = 400, (64, 128)
+    BYTES = COUNT * 64 * 128 * 4
+
+    @pytest.fixture
+    def large(self, tmp_path):
+        """13 MB of features, small for a computer and large for the modules that a first build imports."""
+        rows = [f"S01\tE01\t{number}\thm\tJoke" for number in range(self.COUNT)]
+        write_mintrec(tmp_path / "large", {"train": rows})
+        clips = ((f"S01_E01_{number}", np.full(self.SHAPE, number, np.float32)) for number in range(self.COUNT))
+        write_features(clips, tmp_path / "large" / "audio_data" / "wavlm_feats", source=tmp_path / "x")
+        return tmp_path / "large"
+
+    def test_build(self, load, folder, large):
+        load(folder)  # imports what a build needs
+        tracemalloc.start()
+        load(large)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < self.BYTES / 2
+
+    def test_rows_are_mapped_and_read_one_by_one(self, load, large):
+        rows = load(large)["train"]
+        assert rows.cache_files
+        before = pa.total_allocated_bytes()
+        tracemalloc.start()
+        for number, row in enumerate(rows):
+            assert row["audio_features"][-1, -1] == number
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < self.BYTES / 4
+        assert pa.total_allocated_bytes() - before < self.BYTES / 4

@@ -1,7 +1,6 @@
-"""extract_features.py: what it writes is read back, nothing is lost or doubled by a kill, and failures are reported."""
+"""extract_features.py from the outside: its arguments, and several processes that share the work."""
 
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from amess_hf import load_mintrec
 from amess_hf.data.feature_files import SafetensorsFeatures
-from amess_hf.encoders_amess import FrameDifferenceEncoder, LogMelEncoder
 
 
 av = pytest.importorskip("av")
@@ -19,204 +16,48 @@ av = pytest.importorskip("av")
 import extract_features as script
 from clip_writer import write_clip
 
-from amess_hf.clips_amess import read_frames, read_sound
+from amess_hf.clips_amess import read_sound
+from amess_hf.encoders_amess import LogMelEncoder
 
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "extract_features.py"
-TRAIN, DEV = 18, 3  # more than a batch of 16
+COUNT = 18  # more than a batch of 16
 
 
 @pytest.fixture
-def corpus(tmp_path):
-    generator = np.random.default_rng(0)
-    for season, (split, count) in enumerate([("train", TRAIN), ("dev", DEV)], start=1):
-        folder = tmp_path / "data" / "raw_data" / f"S{season:02d}" / "E01"
-        folder.mkdir(parents=True)
-        lines = ["season\tepisode\tclip\ttext\tlabel"]
-        for number in range(count):
-            frames = generator.integers(0, 255, (5, 16, 16, 3), dtype=np.uint8)
-            write_clip(folder / f"{number}.mp4", frames, generator.uniform(-0.5, 0.5, 4000), frame_rate=10)
-            lines.append(f"S{season:02d}\tE01\t{number}\thello\tComplain")
-        (tmp_path / "data" / f"{split}.tsv").write_text("\n".join(lines) + "\n")
-    return tmp_path / "data"
+def arguments(tmp_path):
+    """The command line for a MIntRec folder of short clips, the last of which cannot be read."""
+    clips = tmp_path / "raw_data" / "S01" / "E01"
+    clips.mkdir(parents=True)
+    for number in range(COUNT):
+        write_clip(clips / f"{number}.wav", sound=np.random.default_rng(number).uniform(-0.5, 0.5, 4000))
+    (clips / f"{COUNT}.wav").write_text("no clip")
+    rows = [f"S01\tE01\t{number}\thello\tComplain" for number in range(COUNT + 1)]
+    (tmp_path / "train.tsv").write_text("\n".join(["season\tepisode\tclip\ttext\tlabel", *rows]) + "\n")
+    return ["--data_dir", str(tmp_path), "--audio_encoder", "log-mel", "--on_error", "skip"]
 
 
-def arguments(corpus, *more):
-    encoders = ["--audio_encoder", "log-mel", "--video_encoder", "frame-difference"]
-    return ["--data_dir", str(corpus), "--dataset_name", "mintrec", *encoders, *more]
+def check_complete(tmp_path):
+    """Every clip that can be read is there once, in order, as a direct encoding has it."""
+    features = SafetensorsFeatures(tmp_path / "audio_data" / "log-mel")
+    assert list(features) == [f"S01_E01_{number}" for number in range(COUNT)]
+    for number in range(COUNT):
+        sound = read_sound(tmp_path / "raw_data" / "S01" / "E01" / f"{number}.wav", 16000)
+        np.testing.assert_allclose(features[f"S01_E01_{number}"], LogMelEncoder()([sound])[0], atol=1e-6)
+    assert (tmp_path / "failed_clips.tsv").read_text().splitlines()[1].startswith(f"S01_E01_{COUNT}\t")
+    assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
 
 
-def check_complete(corpus, tmp_path, count=TRAIN + DEV):
-    """Every clip is there once, as a direct encoding has it, and nothing else is left behind."""
-    for modality, encoder in (("audio", "log-mel"), ("video", "frame-difference")):
-        features = SafetensorsFeatures(corpus / f"{modality}_data" / encoder)
-        ids = list(features)
-        assert len(ids) == len(set(ids)) == count
-        assert ids[:3] == ["S01_E01_0", "S01_E01_1", "S01_E01_2"]
-    assert not [path for path in corpus.rglob("*") if path.name.startswith(".")]
-    splits = load_mintrec(corpus, cache_dir=tmp_path / "cache")
-    for row in (splits["train"][5], splits["validation"][2]):
-        clip = row["clip"]
-        np.testing.assert_allclose(row["audio_features"], LogMelEncoder()([read_sound(clip, 16000)])[0], atol=1e-6)
-        frames = read_frames(clip, **FrameDifferenceEncoder().reading)
-        np.testing.assert_allclose(row["video_features"], FrameDifferenceEncoder()([frames])[0], atol=1e-6)
+def test_main_returns_the_number_of_failures(arguments, tmp_path):
+    assert script.main(arguments) == 1
+    check_complete(tmp_path)
 
 
-def test_what_it_writes_is_read_back(corpus, tmp_path, capsys):
-    assert script.main(arguments(corpus)) == 0
-    output = capsys.readouterr()
-    assert "21 of 21 clips are in" in output.out and "Encoding clips: 100%" in output.err
-    check_complete(corpus, tmp_path)
-    written = {path: path.stat().st_mtime_ns for path in corpus.rglob("*.safetensors")}
-    assert script.main(arguments(corpus)) == 0
-    assert "21 of 21 clips are encoded already" in capsys.readouterr().out
-    assert written == {path: path.stat().st_mtime_ns for path in corpus.rglob("*.safetensors")}
-
-
-def test_clips_that_come_later_are_added(corpus, tmp_path):
-    table = (corpus / "dev.tsv").read_text()
-    (corpus / "dev.tsv").write_text("\n".join(table.splitlines()[:2]) + "\n")
-    script.main(arguments(corpus))
-    (corpus / "dev.tsv").write_text(table)
-    script.main(arguments(corpus))
-    check_complete(corpus, tmp_path)
-
-
-def kill(*args, **kwargs):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def arm(moment):
-    """Makes the extraction kill itself at a moment."""
-    if moment == "encoding":
-        write_part = script.Extraction.write_part
-
-        def write_and_die(self, clips):
-            write_part(self, clips)
-            (self.parts / "cut.tmp").write_bytes(b"half a part")
-            kill()
-
-        script.Extraction.write_part = write_and_die
-    elif moment == "joining":
-        write_features = script.write_features
-
-        def join_and_die(entries, out, **kwargs):
-            write_features(entries, out, **kwargs)
-            (out.parent / f".{out.name}.cut").mkdir()  # as a kill a little earlier leaves it
-            kill()
-
-        script.write_features = join_and_die
-    else:
-        script.shutil.rmtree = lambda path, **_: kill() if ".parts" in str(path) else None
-
-
-@pytest.mark.parametrize("moment", ["encoding", "joining", "clearing up"])
-def test_killed_and_started_again(corpus, tmp_path, moment):
-    script.read_jobs(script.ExtractionArguments(data_dir=str(corpus)))  # the tables are in the cache before the fork
-    process = os.fork()
-    if process == 0:
-        signal.alarm(120)
-        arm(moment)
-        script.main(arguments(corpus))
-        os._exit(1)
-    assert os.waitpid(process, 0)[1] == signal.SIGKILL
-    assert list(corpus.glob(".parts-*/*.safetensors"))
-    script.main(arguments(corpus))
-    check_complete(corpus, tmp_path)
-
-
-def test_killed_between_taking_away_and_putting_there(corpus, tmp_path):
-    script.main(arguments(corpus))
-    folder = corpus / "audio_data" / "log-mel"
-    folder.rename(folder.with_name(".old-log-mel"))
-    script.main(arguments(corpus))
-    check_complete(corpus, tmp_path)
-
-
-@pytest.mark.slow
-def test_two_processes(corpus, tmp_path):
-    launch = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--main_process_port",
-        "0",
-    ]
+def test_two_processes(arguments, tmp_path):
+    launch = "-m accelerate.commands.launch --cpu --num_processes 2 --main_process_port 0".split()
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[1])}
-    done = subprocess.run([*launch, str(SCRIPT), *arguments(corpus)], capture_output=True, text=True, env=environment)
+    command = [sys.executable, *launch, str(SCRIPT), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("21 of 21 clips are in") == 1
-    check_complete(corpus, tmp_path)
-
-
-class TestFailures:
-    def test_stop(self, corpus):
-        bad = corpus / "raw_data" / "S01" / "E01" / "7.mp4"
-        bad.write_text("no clip")
-        with pytest.raises(ValueError, match=r"clip S01_E01_7: .*7.mp4 cannot be decoded .*`--on_error skip`"):
-            script.main(arguments(corpus))
-        assert not (corpus / "audio_data").exists()
-
-    def test_skip_reports_and_a_mended_clip_is_added(self, corpus, tmp_path, capsys):
-        bad = corpus / "raw_data" / "S01" / "E01" / "7.mp4"
-        good = bad.read_bytes()
-        bad.write_text("no clip")
-        assert script.main(arguments(corpus, "--on_error", "skip")) == 1
-        assert "20 of 21 clips" in capsys.readouterr().out
-        report = (corpus / "failed_clips.tsv").read_text().splitlines()
-        assert report[0] == "id\treason" and len(report) == 2
-        assert report[1].startswith("S01_E01_7\t") and "cannot be decoded" in report[1]
-        assert "S01_E01_7" not in SafetensorsFeatures(corpus / "audio_data" / "log-mel")
-        with pytest.raises(ValueError, match="S01_E01_7"):
-            load_mintrec(corpus, cache_dir=tmp_path / "cache")
-        bad.write_bytes(good)
-        assert script.main(arguments(corpus)) == 0
-        assert not (corpus / "failed_clips.tsv").exists()
-        assert len(SafetensorsFeatures(corpus / "video_data" / "frame-difference")) == TRAIN + DEV
-
-    def test_no_encoder(self, corpus):
-        with pytest.raises(ValueError, match="Give `--audio_encoder`"):
-            script.main(["--data_dir", str(corpus)])
-
-
-class TestTable:
-    def test_spans_of_one_file(self, tmp_path):
-        generator = np.random.default_rng(0)
-        write_clip(
-            tmp_path / "film.mkv", generator.integers(0, 255, (30, 16, 16, 3), dtype=np.uint8), None, frame_rate=10
-        )
-        write_clip(tmp_path / "film.wav", sound=generator.uniform(-0.5, 0.5, 48000))
-        rows = ["id,video,audio,start,end", "a,film.mkv,film.wav,0.5,1.5", "b,film.mkv,film.wav,1.5,2.0"]
-        (tmp_path / "clips.csv").write_text("\n".join(rows) + "\n")
-        command = [
-            "--data_dir",
-            str(tmp_path),
-            "--table",
-            str(tmp_path / "clips.csv"),
-            "--output_dir",
-            str(tmp_path / "out"),
-        ]
-        script.main(
-            [*command, "--audio_encoder", "log-mel", "--video_encoder", "frame-difference", "--dtype", "float16"]
-        )
-        audio = SafetensorsFeatures(tmp_path / "out" / "audio_data" / "log-mel")
-        video = SafetensorsFeatures(tmp_path / "out" / "video_data" / "frame-difference")
-        assert [len(video[clip]) for clip in "ab"] == [10, 5] and [len(audio[clip]) for clip in "ab"] == [49, 24]
-        expected = LogMelEncoder()([read_sound(tmp_path / "film.wav", 16000, 1.5, 2.0)])[0]
-        np.testing.assert_allclose(audio["b"], expected, atol=2e-3)
-
-    def test_bad_tables(self, tmp_path):
-        (tmp_path / "clips.csv").write_text("id,clip\na,\n")
-        (tmp_path / "spans.csv").write_text("id,clip,start\na,film.mkv,soon\n")
-        for table, message in (
-            ("clips.csv", "no path in `clip`"),
-            ("spans.csv", "are numbers"),
-            ("x.txt", "give a .tsv"),
-        ):
-            with pytest.raises(ValueError, match=message):
-                script.main(
-                    ["--data_dir", str(tmp_path), "--table", str(tmp_path / table), "--audio_encoder", "log-mel"]
-                )
+    assert done.stdout.count(f"{COUNT} of {COUNT + 1} clips are in") == 1
+    check_complete(tmp_path)
