@@ -395,7 +395,7 @@ def _as_row(inputs: Any) -> dict[str, Any]:
         raise ValueError(f"the input has only {sorted(inputs)}; give at least one of {', '.join(INPUT_KEYS)}")
     video = inputs.get("video") if inputs.get("video") is not None else inputs.get("clip")
     audio = inputs.get("audio") if inputs.get("audio") is not None else (video if is_clip_source(video) else None)
-    return {**inputs, "audio": audio, "video": video}
+    return {**inputs, "audio": audio, "video": video, "clip": None}
 
 
 __all__ = ["IntentRecognitionPipeline"]

@@ -89,6 +89,7 @@ class TestInputs:
         sound, frames = generator.normal(size=16000), generator.integers(0, 255, (9, 20, 30, 3), dtype=np.uint8)
         answer = pipe({"audio": {"array": sound, "sampling_rate": 16000}, "video": frames, "text": TEXT})
         agree(answer, pipe({"audio": sound, "sampling_rate": 16000, "video": frames, "text": TEXT}))
+        agree(pipe({"clip": frames, "text": TEXT}), pipe({"video": frames, "text": TEXT}))
         assert scores(answer) != pytest.approx(scores(pipe(TEXT)), abs=1e-4)
 
     def test_lists_batches_data_sets_and_generators(self, pipe, clip):

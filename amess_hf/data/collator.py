@@ -19,6 +19,9 @@ class AMESSDataCollator:
         config ([`AMESSConfig`], *optional*):
             The model's configuration, with a tokenizer: the processor that belongs to both is made.
 
+    Raises:
+        TypeError: A tokenizer is given without a configuration.
+
     Example:
     ```python
     >>> batch = AMESSDataCollator(processor)([dataset["train"][0], dataset["train"][1]])
@@ -32,6 +35,10 @@ class AMESSDataCollator:
     def __post_init__(self):
         if self.config is not None:
             self.processor = AMESSProcessor.for_model(self.config, self.processor)
+        if not hasattr(self.processor, "collate"):
+            raise TypeError(
+                f"`processor` is a {type(self.processor).__name__}; give an AMESSProcessor, or a tokenizer with `config`"
+            )
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Make the batch of `rows`.

@@ -63,6 +63,11 @@ def test_candidates(tokenizer):
         assert batch["candidate_mask"].dtype == torch.bool and batch["candidate_mask"].tolist() == masks
 
 
+def test_tokenizer_without_config(tokenizer):
+    with pytest.raises(TypeError, match="`processor` is a BertTokenizer; give an AMESSProcessor"):
+        AMESSDataCollator(tokenizer)
+
+
 def test_wrong_width(tokenizer):
     with pytest.raises(ValueError, match="video_features"):
         AMESSDataCollator(tokenizer, tiny_config(video_feature_size=7))(rows())
