@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 TORCH ?= torch==2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast quality quality-docs tracked style benchmark clean
+.PHONY: help install demo test test-fast quality tracked style benchmark clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,10 +33,6 @@ test-fast: $(STAMP) ## Run the tests that are not marked slow (under a minute)
 quality: $(STAMP) tracked ## Check style and that nothing is tracked that should not be
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-
-# To become part of `quality` when all files pass: move these rules to `select` in pyproject.toml.
-quality-docs: $(STAMP) ## Check docstrings and type hints
-	$(BIN)/ruff check --extend-select D,ANN001,ANN201,ANN205,ANN206 .
 
 tracked:
 	@! git ls-files | grep -E '\.(pyc|pkl|pt|bin)$$|__pycache__|\.DS_Store' || { echo 'tracked files that should not be'; exit 1; }

@@ -391,17 +391,17 @@ def _write_anchors(
 class _ClipAnchors:
     """The anchors of single clips as people read them: words, and places in the sound and the video."""
 
-    def __init__(self, outputs, dataset, processor):
+    def __init__(self, outputs: ClipOutputs, dataset: Any, processor: Any):
         self.outputs, self.dataset, self.processor = outputs, dataset, processor
 
-    def anchors(self, number, modality):
+    def anchors(self, number: int, modality: str):
         """[(position, score)], best first."""
         if self.outputs.anchor_indices is None:
             return []
         row = MODALITIES.index(modality)
         return scored_anchors(self.outputs.anchor_indices[number, row], self.outputs.anchor_scores[number, row])
 
-    def words(self, number):
+    def words(self, number: int):
         """[(word, score of its best anchor or None)] of the utterance, in order."""
         words = utterance_words(
             self.processor.tokenizer,
@@ -412,7 +412,7 @@ class _ClipAnchors:
         )
         return [(word["word"], word["score"]) for word in words]
 
-    def tracks(self, number):
+    def tracks(self, number: int):
         """Sound and video as `plots.anchor_figure` takes them, anchors in seconds or in percent of the clip."""
         row, length = self.dataset[int(number)], self.duration(number) or 100.0
         tracks = []
@@ -426,13 +426,13 @@ class _ClipAnchors:
                 tracks.append({"modality": modality, "frames": frames, "anchors": anchors})
         return tracks
 
-    def duration(self, number):
+    def duration(self, number: int):
         """Seconds, None where the data set does not say."""
         row = self.dataset[int(number)]
         start, end = row.get("start"), row.get("end")
         return float(end - start) if start is not None and end is not None and end > start else None
 
-    def describe(self, number):
+    def describe(self, number: int):
         """`great, again · sound 0.4 s, 1.8 s · picture 66 %`."""
         chosen = [(word, score) for word, score in self.words(number) if score is not None]
         best = sorted(chosen, key=lambda pair: -pair[1])[:_ANCHORS_SHOWN]

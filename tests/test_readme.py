@@ -1,0 +1,98 @@
+"""Every snippet of the README is run as it stands there, on small stand-ins for the models and data that it names."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from demo_corpus import write_demo_corpus
+from transformers import BertModel
+from utils import DESCRIPTIONS, save_clip_model, text_config
+
+
+pytest.importorskip("av")
+
+from clip_writer import write_clip
+
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+# Set up by the Makefile, or by hand.
+NOT_RUN = ("make ", "pip ")
+
+
+def snippets(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def commands():
+    """The command lines of the README's shell snippets, each on one line and without its comment."""
+    lines = "".join(snippets("bash")).replace("\\\n", " ").splitlines()
+    return [line.split("  #")[0].strip() for line in lines if line.strip() and not line.startswith(NOT_RUN)]
+
+
+def test_it_is_short():
+    assert len(README.split()) <= 1000
+
+
+def test_files_that_it_names_exist():
+    paths = re.findall(r"[(`]((?:amess_hf|examples)/[\w./*-]+)[)`]", README)
+    assert paths and [path for path in paths if not list(ROOT.glob(path))] == []
+
+
+@pytest.fixture
+def folder(tmp_path, tokenizer, monkeypatch):
+    """A working folder in which the names of the README are small models and data sets."""
+    monkeypatch.chdir(tmp_path)
+    save_clip_model(tmp_path / "org" / "amess-mintrec2", tokenizer)
+    BertModel(text_config()).save_pretrained("bert-base-uncased")
+    tokenizer.save_pretrained("bert-base-uncased")
+    write_demo_corpus("path/to/MIntRec", clips_per_split={"train": 20, "dev": 10})
+    generator = np.random.default_rng(0)
+    clips = Path("my_data/clips")
+    clips.mkdir(parents=True)
+    (own,) = snippets("")[:1]  # the table of the user's own data
+    header, row = own.strip().splitlines()
+    rows = [row.replace("Refuse", label) for label in DESCRIPTIONS for _ in range(4)]
+    for split in ("train", "dev"):
+        Path(f"my_data/{split}.csv").write_text("\n".join([header, *rows]) + "\n")
+    for path in ("clip.mp4", "my_data/clips/17.mp4"):
+        frames = generator.integers(0, 255, (12, 32, 32, 3), dtype=np.uint8)
+        write_clip(path, frames, generator.uniform(-0.3, 0.3, 16000), frame_rate=12)
+    shutil.copytree(ROOT / "examples", "examples", ignore=shutil.ignore_patterns("results", "__pycache__"))
+    import json
+
+    Path("my_data/descriptions.json").write_text(json.dumps({"descriptions": DESCRIPTIONS}))
+    return tmp_path
+
+
+def test_python_snippets(folder, hub, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    names = {}
+    for snippet in snippets("python"):
+        exec(compile(snippet, "README.md", "exec"), names)
+    assert "model.safetensors" in hub.files("org/amess-mintrec")
+    assert names["pipe"]({"text": "hello"}, candidate_labels={"Negotiate": "a b c"})[0]["label"] == "Negotiate"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [line for line in commands() if "…" not in line])
+def test_commands(folder, command):
+    program, *arguments = shlex.split(command)
+    assert program == "accelerate" and arguments[0] == "launch"
+    small = "--use_cpu --max_steps 2 --disable_tqdm True --eval_strategy no --save_strategy no".split()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, *arguments[1:], *small, "--load_best_model_at_end", "False"],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr
+    output_dir = arguments[arguments.index("--output_dir") + 1]
+    assert (folder / output_dir / "model.safetensors").is_file()
