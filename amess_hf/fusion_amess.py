@@ -58,16 +58,7 @@ def masked_mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def sinusoidal_positions(length: int, width: int, like: torch.Tensor) -> torch.Tensor:
-    """Encode positions as sines and cosines (Vaswani et al., arXiv 1706.03762, section 3.5).
-
-    Args:
-        length (`int`): Number of positions.
-        width (`int`): Width of an encoding, even.
-        like (`torch.Tensor`): A tensor whose type and device the result takes.
-
-    Returns:
-        `torch.Tensor` of shape `(length, width)`: The sines, then the cosines.
-    """
+    """Return sines, then cosines, of positions (arXiv 1706.03762, section 3.5): `(length, width)`, of the type of `like`."""
     frequencies = torch.exp(torch.arange(0, width, 2, device=like.device) * (-math.log(10000.0) / width))
     angles = torch.arange(length, device=like.device)[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=-1).to(like.dtype)
@@ -83,20 +74,10 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs: object,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute scaled dot-product attention step by step, which gives access to the weights.
+    """Scaled dot-product attention that returns its weights.
 
-    Args:
-        module (`torch.nn.Module`): The attention layer; says whether dropout applies.
-        query (`torch.Tensor` of shape `(batch_size, heads, queries, head_dim)`): Queries.
-        key (`torch.Tensor` of shape `(batch_size, heads, tokens, head_dim)`): Keys.
-        value (`torch.Tensor` of shape `(batch_size, heads, tokens, head_dim)`): Values.
-        attention_mask (`torch.Tensor`, *optional*): Added to the scores before the softmax.
-        scaling (`float`): Factor of the scores.
-        dropout (`float`): Dropout of the weights.
-        kwargs: Options of other attention implementations, ignored.
-
-    Returns:
-        `tuple`: the output `(batch_size, queries, heads, head_dim)` and the weights `(batch_size, heads, queries, tokens)`.
+    Takes queries, keys and values `(batch_size, heads, length, head_dim)`; returns the output `(batch_size, queries, heads,
+    head_dim)` and the weights `(batch_size, heads, queries, tokens)`.
     """
     weights = torch.matmul(query, key.transpose(-1, -2)) * scaling
     if attention_mask is not None:
@@ -126,16 +107,7 @@ class AMESSAttention(nn.Module):
     def forward(
         self, queries: torch.Tensor, memory: torch.Tensor, attention_mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Attend.
-
-        Args:
-            queries (`torch.Tensor` of shape `(batch_size, queries, hidden_size)`): What attends.
-            memory (`torch.Tensor` of shape `(batch_size, tokens, hidden_size)`): What is attended to.
-            attention_mask (`torch.Tensor`): In the form that the attention implementation takes.
-
-        Returns:
-            `tuple`: the output, shaped like `queries`, and the weights where the attention implementation gives them.
-        """
+        """Attend; see [`AMESSFusionLayer.forward`]."""
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -248,7 +220,7 @@ class AMESSAnchorSelection(nn.Module):
     def forward(
         self, tokens: torch.Tensor, mask: torch.Tensor, summary: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Choose.
+        """Choose the anchors.
 
         Args:
             tokens (`torch.Tensor` of shape `(batch_size, length, hidden_size)`): Tokens of one modality.

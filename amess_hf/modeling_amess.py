@@ -139,7 +139,7 @@ class AMESSPreTrainedModel(PreTrainedModel):
             The model; with `output_loading_info=True` a `tuple` of the model and the report of loading.
         """
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with `output_loading_info`, the report too
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
         names = ("revision", "token", "cache_dir", "local_files_only")
         model.hub_kwargs = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
         return loaded
@@ -317,7 +317,7 @@ class AMESSModel(AMESSPreTrainedModel):
     def _no_words(self, frames: torch.Tensor | None):
         """Return the summary of a batch without words, with as many clips as `frames`."""
         if frames is None:
-            raise ValueError("no modality given: pass `input_ids`, `audio_features` or `video_features`")
+            raise ValueError("no modality given; pass `input_ids`, `audio_features` or `video_features`")
         return self.projection.weight.new_zeros(frames.shape[0], self.config.text_config.hidden_size)
 
     def _check_attentions(self, output_attentions: bool):

@@ -43,7 +43,7 @@ def make_batches(config, training):
 def test_compiles_whole_and_seldom(training):
     """One graph (a break would raise), compiled at most three times over a data set, with the results of eager mode."""
     torch._dynamo.reset()
-    model, reference = small_model().train(training), small_model().train(training)
+    model, reference = (small_model(consistency_loss_weight=0.5).train(training) for _ in range(2))
     counter = CompileCounter()
     compiled = torch.compile(model, backend=counter, fullgraph=True)
     for batch in make_batches(model.config, training):
