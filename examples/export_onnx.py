@@ -163,7 +163,7 @@ def export(model, arguments):
     if difference > TOLERANCE:
         os.remove(partial)
         raise ValueError(
-            f"onnxruntime differs from the model by {difference:.1e}, more than {TOLERANCE}: not exported"
+            f"onnxruntime differs from the model by {difference:.1e}, more than {TOLERANCE}; nothing was exported"
         )
     os.replace(partial, arguments.output_file)
     return difference

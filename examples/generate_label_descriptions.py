@@ -1,4 +1,4 @@
-#!/usr/bin/env python
+#!/usr/bin/env python3
 """Write label descriptions for any set of intents with a large language model.
 
 A model on this machine, through transformers:
@@ -14,7 +14,7 @@ speaks OpenAI's chat-completions API (key, if it wants one, from OPENAI_API_KEY;
     python examples/generate_label_descriptions.py --labels labels.txt --base_url http://localhost:8000/v1 \\
         --model my-model --train_file MIntRec/train.tsv --output_file descriptions.json
 
-The file is written after each intent, so that a second start goes on where the first one stopped. Train with it by
+The file is written after each intent, so that a second start continues where the first one stopped. Train with it:
 `run_mir.py --label_descriptions descriptions.json`.
 """
 
@@ -23,7 +23,6 @@ import os
 import random
 import re
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -44,6 +43,7 @@ from amess_hf.descriptions_amess import (
     read_description_file,
     validate_label_descriptions,
 )
+from amess_hf.files_amess import write_json
 
 
 logger = logging.get_logger(__name__)
@@ -103,9 +103,9 @@ class DescriptionArguments:
             self.backend = "inference_client"
         for name, least in (("num_sentences", 1), ("max_attempts", 1), ("examples_per_intent", 0)):
             if getattr(self, name) < least:
-                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
+                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}")
         if self.temperature <= 0:
-            raise ValueError(f"`temperature` must be above 0, got {self.temperature}: paraphrases are sampled.")
+            raise ValueError(f"`temperature` must be above 0, got {self.temperature}: paraphrases are sampled")
 
 
 class GenerationError(Exception):
@@ -123,7 +123,7 @@ def read_labels(value: str) -> list[str]:
     twice = next((label for label in labels if folded.count(label.casefold()) > 1), None)
     if not labels or twice is not None:
         problem = "no intent names" if not labels else f"the intent `{twice}` is named twice"
-        raise ValueError(f"--labels {value}: {problem}; give names separated by commas or a file with one a line.")
+        raise ValueError(f"--labels {value}: {problem}; give names separated by commas or a file with one a line")
     return labels
 
 
@@ -137,7 +137,7 @@ def read_examples(path: Path | None, labels: list[str], count: int, seed: int) -
     if path is None or count == 0:
         return {}
     if path.stem.lower() not in SPLIT_FILES["train"] or not path.is_file():
-        raise ValueError(f"--train_file {path}: needs the train.tsv of a data set; no other split may be shown.")
+        raise ValueError(f"--train_file {path}: needs the train.tsv of a data set; no other split may be shown")
     rows = [row for _, row in read_tsv(path)]
     need_columns(path, rows[0] if rows else {}, ("text", "label"))
     rng = random.Random(seed)
@@ -180,7 +180,13 @@ def local_model(arguments: DescriptionArguments) -> Callable[[str, int], str]:
     """A function (prompt, attempt) -> answer that runs a transformers model on this machine."""
     from transformers import pipeline
 
-    generator = pipeline("text-generation", model=arguments.model)
+    try:
+        generator = pipeline("text-generation", model=arguments.model)
+    except OSError as error:
+        raise ValueError(
+            f"`--model` {arguments.model} cannot be loaded: {str(error).splitlines()[0].rstrip('.')}; give the folder of a "
+            "language model or its name on the Hub"
+        ) from error
     chat = generator.tokenizer.chat_template is not None
 
     def ask(prompt: str, attempt: int) -> str:
@@ -220,12 +226,12 @@ def remote_model(arguments: DescriptionArguments) -> Callable[[str, int], str]:
             if status in HOPELESS_STATUS:
                 where = arguments.base_url or "the inference provider"
                 reason = " ".join(str(error.server_message or "no reason given").split())
-                raise ValueError(f"{where} refuses `{arguments.model}`: HTTP {status}, {reason}.") from error
+                raise ValueError(f"{where} refuses `{arguments.model}`: HTTP {status}, {reason}") from error
             raise GenerationError(f"HTTP {status}") from error
         except HTTPError as error:
             raise GenerationError(f"{type(error).__name__}: {error}") from error
         except (ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
-            raise GenerationError(f"the answer is no chat completion ({type(error).__name__})") from error
+            raise GenerationError(f"the answer is not a chat completion ({type(error).__name__})") from error
         if not isinstance(answer, str):
             raise GenerationError("the answer has no text")
         return answer
@@ -262,7 +268,7 @@ class DescriptionWriter:
             try:
                 answer = self.ask(prompt, attempt)
             except GenerationError as error:
-                logger.warning(f"`{label}`, attempt {attempt + 1} of {self.arguments.max_attempts}: {error}.")
+                logger.warning(f"`{label}`, attempt {attempt + 1} of {self.arguments.max_attempts}: {error}")
                 if attempt + 1 < self.arguments.max_attempts:
                     time.sleep(pause)
                     pause *= 2
@@ -281,28 +287,14 @@ class DescriptionWriter:
         for sentence in candidates:
             problems = find_description_problems(label, [*accepted, sentence], self.labels)
             if len(sentence.split()) < MIN_WORDS or sentence.endswith(":") or CHATTER.match(sentence):
-                problems.append(f"`{label}`: no sentence: {sentence!r}")
+                problems.append(f"`{label}`: not a sentence: {sentence!r}")
             if normalize_sentence(sentence) in elsewhere:
                 problems.append(f"`{label}`: describes another intent already: {sentence!r}")
             if problems:
-                logger.info(f"Left out: {problems[0]}.")
+                logger.info(f"left out: {problems[0]}")
             else:
                 accepted.append(sentence)
         return accepted[start:]
-
-
-def write_json(path: Path, content: dict):
-    """Write `content` beside `path` and move it there, so that no half-written file ever has that name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=2, ensure_ascii=False)
-            file.write("\n")
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def start_or_resume(arguments: DescriptionArguments) -> dict:
@@ -323,7 +315,7 @@ def start_or_resume(arguments: DescriptionArguments) -> dict:
     content = read_description_file(arguments.output_file)
     for key in ("model", "prompt", "temperature", "examples"):
         if content.get("origin", {}).get(key) != origin.get(key):
-            raise ValueError(f"{arguments.output_file}: has another {key} in its origin; give another --output_file.")
+            raise ValueError(f"{arguments.output_file}: has another {key} in its origin; give another `--output_file`")
     if content["descriptions"]:
         content["descriptions"] = validate_label_descriptions(
             content["descriptions"], source=str(arguments.output_file)
@@ -343,6 +335,7 @@ def generate(arguments: DescriptionArguments) -> list[str]:
 
     if not short():
         return []
+    arguments.output_file.parent.mkdir(parents=True, exist_ok=True)
     set_seed(arguments.seed)
     ask = local_model(arguments) if arguments.backend == "local" else remote_model(arguments)
     writer = DescriptionWriter(arguments, labels, examples, known, ask)
@@ -362,9 +355,12 @@ def main(arguments: list[str] | None = None):
     short = generate(arguments)
     if short:
         names = ", ".join(f"`{label}`" for label in short)
-        sys.exit(f"{arguments.output_file}: too few sentences for {names}; start again to go on with these.")
-    print(f"{arguments.output_file}: {arguments.num_sentences} sentences for each intent.")
+        sys.exit(f"{arguments.output_file}: too few sentences for {names}; start again to go on with these")
+    print(f"{arguments.output_file}: {arguments.num_sentences} sentences for each intent")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"generate_label_descriptions.py: {error}")

@@ -9,6 +9,7 @@ words, sounds and frames that decided.
 """
 
 import argparse
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -43,7 +44,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="NAME=DESCRIPTION",
         help="choose among these described intents; repeatable",
     )
-    parser.add_argument("--asr_model", help="speech recogniser that writes the words down where --text is not given")
+    parser.add_argument("--asr_model", help="speech recogniser that transcribes the clip if --text is not given")
     parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the model")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--plot", type=Path, help="draw the time line into this file (png, svg, pdf)")
@@ -52,7 +53,23 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("give a clip, --text, or both")
     if args.plot is not None and args.clip is None:
         parser.error("--plot draws a clip: give one")
+    if args.top_k < 1:
+        parser.error(f"--top_k is {args.top_k}; it must be at least 1")
+    if args.threshold is not None and not 0 <= args.threshold <= 1:
+        parser.error(f"--threshold is {args.threshold}; it must be between 0 and 1")
     return args
+
+
+def check_inputs(args: argparse.Namespace) -> None:
+    """Raise what can be known to be wrong before a model is loaded: the clip, the intents, where the plot goes."""
+    candidates(args.intent)
+    if args.clip is not None:
+        clip_info(args.clip)
+    if args.plot is not None:
+        if importlib.util.find_spec("matplotlib") is None:
+            raise ImportError('`--plot` needs matplotlib: pip install "amess_hf[report]"')
+        if not args.plot.absolute().parent.is_dir():
+            raise ValueError(f"`--plot` {args.plot}: there is no folder {args.plot.parent}")
 
 
 def candidates(intents: list[str] | None) -> dict[str, list[str]] | None:
@@ -63,19 +80,26 @@ def candidates(intents: list[str] | None) -> dict[str, list[str]] | None:
     for intent in intents:
         name, equals, description = intent.partition("=")
         if not equals or not name.strip() or not description.strip():
-            raise ValueError(f"`--intent` {intent!r}: write NAME=DESCRIPTION.")
+            raise ValueError(f"`--intent` {intent!r}: write NAME=DESCRIPTION")
         described.setdefault(name.strip(), []).append(description.strip())
     return described
 
 
 def recognise(args: argparse.Namespace) -> dict:
     """The pipeline's full answer."""
-    recogniser = pipeline(
-        "intent-recognition",
-        model=args.model,
-        asr_model=args.asr_model,
-        trust_remote_code=args.trust_remote_code or None,
-    )
+    try:
+        recogniser = pipeline(
+            "intent-recognition",
+            model=args.model,
+            asr_model=args.asr_model,
+            trust_remote_code=args.trust_remote_code or None,
+        )
+    except OSError as error:
+        models = f"`--model` {args.model}" + (f" or `--asr_model` {args.asr_model}" if args.asr_model else "")
+        raise ValueError(
+            f"{models} cannot be loaded: {str(error).splitlines()[0].rstrip('.')}; give the folder of a saved model or "
+            "its name on the Hub"
+        ) from error
     inputs = {"clip": args.clip, "text": args.text, "context": args.context, "start": args.start, "end": args.end}
     return recogniser(
         inputs,
@@ -117,11 +141,9 @@ def merged_spans(anchors: list[dict]) -> list[tuple[float, float]]:
 
 
 def plot(args: argparse.Namespace, answer: dict) -> None:
-    """Draws pictures, sound and words on one time axis, the anchors marked in each."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('--plot needs matplotlib: pip install "amess_hf[report]"') from error
+    """Draw pictures, sound and words on one time axis, the anchors marked in each."""
+    from matplotlib.figure import Figure
+
     info = clip_info(args.clip)
     begin = args.start or 0.0
     end = args.end or max(info.duration, begin + 0.1)
@@ -214,6 +236,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse_arguments(arguments)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    check_inputs(args)
     answer = recognise(args)
     print(json.dumps(answer, ensure_ascii=False, indent=2) if args.json else table(answer))
     if args.plot is not None:

@@ -135,6 +135,7 @@ class TestSpans:
             np.concatenate(list(iter_sound(tmp_path / "noise.wav", 16000, start=2.5))), given[40000:], atol=1 / 32768
         )
 
+    @pytest.mark.slow
     def test_a_far_span_is_sought_and_not_decoded_through(self, tmp_path):
         path = tmp_path / "long.mp4"
         write_clip(path, brightening(50), tone(100), frame_rate=0.5, options={"g": "1"})

@@ -4,8 +4,8 @@ What does the speaker intend? A page on which people try an A-MESS model: `pytho
 Record or upload a clip, type the words, and see the intents as bars and the anchors on the clip's time line; "none of
 these" where the model's out-of-scope detector says so. A box takes intents that the model has never seen, described in a
 sentence. Without `--model`, a small model is trained first, on clips that the app draws itself (about a minute, nothing
-is downloaded). A Space takes the files `app*.py`, `requirements-app.txt` as its `requirements.txt`, and the model's name
-in the variable `MODEL_ID`.
+is downloaded). A Space takes the files of this folder, `clip_writer.py` from `examples/demo`, and the model's name in the
+variable `MODEL_ID`.
 """
 
 import argparse
@@ -114,7 +114,7 @@ def build_app(recognizer: Recognizer, examples: list[tuple[str, str]]) -> gr.Blo
                 with gr.Row():
                     ask = gr.Button("What is meant?", variant="primary", elem_id="ask", scale=2)
                     if recognizer.transcriber is not None:
-                        write = gr.Button("Write down the words", elem_id="transcribe")
+                        write = gr.Button("Transcribe the words", elem_id="transcribe")
                         write.click(reported(transcribe, recognizer), clip, words)
                 gr.Examples([list(example) for example in examples], [clip, words], label="Examples drawn by this app")
             with gr.Column(scale=7, min_width=420):
@@ -160,13 +160,13 @@ def answered(recognizer: Recognizer, clip: str | None, words: str | None, added:
     if not clip and not words:
         return view.empty_html(INVITATION), ""
     if clip and clip_info(clip).duration > MAX_SECONDS:
-        raise ValueError(f"This clip is longer than {MAX_SECONDS} seconds; cut out the utterance.")
+        raise ValueError(f"This clip is longer than {MAX_SECONDS} seconds; cut out the utterance")
     return recognizer(clip, words, added)
 
 
 def transcribe(recognizer: Recognizer, clip: str | None) -> str:
     if not clip:
-        raise ValueError("There is no clip to listen to.")
+        raise ValueError("There is no clip to listen to")
     return recognizer.transcribe(clip)
 
 
@@ -174,9 +174,9 @@ def add_intent(recognizer: Recognizer, name: str, description: str, added: dict[
     """The form, emptied; the intents with the new one; and their list."""
     name, description = (name or "").strip(), (description or "").strip()
     if not name or not description:
-        raise ValueError("An intent needs a name and a sentence that describes it.")
+        raise ValueError("An intent needs a name and a sentence that describes it")
     if name.lower() in {known.lower() for known in recognizer.known}:
-        raise ValueError(f"The model already knows the intent “{name}”; choose another name.")
+        raise ValueError(f"The model already knows the intent “{name}”; choose another name")
     added = {**added, name: description}
     return "", "", added, listed(added)
 

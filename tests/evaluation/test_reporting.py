@@ -309,6 +309,7 @@ class TestReport:
         _, different, missing = filecmp.cmpfiles(folder, tmp_path, names, shallow=False)
         assert not different and not missing
 
+    @pytest.mark.slow
     def test_in_scope_only_and_text_that_could_break_a_table(self, model, dataset, collator, tmp_path):
         rows = [row | {"text": "a | b\n| c <img>"} for row in dataset.select(range(12))]
         results = report(model, Dataset.from_list(rows), collator, tmp_path)

@@ -219,13 +219,11 @@ def test_server_that_is_not_there_is_given_up_after_the_attempts(tmp_path):
     assert script.generate(arguments_for(tmp_path / "own.json", url, labels="Joke", max_attempts=2)) == ["Joke"]
 
 
-def test_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "own.json"
-    script.write_json(path, {"old": 1})
-    monkeypatch.setattr(script.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
-        script.write_json(path, {"new": 2})
-    assert json.loads(path.read_text()) == {"old": 1} and list(tmp_path.iterdir()) == [path]
+def test_model_that_is_not_there_is_one_line(tmp_path):
+    command = ["--labels", "A,B", "--model", str(tmp_path / "no-llm"), "--output_file", str(tmp_path / "own.json")]
+    with pytest.raises(ValueError, match="`--model` .*no-llm cannot be loaded: .*; give the folder") as error:
+        script.main(command)
+    assert "\n" not in str(error.value) and not (tmp_path / "own.json").exists()
 
 
 def test_examples_come_from_the_training_split_only(tmp_path):

@@ -81,6 +81,25 @@ def test_usage_errors(model, tmp_path, capsys):
         predict_clip.main([str(tmp_path / "nowhere.mp4"), "--model", model])
 
 
+def test_mistakes_are_known_before_a_model_is_loaded(clip, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(predict_clip, "pipeline", lambda *_, **__: pytest.fail("a model was loaded"))
+    words = ["--text", "hello", "--model", "org/model"]
+    for wrong in (["--top_k", "0"], ["--threshold", "2"]):
+        with pytest.raises(SystemExit):
+            predict_clip.main([*words, *wrong])
+        assert f"{wrong[0]} is {wrong[1]}" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="there is no folder .*nowhere"):
+        predict_clip.main([clip, *words, "--plot", str(tmp_path / "nowhere" / "clip.png")])
+    with pytest.raises(ValueError, match="`--intent` 'Leave'"):
+        predict_clip.main([*words, "--intent", "Leave"])
+
+
+def test_model_that_is_not_there_is_one_line(tmp_path):
+    with pytest.raises(ValueError, match="`--model` .*nowhere cannot be loaded: .*; give the folder") as error:
+        predict_clip.main(["--text", "hello", "--model", str(tmp_path / "nowhere")])
+    assert "\n" not in str(error.value)
+
+
 def test_merged_spans():
     anchors = [{"frame": n, "start": n / 10, "end": (n + 1) / 10, "score": 0.5} for n in (7, 2, 3, 1)]
     assert predict_clip.merged_spans(anchors) == [(0.1, 0.4), (0.7, 0.8)]

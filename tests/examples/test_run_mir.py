@@ -299,6 +299,7 @@ def test_missing_test_split(trained, inputs, tmp_path):
         {"label_update": "50"},  # at most steps it is no label's turn
     ],
 )
+@pytest.mark.slow
 def test_steps_without_descriptions(inputs, tmp_path, change):
     values = {**inputs["data"], **inputs["encoder"], **inputs["sizes"], **inputs["run"], "max_steps": 3, **change}
     values |= {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}

@@ -82,12 +82,14 @@ def test_two_processes_are_one(together, alone, scenario):
         )
 
 
+@pytest.mark.slow
 def test_every_loss_took_part(alone):
     """None of the compared numbers is trivially zero."""
     for name, value in alone["one step"].items():
         assert float(value.abs().max()) > 0 or name == "consistency_loss", name
 
 
+@pytest.mark.slow
 def test_loop_is_the_trainer(alone):
     for name, value in alone["trainer"].items():
         scale = max(1.0, float(value.abs().max()))
