@@ -116,20 +116,17 @@ class BuildPlan:
 
 
 def read_clips(files: DatasetFiles, name: str) -> list[Clip]:
-    """Read all annotation tables of the data set `name`; every clip knows its split."""
-    clips = []
-    for split, path in files.tables:
-        found = read_table(path, name, split)
-        for clip in found:
-            clip.split = split
-        clips += found
-    return clips
+    """Read all annotation tables of the data set `name`."""
+    return [clip for split, path in files.tables for clip in read_table(path, name, split)]
 
 
 def read_table(path: Path, name: str, split: str) -> list[Clip]:
-    """Read one annotation table of the data set `name`."""
+    """Read one annotation table of the data set `name`; every clip knows its split."""
     readers = {"mintrec": read_mintrec, "mintrec2.0": read_mintrec2}
-    return readers[name](path) if name in readers else read_custom_table(path, split)
+    clips = readers[name](path) if name in readers else read_custom_table(path, split)
+    for clip in clips:
+        clip.split = split
+    return clips
 
 
 def make_plan(config: MIntRecConfig, cache_dir: Path) -> BuildPlan:
