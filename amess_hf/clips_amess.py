@@ -1,12 +1,11 @@
-"""
-Reading clips: the picture as frames at a chosen rate, the sound as mono samples at a chosen rate.
+"""Reading clips: the video as frames at a chosen rate, the sound as mono samples at a chosen rate.
 
-PyAV does the decoding: it is maintained, its wheels carry the FFmpeg libraries (no `ffmpeg` program and no system library
-is needed), it reads file objects, and it works with any version of torch, which torchcodec does not. It is imported when
-the first clip is opened, so that a model can be used with ready features where it is not installed.
+PyAV decodes: it is maintained, its wheels bring the FFmpeg libraries (no `ffmpeg` program and no system library is
+needed), it reads file objects, and it works with any version of torch, which torchcodec does not. It is imported when the
+first clip is opened, so that a model can be used with ready features where PyAV is not installed.
 
-Both readers are streams: frames are shrunk and sound is resampled while the file is being decoded, hence memory does not
-grow with the length or the size of the picture, and only the asked-for span is decoded.
+Both readers are streams: frames are shrunk and sound is resampled while the file is being decoded. Memory therefore does
+not grow with the length of the clip or the size of its frames, and only the requested span is decoded.
 """
 
 import functools
@@ -24,28 +23,27 @@ import numpy as np
 # A clip is one self-contained file. Formats that point at other files or addresses (play lists, concatenation scripts)
 # are left out on purpose: FFmpeg would open whatever an untrusted file names.
 CLIP_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,wav,w64,mp3,flac,ogg,aac,mpegts,mpeg,flv,asf,aiff"
-# Formats that state how long each stream is, so that a file which ends earlier is known to be cut.
+# Formats that state how long each stream is, so that a file that ends earlier is known to be cut.
 FORMATS_WITH_DURATION = ("mov", "matroska", "wav", "flac", "avi")
-# Decoding starts this much before the asked-for sound: audio codecs need a few packets to settle.
+# Decoding starts this many seconds before the requested sound: audio codecs need a few packets to settle.
 SOUND_PREROLL = 0.1
 
 
 class ClipError(ValueError):
-    """A clip that cannot be used; the message names the clip and says why."""
+    """Raised for a clip that cannot be used; the message names the clip and says why."""
 
 
 @dataclass
 class ClipInfo:
-    """
-    What a clip holds, read from its header.
+    """What the header of a clip says.
 
     Attributes:
         duration (`float`): Seconds, 0 where the header does not say.
         has_sound (`bool`): Whether there is an audio stream.
         has_picture (`bool`): Whether there is a video stream (a cover picture does not count).
-        sampling_rate (`int`): Samples of sound a second, 0 without sound.
-        frame_rate (`float`): Mean frames a second, 0 without picture.
-        width, height (`int`): Size of the picture as stored, before rotation; 0 without picture.
+        sampling_rate (`int`): Samples of sound per second, 0 without sound.
+        frame_rate (`float`): Mean frames per second, 0 without video.
+        width, height (`int`): Size of the frames as stored, before rotation; 0 without video.
     """
 
     duration: float
@@ -58,23 +56,23 @@ class ClipInfo:
 
 
 def import_av() -> Any:
-    """PyAV, or an `ImportError` that says how to install it."""
+    """Import PyAV, or raise an `ImportError` that says how to install it."""
     try:
         import av
     except ImportError as error:
-        raise ImportError('Reading clips needs PyAV: pip install "amess_hf[video]" (or pip install av).') from error
+        raise ImportError('reading clips needs PyAV; pip install "amess_hf[video]" (or pip install av)') from error
     return av
 
 
 def is_clip_source(value: Any) -> bool:
-    """Whether `value` is something that holds an encoded clip: path, address, bytes, file object, Hub data set value."""
+    """Tell whether `value` holds an encoded clip: a path, address, bytes, file object, or value of a data set column."""
     if isinstance(value, dict):
         return "array" not in value and (value.get("path") is not None or value.get("bytes") is not None)
     return isinstance(value, (str, os.PathLike, bytes, bytearray)) or hasattr(value, "read") or _has_encoded(value)
 
 
 def clip_name(source: Any) -> str:
-    """How messages call a clip: its path or address, or what kind of object it is."""
+    """Give the name of a clip for messages: its path or address, or the kind of object that it is."""
     source = _unwrap(source)
     if isinstance(source, (str, os.PathLike)):
         return os.fspath(source)
@@ -83,20 +81,34 @@ def clip_name(source: Any) -> str:
     return str(getattr(source, "name", None) or f"the clip given as {type(source).__name__}")
 
 
+def clip_span(row: dict[str, Any]) -> dict[str, float | None]:
+    """Give the span of a row's clip.
+
+    Args:
+        row (`dict`):
+            A row of a data set. In one that names a `dialogue_id` (MIntRec2.0), `start` and `end` are times of the episode
+            that the clip was cut from, and are not used.
+
+    Returns:
+        `dict`: `start` and `end` in seconds of the clip, `None` where the clip's own start or end is meant.
+    """
+    cut = row.get("dialogue_id") is not None
+    return {name: None if cut else row.get(name) for name in ("start", "end")}
+
+
 @contextmanager
 def open_clip(source: Any) -> Iterator[tuple[Any, str]]:
-    """
-    Opens a clip for reading.
+    """Open a clip for reading.
 
     Args:
         source: A path, a URL that `fsspec` can open, `bytes`, a binary file object, a dictionary with `path` or `bytes`
-            (what `datasets.Video(decode=False)` and `datasets.Audio(decode=False)` give), or their decoded objects.
+            (as `datasets.Video(decode=False)` and `datasets.Audio(decode=False)` give), or their decoded objects.
 
     Yields:
         The PyAV container and the clip's name for messages.
 
     Raises:
-        ClipError: The clip is missing, empty, no media file, without sound and picture, or breaks while it is read.
+        ClipError: The clip is missing, empty, not a media file, has neither sound nor video, or breaks while it is read.
         ImportError: PyAV is not installed.
     """
     av = import_av()
@@ -106,17 +118,17 @@ def open_clip(source: Any) -> Iterator[tuple[Any, str]]:
         _check_riff(handle, name)
         with av.open(handle, buffer_size=1 << 17, container_options={"format_whitelist": CLIP_FORMATS}) as container:
             if _sound_stream(container) is None and _picture_stream(container) is None:
-                raise ClipError(f"{name} holds neither sound nor picture. Give an audio or a video file.")
+                raise ClipError(f"{name} holds neither sound nor video; give an audio or a video file")
             yield container, name
     except av.FFmpegError as error:
-        raise ClipError(f"{name} cannot be decoded ({error.strerror}). Is it a whole media file?") from error
+        raise ClipError(f"{name} cannot be decoded ({error.strerror}); give a whole media file") from error
     finally:
         if owned:
             handle.close()
 
 
 def clip_info(source: Any) -> ClipInfo:
-    """What the clip's header says. Errors as in [`open_clip`]."""
+    """Read the header of a clip; the source and the errors are those of [`open_clip`]."""
     with open_clip(source) as (container, _):
         sound, picture = _sound_stream(container), _picture_stream(container)
         durations = [_stated_duration(stream) for stream in (sound, picture) if stream is not None]
@@ -140,30 +152,30 @@ def iter_frames(
     max_frames: int | None = None,
     gray: bool = False,
 ) -> Iterator[np.ndarray]:
-    """
-    Frames of a clip, one after another, each made while the file is decoded.
+    """Decode the frames of a clip one by one.
 
     With `frame_rate`, frame k is the one on screen at `start + k / frame_rate` seconds, whatever the clip's own rate is,
-    also when it varies. With `num_frames`, the span is cut into that many equal parts and the frame in the middle of each
+    even if it varies. With `num_frames`, the span is cut into that many equal parts and the frame in the middle of each
     is taken. With neither, every frame is given. Rotated clips are turned upright.
 
     Args:
         source: As in [`open_clip`].
-        frame_rate (`float`, *optional*): Frames a second.
+        frame_rate (`float`, *optional*): Frames per second.
         num_frames (`int`, *optional*): Number of frames, instead of a rate.
-        start, end (`float`, *optional*): Span in seconds of the clip; by default all of it.
+        start (`float`, *optional*): Second of the clip to begin at; defaults to its beginning.
+        end (`float`, *optional*): Second of the clip to end at; defaults to its end.
         size (`int` or `(height, width)`, *optional*): An `int` shrinks the shorter side to it (never enlarges) and keeps
             the proportions; a pair is the exact size.
         max_frames (`int`, *optional*): Stop after that many.
-        gray (`bool`): One channel of brightness instead of three of colour.
+        gray (`bool`, *optional*, defaults to `False`): One channel of brightness instead of three of colour.
 
     Yields:
-        `np.ndarray` of `uint8`, shape `(height, width, 3)`, or `(height, width)` with `gray`. None for a clip without
-        picture.
+        `np.ndarray` of `uint8`, shape `(height, width, 3)`, or `(height, width)` with `gray`. Nothing for a clip without
+        video.
 
     Raises:
-        ClipError: As in [`open_clip`], or the span is empty or lies behind the end.
-        ValueError: Both `frame_rate` and `num_frames`, or one that is not positive.
+        ClipError: As in [`open_clip`], or the span is empty or lies after the end.
+        ValueError: `frame_rate` and `num_frames` are both given, or a value is out of range.
     """
     _check_request(frame_rate, num_frames, start, end)
     begin, targets = start or 0.0, None
@@ -179,18 +191,21 @@ def iter_frames(
         pictures = _sampled_pictures(container, stream, name, begin, end, targets, fill=num_frames is not None)
         last, array = None, None
         for picture in itertools.islice(pictures, max_frames):
-            if picture is not last:  # a slow clip shows one picture at several of the asked-for times
+            if picture is not last:  # a slow clip shows one picture at several of the requested times
                 last, array = picture, _to_array(picture, size, gray)
             yield array
 
 
-def read_frames(source: Any, **kwargs) -> np.ndarray:
-    """
-    The frames of [`iter_frames`] (same arguments) in one array.
+def read_frames(source: Any, **kwargs: Any) -> np.ndarray:
+    """Decode the frames of a clip into one array.
+
+    Args:
+        source: As in [`open_clip`].
+        kwargs: As in [`iter_frames`].
 
     Returns:
         `np.ndarray` of `uint8`, shape `(frames, height, width, 3)`, or `(frames, height, width)` with `gray`; no frames
-        for a clip without picture.
+        for a clip without video.
     """
     frames = list(iter_frames(source, **kwargs))
     if frames:
@@ -201,19 +216,19 @@ def read_frames(source: Any, **kwargs) -> np.ndarray:
 def iter_sound(
     source: Any, sampling_rate: int, start: float | None = None, end: float | None = None
 ) -> Iterator[np.ndarray]:
-    """
-    The sound of a clip in pieces, all channels mixed to one, resampled while the file is decoded.
+    """Decode the sound of a clip in pieces, with all channels mixed to one and resampled.
 
     The first sample is the one at `start`: where the audio stream begins later than the clip, silence fills the gap, so
-    that sound and picture share one time axis.
+    that sound and video share one time axis.
 
     Args:
         source: As in [`open_clip`].
-        sampling_rate (`int`): Samples a second to give.
-        start, end (`float`, *optional*): Span in seconds of the clip; by default all of it.
+        sampling_rate (`int`): Samples per second to give.
+        start (`float`, *optional*): Second of the clip to begin at; defaults to its beginning.
+        end (`float`, *optional*): Second of the clip to end at; defaults to its end.
 
     Yields:
-        `np.ndarray` of `float32` in about [-1, 1], shape `(samples,)`. None for a clip without sound.
+        `np.ndarray` of `float32` in about [-1, 1], shape `(samples,)`. Nothing for a clip without sound.
 
     Raises:
         ClipError: As in [`open_clip`].
@@ -244,22 +259,25 @@ def iter_sound(
 
 
 def read_sound(source: Any, sampling_rate: int, start: float | None = None, end: float | None = None) -> np.ndarray:
-    """The pieces of [`iter_sound`] (same arguments) in one `float32` array, shape `(samples,)`."""
+    """Decode the sound of a clip into one `float32` array of shape `(samples,)`; arguments as in [`iter_sound`]."""
     pieces = list(iter_sound(source, sampling_rate, start, end))
     return np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.float32)
 
 
 def resample(samples: np.ndarray, original_rate: int, sampling_rate: int) -> np.ndarray:
-    """
-    Sound given as an array, mixed to mono and brought to another rate.
+    """Mix sound given as an array to mono, and bring it to another rate.
 
     Args:
         samples (`np.ndarray`): `(samples,)`, or `(channels, samples)` or `(samples, channels)`; integers are scaled to
             [-1, 1].
-        original_rate (`int`), sampling_rate (`int`): Samples a second, given and wanted.
+        original_rate (`int`): Samples per second of `samples`.
+        sampling_rate (`int`): Samples per second to give.
 
     Returns:
         `np.ndarray` of `float32`, shape `(samples,)`.
+
+    Raises:
+        ValueError: The array has another shape.
     """
     samples = np.asarray(samples)
     if np.issubdtype(samples.dtype, np.integer):
@@ -267,7 +285,7 @@ def resample(samples: np.ndarray, original_rate: int, sampling_rate: int) -> np.
     if samples.ndim == 2:
         samples = samples.mean(axis=int(np.argmin(samples.shape)))  # there are fewer channels than samples
     if samples.ndim != 1:
-        raise ValueError(f"`audio` has shape {samples.shape}. Give (samples,), (channels, samples) or a path.")
+        raise ValueError(f"`audio` has shape {samples.shape}; give (samples,), (channels, samples) or a path")
     samples = np.ascontiguousarray(samples, dtype=np.float32)
     if original_rate == sampling_rate or len(samples) == 0:
         return samples
@@ -284,7 +302,7 @@ def _has_encoded(value: Any) -> bool:
 
 
 def _unwrap(source: Any) -> Any:
-    """Takes the path or the bytes out of a value of `datasets.Video` or `datasets.Audio`, decoded or not."""
+    """Take the path or the bytes out of a value of `datasets.Video` or `datasets.Audio`, decoded or not."""
     if _has_encoded(source):
         source = source._hf_encoded
     if isinstance(source, dict):
@@ -294,10 +312,10 @@ def _unwrap(source: Any) -> Any:
 
 
 def _open_handle(source: Any, name: str) -> tuple[Any, bool]:
-    """A binary file object for the source, and whether it is ours to close."""
+    """Open the source as a binary file object; also tell whether it is ours to close."""
     if isinstance(source, (bytes, bytearray)):
         if not source:
-            raise ClipError(f"{name} is empty. Give a whole media file.")
+            raise ClipError(f"{name} is empty; give a whole media file")
         return io.BytesIO(source), True
     if isinstance(source, (str, os.PathLike)):
         return (_open_address(name) if "://" in name else _open_path(name)), True
@@ -305,43 +323,43 @@ def _open_handle(source: Any, name: str) -> tuple[Any, bool]:
         if source.seekable():
             source.seek(0)
         return source, False
-    raise ClipError(f"A clip is a path, an address, bytes or a file object, not {type(source).__name__}.")
+    raise ClipError(f"a clip is a path, an address, bytes or a file object, not {type(source).__name__}")
 
 
 def _open_path(path: str) -> Any:
     if not os.path.exists(path):
-        raise ClipError(f"{path} does not exist. Check the path of the clip.")
+        raise ClipError(f"{path} does not exist; check the path of the clip")
     if os.path.isdir(path):
-        raise ClipError(f"{path} is a folder, not a clip.")
+        raise ClipError(f"{path} is a folder, not a clip; give the path of a file")
     if os.path.getsize(path) == 0:
-        raise ClipError(f"{path} is an empty file. Copy or download the clip again.")
+        raise ClipError(f"{path} is an empty file; copy or download the clip again")
     try:
         return open(path, "rb")
     except OSError as error:
-        raise ClipError(f"{path} cannot be opened ({error.strerror}).") from error
+        raise ClipError(f"{path} cannot be opened ({error.strerror})") from error
 
 
 def _open_address(address: str) -> Any:
     try:
         import fsspec
     except ImportError as error:
-        raise ImportError(f"Opening {address} needs fsspec: pip install fsspec.") from error
+        raise ImportError(f"opening {address} needs fsspec; pip install fsspec") from error
     try:
         return fsspec.open(address, "rb").open()
     except Exception as error:  # every file system of fsspec has errors of its own
-        raise ClipError(f"{address} cannot be opened ({type(error).__name__}: {error}).") from error
+        raise ClipError(f"{address} cannot be opened ({type(error).__name__}: {error})") from error
 
 
 def _check_request(frame_rate: float | None, num_frames: int | None, start: float | None, end: float | None) -> None:
     if frame_rate is not None and num_frames is not None:
-        raise ValueError("Give `frame_rate` or `num_frames`, not both.")
+        raise ValueError("give `frame_rate` or `num_frames`, not both")
     for field, value in (("frame_rate", frame_rate), ("num_frames", num_frames)):
         if value is not None and value <= 0:
-            raise ValueError(f"`{field}` is {value}, it has to be positive.")
+            raise ValueError(f"`{field}` is {value}; it must be positive")
     if start is not None and start < 0:
-        raise ValueError(f"`start` is {start}, it has to be 0 or more seconds.")
+        raise ValueError(f"`start` is {start}; it must be 0 or more seconds")
     if end is not None and end <= (start or 0.0):
-        raise ValueError(f"`end` is {end}, it has to lie behind `start` ({start or 0.0}).")
+        raise ValueError(f"`end` is {end}; it must be greater than `start` ({start or 0.0})")
 
 
 def _sound_stream(container: Any) -> Any:
@@ -349,7 +367,7 @@ def _sound_stream(container: Any) -> Any:
 
 
 def _picture_stream(container: Any) -> Any:
-    """The first video stream that is not the cover picture of a sound file."""
+    """Give the first video stream that is not the cover picture of a sound file."""
     for stream in container.streams.video:
         if not any(flag.name == "attached_pic" and flag in stream.disposition for flag in type(stream.disposition)):
             return stream
@@ -357,7 +375,7 @@ def _picture_stream(container: Any) -> Any:
 
 
 def _stated_duration(stream: Any) -> float:
-    """Seconds that the header gives a stream, 0 where it does not."""
+    """Give the seconds that the header states for a stream, 0 where it states none."""
     if stream.duration:
         return float(stream.duration * stream.time_base)
     hours, _, rest = stream.metadata.get("DURATION", "").partition(":")  # Matroska: 00:00:04.000000000
@@ -369,7 +387,7 @@ def _stated_duration(stream: Any) -> float:
 
 
 def _measured_duration(source: Any) -> float:
-    """Seconds of picture, from the header or else from the packets, which are read but not decoded."""
+    """Give the seconds of video, from the header or else from the packets, which are read but not decoded."""
     with open_clip(source) as (container, _):
         stream = _picture_stream(container)
         stated = 0.0 if stream is None else _stated_duration(stream)
@@ -381,22 +399,22 @@ def _measured_duration(source: Any) -> float:
 
 
 def _zero(container: Any) -> float:
-    """Seconds on the container's clock at which the clip begins (MPEG transport streams do not begin at 0)."""
+    """Give the second on the container's clock at which the clip begins (MPEG transport streams do not begin at 0)."""
     return (container.start_time or 0) / 1e6
 
 
 def _check_whole(container: Any, stream: Any, name: str, read: float) -> None:
-    """Raises where a stream ended well before its header says; a tenth is granted, headers are rounded."""
+    """Raise where a stream ended well before its header says; a tenth is tolerated, as headers are rounded."""
     stated = _stated_duration(stream)
     if container.format.name.split(",")[0] in FORMATS_WITH_DURATION and read < 0.9 * stated - 0.25:
         raise ClipError(
-            f"{name} is cut short: {read:.1f} of its {stated:.1f} seconds of {stream.type} can be read. "
-            "Copy or download it again."
+            f"{name} is cut short: {read:.1f} of its {stated:.1f} seconds of {stream.type} can be read; "
+            "copy or download it again"
         )
 
 
 def _check_riff(handle: Any, name: str) -> None:
-    """Raises where a RIFF file (wav, avi) is shorter than its header says; FFmpeg takes what there is without a word."""
+    """Raise where a RIFF file (wav, avi) is shorter than its header says; FFmpeg reads what there is without a warning."""
     if not handle.seekable():
         return
     head = handle.read(8)
@@ -404,11 +422,11 @@ def _check_riff(handle: Any, name: str) -> None:
     length = handle.seek(0, os.SEEK_END)
     handle.seek(0)
     if head[:4] == b"RIFF" and length < stated < 0xFFFFFFFF:  # recorders that do not know the length write the maximum
-        raise ClipError(f"{name} is cut short: {length} of its {stated} bytes are there. Copy or download it again.")
+        raise ClipError(f"{name} is cut short: {length} of its {stated} bytes are there; copy or download it again")
 
 
 def _seek(container: Any, stream: Any, seconds: float) -> None:
-    """Goes to the key frame at or before the given second of the clip; a format that cannot seek is read through."""
+    """Go to the key frame at or before the given second of the clip; a format that cannot seek is read through."""
     if seconds <= 0:
         return
     av = import_av()
@@ -427,7 +445,7 @@ def _sampled_pictures(
     targets: Iterator[float] | None,
     fill: bool,
 ) -> Iterator[Any]:
-    """Decoded pictures on screen at the target seconds (rising), or all of the span where there are no targets."""
+    """Decode the pictures on screen at the target seconds (rising), or all of the span where there are no targets."""
     stream.thread_type = "AUTO"
     _seek(container, stream, begin)
     zero, step = _zero(container), 1.0 / float(stream.average_rate or 25)
@@ -452,9 +470,9 @@ def _sampled_pictures(
         _check_whole(container, stream, name, 0.0 if shown is None else seconds + step)
     if shown is None or (begin > 0 and seconds + step <= begin):
         if begin > 0:
-            raise ClipError(f"{name} ends before {begin:g} seconds. Check `start`.")
+            raise ClipError(f"{name} ends before {begin:g} seconds; check `start`")
         return
-    # Behind the last picture: it stays on screen for its own duration.
+    # After the last picture: it stays on screen for its own duration.
     last = seconds + (float(shown.duration * shown.time_base) if shown.duration else step)
     last = last if end is None else min(last, end)
     while target is not None and (fill or target < last - 1e-6):
@@ -463,7 +481,7 @@ def _sampled_pictures(
 
 
 def _to_array(picture: Any, size: int | tuple[int, int] | None, gray: bool) -> np.ndarray:
-    """Shrinks, converts and turns one decoded picture."""
+    """Shrink, convert and turn one decoded picture."""
     turns = round(getattr(picture, "rotation", 0) / 90) % 4
     height, width = picture.height, picture.width
     if isinstance(size, tuple):
@@ -478,7 +496,7 @@ def _to_array(picture: Any, size: int | tuple[int, int] | None, gray: bool) -> n
 def _resampled(
     container: Any, stream: Any, sampling_rate: int, begin: float
 ) -> Iterator[tuple[float | None, np.ndarray]]:
-    """(second of the clip at which the first piece begins, mono samples) for all sound from about `begin` on."""
+    """Give (second of the clip at which the first piece begins, mono samples) for all sound from about `begin` on."""
     av = import_av()
     stream.thread_type = "AUTO"
     _seek(container, stream, begin - SOUND_PREROLL)
@@ -487,7 +505,7 @@ def _resampled(
     for frame in container.decode(stream):
         if first is None:
             first = begin if frame.time is None else frame.time - zero
-        frame.pts = None  # the pieces are counted here; gaps in the stamps are not the resampler's business
+        frame.pts = None  # pieces are counted here, so the resampler need not look at gaps between the stamps
         for piece in resampler.resample(frame):
             yield first, piece.to_ndarray()[0] * gain
     for piece in resampler.resample(None) if first is not None else ():
@@ -496,8 +514,7 @@ def _resampled(
 
 @functools.lru_cache
 def _mix_gain(layout: str) -> np.float32:
-    """
-    What brings a mix of all channels back to the loudness of one.
+    """Give the factor that brings a mix of all channels back to the loudness of one.
 
     FFmpeg's own mix (ITU-R BS.775: the centre, where films have their speech, counts more than the sides) keeps the
     power of independent channels in floating point, so that equal channels add up to more than 1.

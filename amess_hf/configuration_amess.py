@@ -4,18 +4,20 @@ import copy
 import math
 import os
 import shutil
-from numbers import Integral, Real
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub.errors import StrictDataclassFieldValidationError
+from huggingface_hub.dataclasses import as_validated_field, strict
+from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import logging
+from transformers.utils.type_validators import interval
+
+from .constants_amess import LOSS_PARTS
 
 
 logger = logging.get_logger(__name__)
-
-FUSION_TYPES = ("anchor", "cross_modal", "mean", "text")
 
 # Written into every saved config. A checkpoint whose number is higher than this was made by a later version.
 FORMAT_VERSION = 1
@@ -45,17 +47,60 @@ _OFFSET_POSITIONS = {
 }  # fmt: skip
 
 
-def text_positions(text_config):
-    """Tokens that a text encoder with this configuration takes at most; `math.inf` where there is no limit."""
+def text_positions(text_config: PreTrainedConfig) -> int | float:
+    """Count the tokens that a text encoder takes at most.
+
+    Args:
+        text_config (`PreTrainedConfig`): The text encoder's configuration.
+
+    Returns:
+        `int`, or `math.inf` where there is no limit.
+    """
     positions = getattr(text_config, "max_position_embeddings", None)
     if not isinstance(positions, int) or positions < 1:
         return math.inf
     return positions - (text_config.pad_token_id + 1 if text_config.model_type in _OFFSET_POSITIONS else 0)
 
 
+_count = interval(min=1)
+_share = interval(min=0, max=1)
+_non_negative = interval(min=0, max=math.inf, exclude_max=True)
+
+
+@as_validated_field
+def _optional_size(value: int | None):
+    if value is not None and value < 1:
+        raise ValueError(f"Value must be None, or greater or equal to 1, got {value}.")
+
+
+def _plain_errors(cls: type) -> type:
+    """Make the checks of `@strict` raise a `ValueError` in one line that names the field; report renamed fields."""
+    set_strictly, validate_strictly = cls.__setattr__, cls.validate
+
+    def __setattr__(self: Any, name: str, value: Any):
+        if name in cls.attribute_map:
+            logger.warning_once(f"`{name}` is now called `{cls.attribute_map[name]}`; the old name still works")
+            name = cls.attribute_map[name]
+        try:
+            set_strictly(self, name, value)
+        except StrictDataclassFieldValidationError as error:
+            problem = str(error.__cause__).split(". Errors: ")[0].rstrip(".")
+            raise ValueError(f"`{name}`: {problem[0].lower()}{problem[1:]}") from None
+
+    def validate(self: Any):
+        try:
+            validate_strictly(self)
+        except StrictDataclassClassValidationError as error:
+            raise error.__cause__ from None
+
+    cls.__setattr__, cls.validate = __setattr__, validate
+    return cls
+
+
+@_plain_errors
+@strict
 class AMESSConfig(PreTrainedConfig):
-    r"""
-    Configuration of [`AMESSModel`] and [`AMESSForIntentClassification`] (A-MESS, arXiv 2503.19474).
+    r"""Configuration of [`AMESSModel`] and [`AMESSForIntentClassification`] (A-MESS, arXiv 2503.19474).
 
     Args:
         text_config (`PreTrainedConfig` or `dict`, *optional*, defaults to a BERT config):
@@ -83,13 +128,13 @@ class AMESSConfig(PreTrainedConfig):
             Anchors chosen in each modality.
         fusion_type (`str`, *optional*, defaults to `"anchor"`):
             `"anchor"` (A-ME), `"cross_modal"` (pairwise cross-modal attention, as in MulT), `"mean"` (pooling,
-            concatenation, MLP) or `"text"` (no fusion).
+            concatenation, MLP) or `"text"` (no fusion); see `fusion_amess.py`.
         projection_dim (`int`, *optional*, defaults to 256):
             Width of `multimodal_embeds` and `label_embeds`.
         dropout (`float`, *optional*, defaults to 0.3):
             Dropout of the fusion module and before the classifier.
         modality_dropout (`float`, *optional*, defaults to 0.1):
-            In training, the share of clips whose words, sound or picture (one of them, drawn evenly) are masked.
+            In training, the share of clips of which one modality, drawn at random, is masked.
             Nothing is masked in a model of words alone, nor where a clip would have no modality left.
         layer_norm_eps (`float`, *optional*, defaults to 1e-5):
             Epsilon of the fusion module's layer normalisations.
@@ -106,7 +151,7 @@ class AMESSConfig(PreTrainedConfig):
         batch_triplet_loss_weight (`float`, *optional*, defaults to 0.1):
             Weight of the triplets between clips of a batch.
         consistency_loss_weight (`float`, *optional*, defaults to 0.0):
-            Weight of the divergence between two dropout passes of the same clip (R-Drop, arXiv 2106.14448). Above
+            Weight of R-Drop (arXiv 2106.14448), the divergence between two dropout passes of the same clip. Above
             zero, a training step costs two forward passes.
         outlier_exposure_loss_weight (`float`, *optional*, defaults to 0.0):
             Weight of the cross-entropy to the uniform distribution on out-of-scope training clips (label -1;
@@ -130,10 +175,9 @@ class AMESSConfig(PreTrainedConfig):
             Version of the checkpoint format.
 
     Raises:
-        `ValueError`: if a field has a value that is not allowed; the message names the field, the value and what is.
+        `ValueError`: If a field has a value that is not allowed; the message names the field, the value and what is.
 
     Example:
-
     ```python
     >>> from amess_hf import AMESSConfig, AMESSModel
 
@@ -145,61 +189,63 @@ class AMESSConfig(PreTrainedConfig):
     model_type = "amess"
     sub_configs_defaults = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert")}
 
-    # What an evaluation loop need not gather from every process for every clip.
+    # Names of earlier versions, which load and can be used.
+    attribute_map = {
+        "triplet_loss_weight": "label_triplet_loss_weight",
+        "clip_contrastive_loss_weight": "batch_triplet_loss_weight",
+    }
+
+    # Outputs that an evaluation loop need not gather from the processes for each clip.
     keys_to_ignore_at_inference = [
         "multimodal_embeds",
         "label_embeds",
         "pooler_output",
         "anchor_indices",
         "anchor_scores",
-        "classification_loss",
-        "label_triplet_loss",
-        "label_contrastive_loss",
-        "batch_triplet_loss",
-        "consistency_loss",
-        "outlier_exposure_loss",
+        *LOSS_PARTS,
         "hidden_states",
         "attentions",
     ]
 
     text_config: dict | PreTrainedConfig | None = None
-    audio_feature_size: int | None = None
-    video_feature_size: int | None = None
-    max_text_length: int = 30
-    max_audio_length: int = 480
-    max_video_length: int = 230
-    hidden_size: int = 128
-    intermediate_size: int = 256
-    num_attention_heads: int = 4
-    num_fusion_layers: int = 2
-    num_anchors: int = 8
+    audio_feature_size: int | None = _optional_size(default=None)
+    video_feature_size: int | None = _optional_size(default=None)
+    max_text_length: int = _count(default=30)
+    max_audio_length: int = _count(default=480)
+    max_video_length: int = _count(default=230)
+    hidden_size: int = _count(default=128)
+    intermediate_size: int = _count(default=256)
+    num_attention_heads: int = _count(default=4)
+    num_fusion_layers: int = _count(default=2)
+    num_anchors: int = _count(default=8)
     fusion_type: str = "anchor"
-    projection_dim: int = 256
-    dropout: float | int = 0.3
-    modality_dropout: float | int = 0.1
-    layer_norm_eps: float = 1e-5
-    initializer_range: float = 0.02
-    logit_scale_init_value: float | int = 2.6592
-    triplet_margin: float | int = 0.2
-    label_triplet_loss_weight: float | int = 1.0
-    label_contrastive_loss_weight: float | int = 1.0
-    batch_triplet_loss_weight: float | int = 0.1
-    consistency_loss_weight: float | int = 0.0
-    outlier_exposure_loss_weight: float | int = 0.0
-    label_smoothing: float | int = 0.1
-    label_similarity_weight: float | int = 0.3
-    context_turns: int = 0
-    label_descriptions: dict[str, list[str]] | None = None
+    projection_dim: int = _count(default=256)
+    dropout: float | int = _share(default=0.3)
+    modality_dropout: float | int = _share(default=0.1)
+    layer_norm_eps: float | int = _non_negative(default=1e-5)
+    initializer_range: float | int = _non_negative(default=0.02)
+    logit_scale_init_value: float | int = interval(min=-10, max=10)(default=2.6592)
+    triplet_margin: float | int = _non_negative(default=0.2)
+    label_triplet_loss_weight: float | int = _non_negative(default=1.0)
+    label_contrastive_loss_weight: float | int = _non_negative(default=1.0)
+    batch_triplet_loss_weight: float | int = _non_negative(default=0.1)
+    consistency_loss_weight: float | int = _non_negative(default=0.0)
+    outlier_exposure_loss_weight: float | int = _non_negative(default=0.0)
+    label_smoothing: float | int = _share(default=0.1)
+    label_similarity_weight: float | int = _share(default=0.3)
+    context_turns: int = interval(min=0)(default=0)
+    id2label: dict | None = None
+    label2id: dict | None = None
+    label_descriptions: dict | None = None
     zero_shot_labels: list[str] | None = None
     audio_encoder: str | None = None
     video_encoder: str | None = None
-    format_version: int = FORMAT_VERSION
+    format_version: int = _count(default=FORMAT_VERSION)
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any):
         if not __name__.startswith("transformers_modules."):
             # The installed package has registered all this; transformers asks for `trust_remote_code` where it is set.
             kwargs = {name: value for name, value in kwargs.items() if name not in REMOTE_CODE}
-        self._check_types()
         if self.id2label is None and self.label2id:
             self.id2label = {index: name for name, index in self.label2id.items()}
         try:
@@ -209,23 +255,12 @@ class AMESSConfig(PreTrainedConfig):
         if self.label2id is None and self.id2label is not None:
             self.label2id = {name: index for index, name in self.id2label.items()}
         positions = text_positions(self.text_config)
-        if isinstance(self.max_text_length, Integral) and self.max_text_length > positions:
-            logger.warning(f"`max_text_length` becomes {positions}, for which the text encoder has positions")
+        if self.max_text_length > positions:
+            logger.warning(f"`max_text_length` becomes {positions}, the number of positions of the text encoder")
             self.max_text_length = positions
-        self.validate()
 
-    def _check_types(self):
-        """What must be known before the fields that depend on it are made."""
-        if not isinstance(self.text_config, dict | PreTrainedConfig | None):
-            self._refuse("text_config", "the configuration of a text encoder, or its dict")
-        for name in ("id2label", "label2id", "label_descriptions"):
-            if not isinstance(getattr(self, name), dict | None):
-                self._refuse(name, "a dict")
-        if not isinstance(self.zero_shot_labels, list | tuple | None):
-            self._refuse("zero_shot_labels", "a list of labels")
-
-    def __eq__(self, other):
-        # Where a configuration was loaded from, and by which version, is none of its fields.
+    def __eq__(self, other: object):
+        # Where a configuration was loaded from, and by which version, is not one of its fields.
         if not isinstance(other, AMESSConfig):
             return NotImplemented
         first, second = (
@@ -234,63 +269,37 @@ class AMESSConfig(PreTrainedConfig):
         )
         return first == second
 
-    def to_dict(self):
-        """The fields, and where the checkpoint's folder has the code that reads them."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields, and where in a checkpoint's folder the code is that reads them."""
         fields = super().to_dict()
         if os.path.isabs(fields["text_config"].get("_name_or_path") or ""):
-            del fields["text_config"]["_name_or_path"]  # a folder of this machine says nothing to another
+            del fields["text_config"]["_name_or_path"]  # a folder of this machine means nothing on another
         return {**fields, **copy.deepcopy(REMOTE_CODE)}
 
-    def save_pretrained(self, save_directory, **kwargs):
-        """Save the config and this package's flat set of code, so that the folder loads where the package is not."""
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Save the configuration with the model's code, so that the folder loads where the package is not installed.
+
+        Args:
+            save_directory (`str` or `os.PathLike`): The folder; created if it does not exist.
+            kwargs: As for [`~transformers.PreTrainedConfig.save_pretrained`].
+
+        Raises:
+            `ValueError`: If fields contradict one another.
+        """
         super().save_pretrained(save_directory, **kwargs)
         for file in Path(__file__).parent.glob("*_amess.py"):
             target = Path(save_directory, file.name)
             if not (target.exists() and os.path.samefile(file, target)):
                 shutil.copyfile(file, target)
 
-    def validate(self):
-        """
-        Check every field, and the fields against one another; also called by `save_pretrained`.
+    def validate_architecture(self) -> None:
+        """Check the sizes, the fusion, the text encoder and the format against what there is.
 
         Raises:
-            `ValueError`: naming the field, its value and what is allowed.
+            `ValueError`: Naming the field, its value and what is allowed.
         """
-        super().validate()
-        for name in ("audio_feature_size", "video_feature_size"):
-            if getattr(self, name) is not None:
-                self._check_integer(name)
-        for name in (
-            "max_text_length",
-            "max_audio_length",
-            "max_video_length",
-            "hidden_size",
-            "intermediate_size",
-            "num_attention_heads",
-            "num_fusion_layers",
-            "num_anchors",
-            "projection_dim",
-            "format_version",
-        ):
-            self._check_integer(name)
-        self._check_integer("context_turns", low=0)
-        for name in (
-            "triplet_margin",
-            "label_triplet_loss_weight",
-            "label_contrastive_loss_weight",
-            "batch_triplet_loss_weight",
-            "consistency_loss_weight",
-            "outlier_exposure_loss_weight",
-            "layer_norm_eps",
-            "initializer_range",
-        ):
-            self._check_number(name, 0, float("inf"))
-        for name in ("dropout", "modality_dropout", "label_smoothing", "label_similarity_weight"):
-            self._check_number(name, 0, 1)
-        self._check_number("logit_scale_init_value", -10, 10)
-        self._check_relations()
+        from .fusion_amess import FUSION_TYPES  # here, because reading a configuration needs no layers
 
-    def _check_relations(self):
         if self.fusion_type not in FUSION_TYPES:
             self._refuse("fusion_type", f"one of {', '.join(FUSION_TYPES)}")
         if self.hidden_size % self.num_attention_heads:
@@ -299,17 +308,20 @@ class AMESSConfig(PreTrainedConfig):
             self._refuse("hidden_size", "an even number (half sines, half cosines in the positions)")
         if self.format_version > FORMAT_VERSION:
             self._refuse("format_version", f"at most {FORMAT_VERSION}; update amess_hf to load this checkpoint")
-        for name in ("audio_encoder", "video_encoder"):
-            if not isinstance(getattr(self, name), str | None):
-                self._refuse(name, "a model's name, or None")
         if getattr(self.text_config, "is_encoder_decoder", False):
             self._refuse("text_config", "that of an encoder without a decoder", self.text_config.model_type)
-        self._check_labels()
+
+    def validate_labels(self) -> None:
+        """Check the labels, their descriptions and the zero-shot labels against one another.
+
+        Raises:
+            `ValueError`: Naming the field, its value and what is allowed.
+        """
+        if self.id2label is not None:
+            self._check_ids()
         self._check_descriptions()
 
-    def _check_labels(self):
-        if self.id2label is None:
-            return
+    def _check_ids(self):
         if not self.id2label or sorted(self.id2label) != list(range(len(self.id2label))):
             self._refuse("id2label", "a name for each id from 0 on, and at least one")
         if len(set(self.id2label.values())) != len(self.id2label):
@@ -335,23 +347,7 @@ class AMESSConfig(PreTrainedConfig):
         if self.zero_shot_labels is not None and not set(self.zero_shot_labels) <= names:
             self._refuse("zero_shot_labels", f"among the labels {sorted(names)}")
 
-    def _check_integer(self, name, low=1):
-        value = getattr(self, name)
-        if not isinstance(value, Integral) or isinstance(value, bool) or value < low:
-            self._refuse(name, f"a whole number of at least {low}")
-
-    def _check_number(self, name, low, high):
-        value = getattr(self, name)
-        if (
-            not isinstance(value, Real)
-            or isinstance(value, bool)
-            or not (low <= value <= high and math.isfinite(value))
-        ):
-            self._refuse(
-                name, f"a number from {low} to {high}" if high < float("inf") else f"a number of at least {low}"
-            )
-
-    def _refuse(self, name, allowed, value=None):
+    def _refuse(self, name: str, allowed: str, value: Any = None):
         raise ValueError(f"`{name}` is {getattr(self, name) if value is None else value!r}; it must be {allowed}")
 
 

@@ -15,3 +15,13 @@ NO_ANCHOR = -1
 
 # Endings by which files are taken for clips.
 CLIP_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".wav", ".mp3", ".flac")
+
+# Parts of the loss, as the classifier's outputs and the training log name them.
+LOSS_PARTS = (
+    "classification_loss",
+    "label_triplet_loss",
+    "label_contrastive_loss",
+    "batch_triplet_loss",
+    "consistency_loss",
+    "outlier_exposure_loss",
+)

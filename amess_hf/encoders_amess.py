@@ -1,9 +1,8 @@
-"""
-From sound and frames to features: frozen encoders of the Hub, and two front ends that need no download.
+"""From sound and frames to features: frozen encoders from the Hub, and two front ends that need no download.
 
-An encoder turns a clip's sound, or its frames, into one feature vector per step of time. What an encoder gives for a clip
-does not depend on which clips are encoded with it, and the features of the beginning of a clip do not depend on how much
-of the clip follows beyond the current window: training on whole clips and inference on the first seconds agree.
+An encoder turns the sound or the frames of a clip into one feature vector per time step. The features of a clip do not
+depend on which clips are encoded with it, and those of its beginning do not depend on what follows after the current
+window: training on whole clips and inference on the first seconds agree.
 """
 
 import math
@@ -30,15 +29,14 @@ SECONDS_PER_BATCH = 80.0
 
 
 class AudioEncoder:
-    """
-    Base of the sound encoders.
+    """Base class of the sound encoders.
 
     Attributes:
         name (`str`): As in `config.audio_encoder`.
-        sampling_rate (`int`): Samples a second that the encoder takes.
+        sampling_rate (`int`): Samples per second that the encoder takes.
         feature_size (`int`): Width of a feature.
         hop_length (`int`): Samples from the beginning of one feature to that of the next.
-        receptive_length (`int`): Samples that a feature is made of; less sound than that is padded with silence.
+        receptive_length (`int`): Samples that a feature is made of; shorter sound is padded with silence.
     """
 
     name: str
@@ -49,18 +47,19 @@ class AudioEncoder:
 
     @property
     def frame_rate(self) -> float:
-        """Features a second."""
+        """Features per second."""
         return self.sampling_rate / self.hop_length
 
     def seconds_needed(self, length: int) -> float:
-        """Seconds of sound that settle the first `length` features: whole windows."""
+        """Give the seconds of sound that the first `length` features depend on: whole windows."""
         windows = math.ceil(length / WINDOW_FEATURES)
         return (windows * WINDOW_FEATURES * self.hop_length + self._overlap) / self.sampling_rate
 
     def __call__(self, sounds: list[np.ndarray]) -> list[np.ndarray]:
-        """
+        """Encode the sound of several clips.
+
         Args:
-            sounds (`list[np.ndarray]`): Mono sound of each clip, shape `(samples,)`; none where a clip has no sound.
+            sounds (`list[np.ndarray]`): Mono sound of each clip, shape `(samples,)`; no samples where a clip has none.
 
         Returns:
             `list[np.ndarray]`: For each clip `float32` of shape `(frames, feature_size)`; no frames without sound.
@@ -88,15 +87,14 @@ class AudioEncoder:
                 yield window
 
     def _encode(self, windows: list[np.ndarray]) -> list[np.ndarray]:
-        """Features of each window, in order."""
-        raise TypeError(f"{type(self).__name__} is a base class: use `load_audio_encoder`.")
+        """Encode each window."""
+        raise TypeError(f"{type(self).__name__} is a base class; use `load_audio_encoder`")
 
 
 class LogMelEncoder(AudioEncoder):
-    """
-    Log-mel filterbanks: 80 bands, 25 ms windows, 50 a second, as `transformers.audio_utils` computes them.
+    """Log-mel filterbanks: 80 bands, 25 ms windows, 50 a second, as `transformers.audio_utils` computes them.
 
-    The logarithms (base 10, of power; digital silence is -10) are moved and scaled by constants to about [-1.5, 1.5].
+    The logarithms (base 10, of power; digital silence is -10) are shifted and scaled by constants to about [-1.5, 1.5].
     """
 
     name = LOG_MEL
@@ -128,14 +126,17 @@ class LogMelEncoder(AudioEncoder):
 
 
 class AudioModelEncoder(AudioEncoder):
-    """
-    A speech model of the Hub that reads raw samples (WavLM, wav2vec 2.0, HuBERT, ...): its last hidden states.
+    """Last hidden states of a speech model from the Hub that reads raw samples (WavLM, wav2vec 2.0, HuBERT, ...).
 
     Args:
         name (`str`): Hub id or folder.
         device (`str` or `torch.device`): Where to run.
-        dtype (`torch.dtype`, *optional*): By default float32, and bfloat16 (else float16) on a GPU.
-        feature_extractor (*optional*): The model's own preprocessing, loaded from `name` if not given.
+        dtype (`torch.dtype`, *optional*): Defaults to float32, and on a GPU to bfloat16 (or float16).
+        feature_extractor ([`~transformers.FeatureExtractionMixin`], *optional*):
+            The model's own preprocessing, loaded from `name` if not given.
+
+    Raises:
+        ValueError: The model cannot be loaded, or is of another kind.
     """
 
     def __init__(
@@ -145,8 +146,8 @@ class AudioModelEncoder(AudioEncoder):
         config = _load("audio_encoder", name, AutoConfig)
         if not hasattr(config, "conv_stride"):
             raise ValueError(
-                f"`audio_encoder` is {name!r}, a {config.model_type} model, which does not read raw samples. "
-                f"Give a WavLM, wav2vec 2.0 or HuBERT model, or {LOG_MEL!r}."
+                f"`audio_encoder` is {name!r}, a {config.model_type} model, which does not read raw samples; "
+                f"give a WavLM, wav2vec 2.0 or HuBERT model, or {LOG_MEL!r}"
             )
         self.feature_extractor = feature_extractor or _load("audio_encoder", name, AutoFeatureExtractor)
         self.model = _frozen("audio_encoder", name, device, dtype)
@@ -156,7 +157,7 @@ class AudioModelEncoder(AudioEncoder):
         self.receptive_length = 1
         for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
             self.receptive_length = (self.receptive_length - 1) * stride + kernel
-        # Models with group normalisation over time were trained without a mask, and padding would change what they say.
+        # Models with group normalisation over time were trained without a mask, and padding would change their output.
         self.takes_padding = config.feat_extract_norm == "layer"
 
     @torch.no_grad()
@@ -179,7 +180,7 @@ class AudioModelEncoder(AudioEncoder):
         return features
 
     def _batches(self, windows: list[np.ndarray]) -> Iterator[list[int]]:
-        """Indices that go through the model together: of like length, or of equal length where padding would count."""
+        """Group the windows that go through the model together: of similar length, or equal where padding would count."""
         order = sorted(range(len(windows)), key=lambda index: len(windows[index]))
         limit = SECONDS_PER_BATCH * self.sampling_rate
         batch: list[int] = []
@@ -194,16 +195,15 @@ class AudioModelEncoder(AudioEncoder):
 
 
 class VideoEncoder:
-    """
-    Base of the picture encoders.
+    """Base class of the video encoders.
 
     Attributes:
         name (`str`): As in `config.video_encoder`.
         feature_size (`int`): Width of a feature.
-        default_frame_rate (`float`): Frames a second where none are chosen.
-        clip_frame_rate (`float`): Frames a second that the encoder takes.
+        default_frame_rate (`float`): Frames per second where none are chosen.
+        clip_frame_rate (`float`): Frames per second that the encoder takes.
         frames_per_feature (`int`): Frames that make one feature.
-        frame_size (`int` or `(height, width)`): What `iter_frames` should shrink frames to.
+        frame_size (`int` or `(height, width)`): Size to which `iter_frames` should shrink frames.
         gray (`bool`): Whether frames have one channel.
     """
 
@@ -217,7 +217,7 @@ class VideoEncoder:
 
     @property
     def frame_rate(self) -> float:
-        """Features a second."""
+        """Features per second."""
         return self.clip_frame_rate / self.frames_per_feature
 
     @property
@@ -226,11 +226,12 @@ class VideoEncoder:
         return {"frame_rate": self.clip_frame_rate, "size": self.frame_size, "gray": self.gray}
 
     def frames_needed(self, length: int) -> int:
-        """Frames that settle the first `length` features."""
+        """Give the number of frames that the first `length` features depend on."""
         return length * self.frames_per_feature
 
     def __call__(self, clips: list[Iterable[np.ndarray]]) -> list[np.ndarray]:
-        """
+        """Encode the frames of several clips.
+
         Args:
             clips (`list[Iterable[np.ndarray]]`):
                 Frames of each clip, `uint8` of shape `(height, width, 3)` (or `(height, width)` with `gray`), at
@@ -239,15 +240,14 @@ class VideoEncoder:
         Returns:
             `list[np.ndarray]`: For each clip `float32` of shape `(features, feature_size)`; none without frames.
         """
-        raise TypeError(f"{type(self).__name__} is a base class: use `load_video_encoder`.")
+        raise TypeError(f"{type(self).__name__} is a base class; use `load_video_encoder`")
 
 
 class FrameDifferenceEncoder(VideoEncoder):
-    """
-    Small grey frames (16 x 16) and what changed since the frame before: 512 numbers in [-1, 1], 10 times a second.
+    """Small grey frames (16 x 16) and their change since the previous frame: 512 numbers in [-1, 1], 10 times a second.
 
     Args:
-        frame_rate (`float`, *optional*): Frames a second, by default 10.
+        frame_rate (`float`, *optional*): Frames per second, defaults to 10.
     """
 
     name = FRAME_DIFFERENCE
@@ -261,6 +261,7 @@ class FrameDifferenceEncoder(VideoEncoder):
         self.clip_frame_rate = frame_rate or self.default_frame_rate
 
     def __call__(self, clips: list[Iterable[np.ndarray]]) -> list[np.ndarray]:
+        """Encode the frames of several clips; see [`VideoEncoder`]."""
         return [self._encode(frames) for frames in clips]
 
     def _encode(self, frames: Iterable[np.ndarray]) -> np.ndarray:
@@ -281,17 +282,21 @@ class FrameDifferenceEncoder(VideoEncoder):
 
 
 class VideoModelEncoder(VideoEncoder):
-    """
-    A vision model of the Hub (Swin, ViT, ResNet, ...) for each frame, or a clip model (VideoMAE) for runs of frames.
+    """A vision model from the Hub (Swin, ViT, ResNet, ...) for each frame, or a video model (VideoMAE) for runs of frames.
 
-    A frame's feature is the class token where the model has one, else the mean over the picture; VideoMAE gives the mean
-    over the picture for each of its time steps.
+    The feature of a frame is the class token where the model has one, else the mean over the frame; VideoMAE gives the
+    mean over the frame for each of its time steps.
 
     Args:
         name (`str`): Hub id or folder.
-        frame_rate (`float`, *optional*): Frames a second, by default 8.
-        device, dtype: As in [`AudioModelEncoder`].
-        image_processor (*optional*): The model's own preprocessing, loaded from `name` if not given.
+        frame_rate (`float`, *optional*): Frames per second, defaults to 8.
+        device (`str` or `torch.device`): Where to run.
+        dtype (`torch.dtype`, *optional*): As in [`AudioModelEncoder`].
+        image_processor ([`~transformers.ImageProcessingMixin`], *optional*):
+            The model's own preprocessing, loaded from `name` if not given.
+
+    Raises:
+        ValueError: The model cannot be loaded.
     """
 
     default_frame_rate = 8.0
@@ -307,7 +312,7 @@ class VideoModelEncoder(VideoEncoder):
         self.name = name
         self.clip_frame_rate = frame_rate or self.default_frame_rate
         config = _load("video_encoder", name, AutoConfig)
-        # Pillow's resizing everywhere: torchvision's differs a little, and a checkpoint may travel between machines.
+        # Pillow's resizing everywhere: torchvision's differs a little, and a checkpoint may move between machines.
         self.image_processor = image_processor or _load("video_encoder", name, AutoImageProcessor, backend="pil")
         self.model = _frozen("video_encoder", name, device, dtype)
         sizes = getattr(config, "hidden_sizes", None)
@@ -318,10 +323,12 @@ class VideoModelEncoder(VideoEncoder):
         self.has_class_token = any(key.endswith("cls_token") for key, _ in self.model.named_parameters())
 
     def frames_needed(self, length: int) -> int:
+        """Give the number of frames that the first `length` features depend on: whole inputs to the model."""
         inputs = math.ceil(length * self.frames_per_feature / self.frames_per_input)
         return inputs * self.frames_per_input
 
     def __call__(self, clips: list[Iterable[np.ndarray]]) -> list[np.ndarray]:
+        """Encode the frames of several clips; see [`VideoEncoder`]."""
         pieces = [[np.zeros((0, self.feature_size), dtype=np.float32)] for _ in clips]
         for batch in _chunks(self._inputs(clips), FRAMES_PER_BATCH // self.frames_per_input or 1):
             features = self._encode([frames for _, frames, _ in batch])
@@ -330,7 +337,7 @@ class VideoModelEncoder(VideoEncoder):
         return [np.concatenate(piece) for piece in pieces]
 
     def _inputs(self, clips: list[Iterable[np.ndarray]]) -> Iterator[tuple[int, list[np.ndarray], int]]:
-        """(clip, frames of one input to the model, features that are of these frames and not of the padding)."""
+        """Give (clip, frames of one input to the model, number of features that are not of padding)."""
         for clip, frames in enumerate(clips):
             for group in _chunks(iter(frames), self.frames_per_input):
                 length = math.ceil(len(group) / self.frames_per_feature)
@@ -338,7 +345,7 @@ class VideoModelEncoder(VideoEncoder):
 
     @torch.no_grad()
     def _encode(self, inputs: list[list[np.ndarray]]) -> np.ndarray:
-        """Features of shape `(inputs, features, feature_size)`."""
+        """Give features of shape `(inputs, features, feature_size)`."""
         frames = [frame for group in inputs for frame in group]
         pixels = self.image_processor(frames, return_tensors="pt")["pixel_values"]
         pixels = pixels.to(self.model.device, self.model.dtype)
@@ -359,8 +366,13 @@ class VideoModelEncoder(VideoEncoder):
 def load_audio_encoder(
     name: str, device: Any = "cpu", dtype: torch.dtype | None = None, feature_extractor: Any = None
 ) -> AudioEncoder:
-    """
-    The sound encoder of that name: `"log-mel"`, or a Hub id or folder of a WavLM, wav2vec 2.0 or HuBERT model.
+    """Load a sound encoder.
+
+    Args:
+        name (`str`): `"log-mel"`, or a Hub id or folder of a WavLM, wav2vec 2.0 or HuBERT model.
+        device (`str` or `torch.device`): Where it runs.
+        dtype (`torch.dtype`, *optional*): As in [`AudioModelEncoder`].
+        feature_extractor ([`~transformers.FeatureExtractionMixin`], *optional*): As in [`AudioModelEncoder`].
 
     Raises:
         ValueError: The model cannot be loaded, or is of another kind.
@@ -377,8 +389,14 @@ def load_video_encoder(
     dtype: torch.dtype | None = None,
     image_processor: Any = None,
 ) -> VideoEncoder:
-    """
-    The picture encoder of that name: `"frame-difference"`, or a Hub id or folder of a Swin, ViT, ResNet or VideoMAE model.
+    """Load a video encoder.
+
+    Args:
+        name (`str`): `"frame-difference"`, or a Hub id or folder of a Swin, ViT, ResNet or VideoMAE model.
+        frame_rate (`float`, *optional*): Frames per second; defaults to the encoder's own.
+        device (`str` or `torch.device`): Where it runs.
+        dtype (`torch.dtype`, *optional*): As in [`AudioModelEncoder`].
+        image_processor ([`~transformers.ImageProcessingMixin`], *optional*): As in [`VideoModelEncoder`].
 
     Raises:
         ValueError: The model cannot be loaded.
@@ -395,7 +413,7 @@ def sound_for(
     start: float | None = None,
     end: float | None = None,
 ) -> np.ndarray:
-    """The sound of a clip as the encoder takes it, no more of it than the first `max_length` features depend on."""
+    """Decode the sound of a clip for an encoder, no more of it than the first `max_length` features depend on."""
     if max_length is not None:
         limit = (start or 0.0) + encoder.seconds_needed(max_length)
         end = limit if end is None else min(end, limit)
@@ -409,24 +427,24 @@ def frames_for(
     start: float | None = None,
     end: float | None = None,
 ) -> Iterator[np.ndarray]:
-    """The frames of a clip as the encoder takes them, no more than the first `max_length` features depend on."""
+    """Decode the frames of a clip for an encoder, no more than the first `max_length` features depend on."""
     limit = None if max_length is None else encoder.frames_needed(max_length)
     return iter_frames(source, start=start, end=end, max_frames=limit, **encoder.reading)
 
 
-def _load(field: str, name: str, auto_class: Any, **kwargs) -> Any:
+def _load(field: str, name: str, auto_class: Any, **kwargs: Any) -> Any:
     try:
         return auto_class.from_pretrained(name, **kwargs)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         front_end = LOG_MEL if field == "audio_encoder" else FRAME_DIFFERENCE
         raise ValueError(
-            f"`{field}` is {name!r}, which cannot be loaded ({reason}). Give a model of the Hub, a folder, or {front_end!r}."
+            f"`{field}` is {name!r}, which cannot be loaded ({reason}); give a model on the Hub, a folder, or {front_end!r}"
         ) from error
 
 
 def _frozen(field: str, name: str, device: Any, dtype: torch.dtype | None) -> torch.nn.Module:
-    """The model in eval mode, without gradients."""
+    """Load a model in eval mode, without gradients."""
     if dtype is None:
         on_gpu = torch.device(device).type == "cuda"
         dtype = (torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16) if on_gpu else torch.float32

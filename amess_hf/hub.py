@@ -1,22 +1,29 @@
-"""
-One folder, and one repository on the Hub, with all that a model needs: weights, config, code, processor, tokenizer, label
-descriptions, out-of-scope detector, model card and the figures of its run. Nothing in it is a pickle.
+"""One folder, or one repository on the Hub, with all that a model needs.
+
+That is weights, config, code, processor, tokenizer, label descriptions, out-of-scope detector, model card and the metrics
+of the run. None of it is a pickle.
 """
 
 import json
 import os
+import re
 import shutil
 import tempfile
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-from transformers import ProcessorMixin
+from huggingface_hub import CommitInfo, HfApi
+from transformers import PreTrainedTokenizerBase, ProcessorMixin, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import CONFIG_NAME, logging
 from transformers.utils.hub import PushInProgress
 
-from .oos_amess import DETECTOR_CONFIG_NAME, DETECTOR_WEIGHTS_NAME
+from .configuration_amess import AMESSConfig
+from .files_amess import write_json
+from .modeling_amess import AMESSForIntentClassification
+from .oos_amess import DETECTOR_CONFIG_NAME, DETECTOR_WEIGHTS_NAME, OutOfScopeDetector
 from .processing_amess import AMESSProcessor
 
 
@@ -26,25 +33,33 @@ DESCRIPTIONS_NAME = "label_descriptions.json"
 TRAINING_ARGUMENTS_NAME = "training_args.json"
 CARD_NAME = "README.md"
 
-# What of a folder goes to the Hub: files with these endings that lie directly in it. Checkpoints and reports are in folders
-# of their own, predictions are .tsv, and whatever torch pickles ends in .bin, .pt or .pth.
+# What goes to the Hub: files with these endings at the top of a folder. Checkpoints and reports have folders of their own,
+# predictions are .tsv, and whatever torch pickles ends in .bin, .pt or .pth.
 ENDINGS_FOR_HUB = (".json", ".safetensors", "_amess.py", ".md", ".txt", ".model", ".jinja")
 NOT_FOR_HUB = {"trainer_state.json", "averaged_weights.safetensors"}
+# What the next push of a model replaces as a whole: its weights, its code and its detector.
+ENDINGS_REPLACED = (".safetensors", ".safetensors.index.json", "_amess.py", DETECTOR_CONFIG_NAME)
 
 
 def files_for_hub(folder: str | os.PathLike) -> list[str]:
-    """Names of the files of a model's or a run's folder that belong on the Hub, sorted."""
+    """Return the sorted names of the files of a model's or a run's folder that belong on the Hub."""
     names = [path.name for path in Path(folder).iterdir() if path.is_file() and path.name.endswith(ENDINGS_FOR_HUB)]
     return sorted(name for name in names if name not in NOT_FOR_HUB)
 
 
-def save_for_hub(save_directory, model, processor=None, detector=None, run_folder=None, repo_id=None) -> None:
-    """
-    Save everything that a model needs into one folder, which loads with and without this package installed.
+def save_for_hub(
+    save_directory: str | os.PathLike,
+    model: AMESSForIntentClassification,
+    processor: AMESSProcessor | PreTrainedTokenizerBase | None = None,
+    detector: OutOfScopeDetector | None = None,
+    run_folder: str | os.PathLike | None = None,
+    repo_id: str | None = None,
+) -> None:
+    """Save everything that a model needs into one folder, which loads with and without this package installed.
 
     Args:
         save_directory (`str` or `os.PathLike`):
-            The folder; it is made if need be.
+            The folder; it is created if it does not exist.
         model ([`AMESSForIntentClassification`]):
             The model.
         processor ([`AMESSProcessor`] or a tokenizer, *optional*):
@@ -52,78 +67,97 @@ def save_for_hub(save_directory, model, processor=None, detector=None, run_folde
         detector ([`OutOfScopeDetector`], *optional*):
             A fitted detector.
         run_folder (`str` or `os.PathLike`, *optional*):
-            The training run's output folder: its card, figures and arguments are taken along, and its detector unless
-            one is given.
+            The training run's output folder: its card, metrics and arguments are copied, and its detector unless one is
+            given.
         repo_id (`str`, *optional*):
-            How the card calls the model, where it is not the run's.
+            The model's name in a new card.
 
     Raises:
-        `ValueError`: if the processor was made for another model.
+        ValueError: If the processor was made for another model, or `run_folder` is not a folder.
     """
     folder = Path(save_directory)
     folder.mkdir(parents=True, exist_ok=True)
     if run_folder is not None:
         _copy_run_files(Path(run_folder), folder)
     model.save_pretrained(folder)
-    save_beside_model(folder, model.config, processor)
+    save_processor_and_descriptions(folder, model.config, processor)
     if detector is not None:
         detector.save_pretrained(folder)
     if not (folder / CARD_NAME).exists():
-        _write_card(folder, model, detector, repo_id)
+        _write_card(folder, model, repo_id, detector)
 
 
-def save_beside_model(folder, config, processor) -> None:
-    """Save what belongs to a model's config beside it: the processor with its tokenizer, and the descriptions."""
+def save_processor_and_descriptions(
+    folder: str | os.PathLike, config: AMESSConfig, processor: AMESSProcessor | PreTrainedTokenizerBase | None
+) -> None:
+    """Save what a saved model needs next to its config: the processor with its tokenizer, and the label descriptions.
+
+    Args:
+        folder (`str` or `os.PathLike`): The model's folder.
+        config ([`AMESSConfig`]): The model's config.
+        processor ([`AMESSProcessor`] or a tokenizer, *optional*): As for [`save_for_hub`].
+
+    Raises:
+        ValueError: If the processor was made for another model.
+    """
     if processor is not None:
         if not isinstance(processor, ProcessorMixin):
             processor = AMESSProcessor.for_model(config, processor)
         processor.check_model(config)
         processor.save_pretrained(folder)
     if config.label_descriptions is not None:
-        _write_json(Path(folder, DESCRIPTIONS_NAME), {"descriptions": config.label_descriptions})
+        write_json(Path(folder, DESCRIPTIONS_NAME), {"descriptions": config.label_descriptions})
 
 
-def save_training_arguments(folder, training_args) -> None:
-    """
-    Write `training_args.json` in place of the pickle `training_args.bin`. Tokens are masked, as transformers does it, and
-    paths of the machine are left out.
+def save_training_arguments(folder: str | os.PathLike, training_args: TrainingArguments) -> None:
+    """Write `training_args.json` in place of the pickle `training_args.bin`.
+
+    Tokens are masked, as transformers masks them, and paths of the machine are left out.
+
+    Args:
+        folder (`str` or `os.PathLike`): The model's folder.
+        training_args ([`~transformers.TrainingArguments`]): The arguments.
     """
     values = {
         name: value
         for name, value in training_args.to_dict().items()
         if not (isinstance(value, str) and os.path.isabs(value))
     }
-    _write_json(Path(folder, TRAINING_ARGUMENTS_NAME), values)
+    write_json(Path(folder, TRAINING_ARGUMENTS_NAME), values, default=str)
     Path(folder, TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
 
 def push_to_hub(
-    model,
-    processor=None,
-    detector=None,
-    repo_id=None,
-    run_folder=None,
-    private=None,
-    revision=None,
-    token=None,
-    commit_message="Upload A-MESS model",
-):
-    """
-    Upload a model with everything that it needs, as one commit of one repository, which is made if need be.
+    model: AMESSForIntentClassification,
+    processor: AMESSProcessor | PreTrainedTokenizerBase | None = None,
+    detector: OutOfScopeDetector | None = None,
+    repo_id: str | None = None,
+    run_folder: str | os.PathLike | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    commit_message: str = "Upload A-MESS model",
+) -> CommitInfo:
+    """Upload a model with everything that it needs, as one commit of one repository, which is created if needed.
 
     Args:
-        model, processor, detector, run_folder: As for [`save_for_hub`].
+        model ([`AMESSForIntentClassification`]): The model.
+        processor ([`AMESSProcessor`] or a tokenizer, *optional*): As for [`save_for_hub`].
+        detector ([`OutOfScopeDetector`], *optional*): A fitted detector.
         repo_id (`str`): The repository, `"organization/name"`.
+        run_folder (`str` or `os.PathLike`, *optional*): As for [`save_for_hub`].
         private (`bool`, *optional*): Whether a new repository is private.
-        revision (`str`, *optional*): The branch, which is made if need be; by default the main one.
+        revision (`str`, *optional*): The branch, which is created if needed; by default the main one.
         token (`str`, *optional*): A token that may write; by default the one of `hf auth login`.
-        commit_message (`str`): What the commit is called.
+        commit_message (`str`): The title of the commit.
 
     Returns:
-        `huggingface_hub.CommitInfo`: the commit. Pushing the same again makes none, and gives the last one.
+        `huggingface_hub.CommitInfo`: The commit. Pushing the same again makes none, and returns the last one.
+
+    Raises:
+        ValueError: If no repository is named, or for the reasons of [`save_for_hub`].
 
     Example:
-
     ```python
     >>> from amess_hf import AMESSForIntentClassification, AMESSProcessor, OutOfScopeDetector, push_to_hub
 
@@ -134,7 +168,7 @@ def push_to_hub(
     ```
     """
     if repo_id is None:
-        raise ValueError('no repository to push to: give `repo_id`, "organization/name"')
+        raise ValueError('`repo_id` is missing; give the repository to push to, "organization/name"')
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     if revision is not None:
@@ -143,96 +177,141 @@ def push_to_hub(
         save_for_hub(folder, model, processor, detector, run_folder, repo_id)
         has_own_card = run_folder is not None and Path(run_folder, CARD_NAME).exists()
         if not has_own_card and api.file_exists(repo_id, CARD_NAME, revision=revision):
-            Path(folder, CARD_NAME).unlink(missing_ok=True)  # somebody may have written into that one
+            Path(folder, CARD_NAME).unlink(missing_ok=True)  # the Hub's card may have been edited there
         return push_folder(folder, repo_id, token, revision, commit_message)
 
 
-def push_folder(folder, repo_id, token=None, revision=None, commit_message="Upload A-MESS model", run_as_future=False):
-    """
-    Upload what of a model's folder belongs on the Hub (see [`files_for_hub`]), in one commit. Where the folder has a
-    model, weights, code and detector of an earlier push that it does not have any more are removed.
+def push_folder(
+    folder: str | os.PathLike,
+    repo_id: str,
+    token: str | None = None,
+    revision: str | None = None,
+    commit_message: str = "Upload A-MESS model",
+    run_as_future: bool = False,
+) -> CommitInfo | Future:
+    """Upload what of a model's folder belongs on the Hub (see [`files_for_hub`]), in one commit.
+
+    If the folder has a model, then weights, code and detector of an earlier push that it no longer has are removed.
+
+    Args:
+        folder (`str` or `os.PathLike`): The folder.
+        repo_id (`str`): The repository, `"organization/name"`; it must exist.
+        token (`str`, *optional*): A token that may write; by default the one of `hf auth login`.
+        revision (`str`, *optional*): The branch, which must exist; by default the main one.
+        commit_message (`str`): The title of the commit.
+        run_as_future (`bool`): Whether to upload in the background.
 
     Returns:
         `huggingface_hub.CommitInfo`, or with `run_as_future` a `Future` of it.
     """
-    api = HfApi(token=token)
-    names = files_for_hub(folder)
-    operations = [CommitOperationAdd(name, os.path.join(folder, name)) for name in names]
-    if CONFIG_NAME in names:
-        remote = api.list_repo_files(repo_id, revision=revision)
-        operations += [CommitOperationDelete(name) for name in remote if _is_part_of_model(name) and name not in names]
-    return api.create_commit(
-        repo_id, operations, commit_message=commit_message, revision=revision, run_as_future=run_as_future
+    api, names = HfApi(token=token), files_for_hub(folder)
+    # `delete_patterns` match across folders; exact names do not reach into those that hold checkpoints.
+    remote = api.list_repo_files(repo_id, revision=revision) if CONFIG_NAME in names else []
+    return api.upload_folder(
+        repo_id=repo_id,
+        folder_path=folder,
+        allow_patterns=names,
+        delete_patterns=[name for name in remote if "/" not in name and name.endswith(ENDINGS_REPLACED)] or None,
+        commit_message=commit_message,
+        revision=revision,
+        run_as_future=run_as_future,
     )
 
 
-def _is_part_of_model(name):
-    if "/" in name:
-        return False
-    return name.endswith(("_amess.py", ".safetensors", ".safetensors.index.json")) or name == DETECTOR_CONFIG_NAME
-
-
-def _copy_run_files(run_folder, folder):
-    """The card, the figures, the arguments and the detector of a run."""
+def _copy_run_files(run_folder: Path, folder: Path) -> None:
+    """Copy the card, the metrics, the arguments and the detector of a run."""
     if not run_folder.is_dir():
-        raise ValueError(f"{run_folder} is no folder; give the output folder of a training run, or none")
+        raise ValueError(
+            f"`run_folder` {run_folder} is not a folder; give the output folder of a training run, or none"
+        )
     wanted = {CARD_NAME, TRAINING_ARGUMENTS_NAME, DETECTOR_CONFIG_NAME, DETECTOR_WEIGHTS_NAME}
     for path in run_folder.iterdir():
         if path.name in wanted or path.name.endswith("_results.json"):
             shutil.copyfile(path, folder / path.name)
 
 
-def _write_card(folder, model, detector, repo_id):
-    """A card with the figures that lie in the folder."""
+def _write_card(
+    folder: str | os.PathLike,
+    model: AMESSForIntentClassification,
+    repo_id: str | None,
+    detector: OutOfScopeDetector | None = None,
+) -> None:
+    """Write a card with the metrics of the folder's `all_results.json`, if there is one."""
     from .evaluation.model_card import create_model_card
 
-    results = folder / "all_results.json"
-    figures = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}
+    results = Path(folder, "all_results.json")
+    metrics = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}
     try:
-        create_model_card(model, figures, model_id=repo_id, detector=detector).save(folder / CARD_NAME)
+        create_model_card(model, metrics, model_id=repo_id, detector=detector).save(Path(folder, CARD_NAME))
     except ImportError as error:
-        logger.warning(f"No model card is written: {error}")
-
-
-def _write_json(path, content):
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+        logger.warning(f"no model card is written: {error}")
 
 
 class PushesToHub:
-    """
-    What [`AMESSTrainer`] does otherwise than [`~transformers.Trainer`] when it saves and pushes: complete folders, with
-    processor, descriptions and code; the training arguments as JSON; nothing pickled. `hub_strategy` means what it means
-    there. With `"checkpoint"` and `"all_checkpoints"` the optimizer's state goes along in a folder of its own, in torch's
-    format, because that is what training resumes from.
+    """How [`AMESSTrainer`] saves and pushes.
+
+    Unlike those of [`~transformers.Trainer`], its folders are complete, with processor, descriptions and code, and its
+    training arguments are JSON. `hub_strategy` means the same; with `"checkpoint"` and `"all_checkpoints"` the optimizer's
+    state goes to the Hub too, in a folder of its own and in torch's format, because training resumes from it.
     """
 
-    def _save(self, output_dir=None, state_dict=None):
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             folder = output_dir if output_dir is not None else self.args.output_dir
-            save_beside_model(folder, self.model.config, self.processing_class)
+            save_processor_and_descriptions(folder, self.model.config, self.processing_class)
             save_training_arguments(folder, self.args)
 
     def push_to_hub(
         self,
-        commit_message="End of training",
-        blocking=True,
-        token=None,
-        revision=None,
-        private=None,
-        **kwargs,
-    ):
+        commit_message: str = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        repo_id: str | None = None,
+        **kwargs: Any,
+    ) -> CommitInfo | Future | None:
+        """Save the model in the output folder and upload what of it belongs on the Hub, as one commit.
+
+        Args:
+            commit_message (`str`):
+                The title of the commit. Text of the form `"organization/name"` is taken as `repo_id`, so that
+                `trainer.push_to_hub("organization/name")` works like a model's own `push_to_hub`.
+            blocking (`bool`): Whether to wait for the upload.
+            token (`str`, *optional*): A token that may write; by default `hub_token` of the training arguments.
+            revision (`str`, *optional*): The branch; by default `hub_revision` of the training arguments.
+            private (`bool`, *optional*): Whether a new repository is private; by default `hub_private_repo`.
+            repo_id (`str`, *optional*):
+                The repository, which is created if needed; by default `hub_model_id` of the training arguments, or the
+                output folder's name. Later pushes of this Trainer go there too.
+            kwargs: What else [`~transformers.Trainer.push_to_hub`] takes; ignored.
+
+        Returns:
+            `huggingface_hub.CommitInfo`, a `Future` of it if not `blocking`, or `None` on all but the first process.
+        """
+        if repo_id is None and re.fullmatch(r"[\w.-]+/[\w.-]+", commit_message):
+            repo_id, commit_message = commit_message, "End of training"
         token = self.args.hub_token if token is None else token
-        if self.hub_model_id is None:
-            self.init_hf_repo(token=token, private=private)
+        revision = self.args.hub_revision if revision is None else revision
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
         self.save_model(_internal_call=True)
         if not self.is_world_process_zero():
             return None
         self._finish_current_push()
-        revision = self.args.hub_revision if revision is None else revision
-        return push_folder(self.args.output_dir, self.hub_model_id, token, revision, commit_message, not blocking)
+        api, folder = HfApi(token=token), self.args.output_dir
+        if repo_id is not None:
+            private = self.args.hub_private_repo if private is None else private
+            self.hub_model_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            self.push_in_progress = None
+        elif self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        has_card = Path(folder, CARD_NAME).exists() or api.file_exists(self.hub_model_id, CARD_NAME, revision=revision)
+        if not has_card:
+            _write_card(folder, self.model, self.hub_model_id)
+        return push_folder(folder, self.hub_model_id, token, revision, commit_message, not blocking)
 
-    def _push_from_checkpoint(self, checkpoint_folder):
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         args = self.args
         if not self.is_world_process_zero() or args.hub_strategy == HubStrategy.END:
             return
@@ -253,18 +332,15 @@ class PushesToHub:
                 revision=args.hub_revision,
             )
             jobs.append(upload)
-        if busy:
-            self.push_in_progress.jobs.extend(jobs)
-        else:
-            self.push_in_progress = PushInProgress(jobs)
+        self.push_in_progress = PushInProgress([*(self.push_in_progress.jobs if busy else ()), *jobs])
 
 
-def _push_copy(folder, repo_id, token, revision, commit_message):
-    """`push_folder` in the background, from a copy: the Trainer may delete a checkpoint while it is being uploaded."""
+def _push_copy(folder: str, *where: str | None) -> Future:
+    """Run `push_folder` in the background, on a copy: the Trainer may delete a checkpoint while it is being uploaded."""
     copy = tempfile.TemporaryDirectory()
     for name in files_for_hub(folder):
         shutil.copyfile(os.path.join(folder, name), os.path.join(copy.name, name))
-    future = push_folder(copy.name, repo_id, token, revision, commit_message, run_as_future=True)
+    future = push_folder(copy.name, *where, run_as_future=True)
     future.add_done_callback(lambda _: copy.cleanup())
     return future
 

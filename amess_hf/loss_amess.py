@@ -1,11 +1,10 @@
-"""
-Losses of semantic synchronization: pure functions of embeddings, logits and labels.
+"""Losses of semantic synchronization: pure functions of embeddings, logits and labels.
 
 All are computed in float32, whatever the inputs' precision, and return one value per clip, so that a caller takes
 the mean over the clips of all processes. A clip that a loss does not apply to (no label, no positive in the batch) gets
 exactly zero. `labels` holds -1 for a clip without a label in the label set (out of scope).
 
-A-MESS (arXiv 2503.19474) names the triplet contrastive learning; its formulas are not at hand, and the ones below are
+A-MESS (arXiv 2503.19474) names the triplet contrastive learning; its formulas were not available, and the ones below are
 the textbook forms: the margin triplet of FaceNet (Schroff et al., CVPR 2015, eq. 2) on cosine similarity, the softmax
 over candidates of InfoNCE (van den Oord et al., arXiv 1807.03748, eq. 4), R-Drop (Liang et al., arXiv 2106.14448,
 eq. 2) and Outlier Exposure (Hendrycks et al., arXiv 1812.04606, section 3).
@@ -15,15 +14,19 @@ import torch
 from torch import nn
 
 
-def _restrict(scores, candidate_mask):
-    """`scores` (batch, labels) in float32, with minus infinity where `candidate_mask` (same shape, bool) is False."""
+def _restrict(scores: torch.Tensor, candidate_mask: torch.Tensor | None):
+    """Set `scores` (batch, labels) to minus infinity where `candidate_mask` (same shape, bool) is False, in float32."""
     scores = scores.float()
     return scores if candidate_mask is None else scores.masked_fill(~candidate_mask, float("-inf"))
 
 
-def classification_loss(logits, labels, label_smoothing=0.0, candidate_mask=None):
-    """
-    Cross-entropy with label smoothing spread evenly over the candidates.
+def classification_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    label_smoothing: float = 0.0,
+    candidate_mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Cross-entropy with label smoothing spread evenly over the candidates.
 
     Args:
         logits (`torch.Tensor` of shape `(batch_size, num_labels)`): Scores of the labels.
@@ -46,10 +49,17 @@ def classification_loss(logits, labels, label_smoothing=0.0, candidate_mask=None
     return own.where(present, 0.0)
 
 
-def label_triplet_loss(multimodal_embeds, label_embeds, labels, margin, candidate_mask=None):
-    """
-    Margin triplet (clip, description of its intent, hardest other description): max(0, margin + s⁻ - s⁺), where s⁺ is
-    the cosine similarity to the own description and s⁻ the largest similarity to another one.
+def label_triplet_loss(
+    multimodal_embeds: torch.Tensor,
+    label_embeds: torch.Tensor,
+    labels: torch.Tensor,
+    margin: float,
+    candidate_mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Margin triplet of a clip, the description of its intent, and the hardest other description.
+
+    The loss is max(0, margin + s⁻ - s⁺), where s⁺ is the cosine similarity to the clip's own description and s⁻ the
+    largest similarity to another one.
 
     Args:
         multimodal_embeds (`torch.Tensor` of shape `(batch_size, projection_dim)`): Clips, unit length.
@@ -68,9 +78,10 @@ def label_triplet_loss(multimodal_embeds, label_embeds, labels, margin, candidat
     return (margin + hardest - own).clamp(min=0).where(labels >= 0, 0.0)
 
 
-def label_contrastive_loss(similarity_logits, labels, candidate_mask=None):
-    """
-    Softmax over all descriptions: cross-entropy of scaled similarities.
+def label_contrastive_loss(
+    similarity_logits: torch.Tensor, labels: torch.Tensor, candidate_mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Softmax over all descriptions: cross-entropy of scaled similarities.
 
     Args:
         similarity_logits (`torch.Tensor` of shape `(batch_size, num_labels)`): Cosine similarities over temperature.
@@ -83,10 +94,18 @@ def label_contrastive_loss(similarity_logits, labels, candidate_mask=None):
     return classification_loss(similarity_logits, labels, candidate_mask=candidate_mask)
 
 
-def batch_triplet_loss(embeds, labels, margin, all_embeds=None, all_labels=None, first=0):
-    """
-    Triplets between clips. For a clip a: the mean over clips p of the same intent of max(0, margin + s(a, n) - s(a, p)),
-    n being the most similar clip of another intent.
+def batch_triplet_loss(
+    embeds: torch.Tensor,
+    labels: torch.Tensor,
+    margin: float,
+    all_embeds: torch.Tensor | None = None,
+    all_labels: torch.Tensor | None = None,
+    first: int = 0,
+) -> torch.Tensor:
+    """Margin triplets between the clips of a batch.
+
+    For a clip a it is the mean, over the clips p of the same intent, of max(0, margin + s(a, n) - s(a, p)), where n is the
+    most similar clip of another intent.
 
     Args:
         embeds (`torch.Tensor` of shape `(batch_size, projection_dim)`): Clips of this process, unit length.
@@ -115,28 +134,29 @@ def batch_triplet_loss(embeds, labels, margin, all_embeds=None, all_labels=None,
     return hinge.sum(-1) / positive.sum(-1).clamp(min=1)
 
 
-def consistency_loss(logits, other_logits, candidate_mask=None):
-    """
-    Half the sum of both Kullback-Leibler divergences between two dropout passes of the same clips (R-Drop).
+def consistency_loss(
+    logits: torch.Tensor, other_logits: torch.Tensor, candidate_mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """R-Drop: half the sum of both Kullback-Leibler divergences between two dropout passes of the same clips.
 
     Args:
-        logits, other_logits (`torch.Tensor` of shape `(batch_size, num_labels)`): Scores of the two passes.
+        logits (`torch.Tensor` of shape `(batch_size, num_labels)`): Scores of the first pass.
+        other_logits (`torch.Tensor` of shape `(batch_size, num_labels)`): Scores of the second pass.
         candidate_mask (`torch.BoolTensor` of shape `(batch_size, num_labels)`, *optional*): Labels a clip may have.
 
     Returns:
         `torch.FloatTensor` of shape `(batch_size,)`.
     """
-    first = logits.float() if candidate_mask is None else logits.float().masked_fill(~candidate_mask, -1e9)
-    second = (
-        other_logits.float() if candidate_mask is None else other_logits.float().masked_fill(~candidate_mask, -1e9)
-    )
-    first, second = first.log_softmax(-1), second.log_softmax(-1)
+    passes = logits.float(), other_logits.float()
+    if candidate_mask is not None:
+        # Not minus infinity, whose difference would be NaN below.
+        passes = (scores.masked_fill(~candidate_mask, -1e9) for scores in passes)
+    first, second = (scores.log_softmax(-1) for scores in passes)
     return 0.5 * ((first.exp() - second.exp()) * (first - second)).sum(-1)
 
 
-def outlier_exposure_loss(logits, labels):
-    """
-    Cross-entropy between the uniform distribution and the prediction, for out-of-scope clips only.
+def outlier_exposure_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy between the uniform distribution and the prediction, for out-of-scope clips only.
 
     Args:
         logits (`torch.Tensor` of shape `(batch_size, num_labels)`): Scores of the labels.

@@ -1,27 +1,35 @@
-"""From lists of clips to padded tensors and masks: the one place where training and inference build a batch."""
+"""From lists of clips to padded tensors and masks: tokens of utterances with their context, frames of features."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 
 
-def pad_features(features, feature_size, max_length, name="features"):
-    """
-    Pad frame features to the batch's longest clip.
+def pad_features(
+    features: Sequence[Any], feature_size: int, max_length: int, name: str = "features"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pad frame features to the longest clip of the batch.
 
     Args:
-        features (`list` of arrays `(frames, feature_size)`, or `None`):
+        features (`list` of arrays of shape `(frames, feature_size)`, or `None`):
             One entry per clip; `None` or zero frames where the clip lacks the modality.
-        feature_size (`int`): Width of a frame.
-        max_length (`int`): Frames beyond this are cut off at the end.
-        name (`str`): What to call the features in an error.
+        feature_size (`int`):
+            Width of a frame.
+        max_length (`int`):
+            Frames beyond this are cut off at the end.
+        name (`str`, *optional*, defaults to `"features"`):
+            What an error calls the features.
 
     Returns:
-        `tuple`: `torch.FloatTensor` of shape `(batch_size, length, feature_size)` and the mask, a `torch.LongTensor` of
-        shape `(batch_size, length)`; `length` is that of the longest clip, and at least 1.
+        `tuple[torch.FloatTensor, torch.LongTensor]`: Features of shape `(batch_size, length, feature_size)` and their
+        mask of shape `(batch_size, length)`; `length` is that of the longest clip, and at least 1.
 
     Raises:
-        `ValueError`: if a clip's features are not two-dimensional or have another width.
+        ValueError: The features of a clip are not two-dimensional or have another width.
     """
     frames = [np.asarray(() if clip is None else clip, dtype=np.float32) for clip in features]
     lengths = [min(len(clip), max_length) for clip in frames]
@@ -39,41 +47,68 @@ def pad_features(features, feature_size, max_length, name="features"):
     return torch.from_numpy(batch), torch.from_numpy(mask)
 
 
-def _encode_with_turns(tokenizer, text, turns, max_length):
-    """The utterance after as many of the latest whole turns as fit beside it; `None` where none does."""
-    separator = f" {tokenizer.sep_token} " if tokenizer.sep_token else " "
-    for first in range(len(turns)):
-        row = tokenizer(separator.join(turns[first:]), text, verbose=False)
-        if max_length is None or len(row["input_ids"]) <= max_length:
-            return row
-    return None
-
-
-def encode_texts(tokenizer, texts, contexts=None, max_length=None):
-    """
-    Tokenize utterances, each with the turns before it, and pad them to the batch's longest.
+def encode_text(
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    context: Sequence[str] = (),
+    max_length: int | None = None,
+    **kwargs: Any,
+) -> BatchEncoding:
+    """Tokenize one utterance after as many of the latest whole turns as fit with it.
 
     Args:
-        tokenizer: A Hugging Face tokenizer.
-        texts (`list[str]`): Utterances; an empty one has no words, and its mask is all zeros.
-        contexts (`list[list[str]]`, *optional*):
-            Earlier turns of each utterance, oldest first. Turns are joined by the tokenizer's separator and go before the
-            utterance as the first text of a pair.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of the text encoder.
+        text (`str`):
+            The utterance.
+        context (`list[str]`, *optional*):
+            Earlier turns, oldest first. They are joined by the tokenizer's separator and are the first text of a pair.
         max_length (`int`, *optional*):
-            Tokens at most. The oldest turns are left out first, whole; only an utterance that is too long by itself is
-            cut, at its end.
+            Maximum number of tokens. The oldest turns are left out first, whole; only an utterance that is too long by
+            itself is cut, at its end.
+        kwargs:
+            For the tokenizer.
 
     Returns:
-        `BatchEncoding` with `input_ids`, `attention_mask` (and `token_type_ids` if the tokenizer makes them), each a
-        `torch.LongTensor` of shape `(batch_size, text_length)`; where a clip has earlier turns, also `utterance_mask` of
-        that shape, 1 for the tokens of the utterance itself.
+        [`~transformers.BatchEncoding`]: The tokens, not padded. The utterance is the last sequence of it.
     """
+    separator = f" {tokenizer.sep_token} " if tokenizer.sep_token else " "
+    for first in range(len(context)):
+        row = tokenizer(separator.join(context[first:]), text, verbose=False, **kwargs)
+        if max_length is None or len(row["input_ids"]) <= max_length:
+            return row
     limit = {} if max_length is None else {"truncation": True, "max_length": max_length}
+    return tokenizer(text, **limit, **kwargs)
+
+
+def encode_texts(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    contexts: Sequence[Sequence[str]] | None = None,
+    max_length: int | None = None,
+) -> BatchEncoding:
+    """Tokenize utterances, each with the turns before it, and pad them to the longest of the batch.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of the text encoder.
+        texts (`list[str]`):
+            Utterances; an empty one has no words, and its mask is all zeros.
+        contexts (`list[list[str]]`, *optional*):
+            Earlier turns of each utterance; see [`encode_text`].
+        max_length (`int`, *optional*):
+            Maximum number of tokens of each.
+
+    Returns:
+        [`~transformers.BatchEncoding`]: `input_ids`, `attention_mask` (and `token_type_ids` if the tokenizer makes
+        them), each a `torch.LongTensor` of shape `(batch_size, text_length)`; where a clip has earlier turns, also
+        `utterance_mask` of that shape, 1 for the tokens of the utterance itself.
+    """
     rows, context_lengths = [], []
-    for text, turns in zip(texts, contexts if contexts is not None else [()] * len(texts), strict=True):
-        alone = tokenizer(text, **limit)
-        row = _encode_with_turns(tokenizer, text, turns, max_length) or alone
+    for text, context in zip(texts, contexts if contexts is not None else [()] * len(texts), strict=True):
+        row = encode_text(tokenizer, text, context, max_length)
         # The utterance is last, and the separator before it takes the place of a start token.
+        alone = encode_text(tokenizer, text, max_length=max_length) if len(context) else row
         context_lengths.append(len(row["input_ids"]) - len(alone["input_ids"]))
         if not text.strip():
             row["attention_mask"] = [0] * len(row["attention_mask"])
@@ -83,3 +118,6 @@ def encode_texts(tokenizer, texts, contexts=None, max_length=None):
         mask = batch["attention_mask"]
         batch["utterance_mask"] = mask * (mask.cumsum(1) > torch.tensor(context_lengths)[:, None])
     return batch
+
+
+__all__ = ["encode_text", "encode_texts", "pad_features"]

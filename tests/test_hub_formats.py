@@ -1,4 +1,4 @@
-"""Checkpoints of earlier formats load for ever; those of later ones are refused with a word on what to do."""
+"""Checkpoints of earlier formats load; those of later ones are refused with a message that says what to do."""
 
 import json
 import shutil
@@ -46,6 +46,15 @@ def test_first_format_keeps_labels_descriptions_tokenizer_and_detector(known):
     detector = OutOfScopeDetector.from_pretrained(CHECKPOINT)
     outputs = AutoModelForSequenceClassification.from_pretrained(CHECKPOINT)(**inputs)
     torch.testing.assert_close(detector.score(outputs).float(), expected["oos_scores"], atol=1e-4, rtol=1e-5)
+
+
+def test_first_format_keeps_its_loss_weights_under_their_new_names(tmp_path):
+    config = json.loads((CHECKPOINT / "config.json").read_text())
+    assert {"triplet_loss_weight", "clip_contrastive_loss_weight"} <= config.keys()
+    config.update(triplet_loss_weight=0.75, clip_contrastive_loss_weight=0.25)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert (loaded.label_triplet_loss_weight, loaded.batch_triplet_loss_weight) == (0.75, 0.25)
 
 
 def test_checkpoint_is_small():

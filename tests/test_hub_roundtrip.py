@@ -23,7 +23,7 @@ from amess_hf.training import AMESSTrainingArguments
 
 
 # Four processes that each import torch, one after another: slow where other work has the cores.
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 STEPS = Path(__file__).with_name("hub_steps.py")
 FLAT_SET = {path.name for path in (STEPS.parents[1] / "amess_hf").glob("*_amess.py")}

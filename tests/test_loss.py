@@ -76,7 +76,7 @@ class TestLabelContrastive:
             assert loss[row].item() == pytest.approx(expected, abs=1e-5)
 
 
-class TestClipTriplet:
+class TestBatchTriplet:
     @staticmethod
     def slow(embeds, labels, margin):
         values = []
@@ -132,7 +132,7 @@ def every_loss(embeds, descriptions, labels):
         "classification": losses.classification_loss(scores, labels, 0.1),
         "label_triplet": losses.label_triplet_loss(embeds, descriptions, labels, 0.2),
         "label_contrastive": losses.label_contrastive_loss(scores, labels),
-        "clip_triplet": losses.batch_triplet_loss(embeds, labels, 0.2),
+        "batch_triplet": losses.batch_triplet_loss(embeds, labels, 0.2),
         "consistency": losses.consistency_loss(scores, scores.flip(0)),
         "outlier": losses.outlier_exposure_loss(scores, labels),
     }

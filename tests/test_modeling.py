@@ -6,10 +6,8 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 from utils import DESCRIPTIONS, LABELS, random_batch, text_config, tiny_config, tiny_model
 
 from amess_hf import AMESSForIntentClassification, AMESSModel
-from amess_hf.modeling_amess import masked_mean
-
-
-FUSION_TYPES = ("anchor", "cross_modal", "mean", "text")
+from amess_hf.fusion_amess import FUSION_TYPES
+from amess_hf.modeling_amess import LOSS_PARTS, AMESSClassifierOutput, masked_mean
 
 
 def close(first, second, tolerance=1e-5):
@@ -262,6 +260,7 @@ class TestTraining:
         )
         close(outputs.loss.detach(), total)
         assert not outputs.label_triplet_loss.requires_grad
+        assert {name for name in AMESSClassifierOutput.__annotations__ if name.endswith("_loss")} == set(LOSS_PARTS)
 
     def test_two_dropout_passes(self):
         model = tiny_model(consistency_loss_weight=1.0, dropout=0.5)
@@ -269,7 +268,21 @@ class TestTraining:
         assert model(**batch).consistency_loss is None
         outputs = model.train()(**batch)
         assert outputs.consistency_loss > 0
-        assert outputs.logits.shape == (6, 4)
+
+    def test_two_dropout_passes_give_one_row_for_each_clip(self):
+        model = tiny_model(consistency_loss_weight=1.0).train()
+        model.set_attn_implementation("eager")
+        batch = random_batch(model.config)
+        mask = torch.tensor([[True] * 4, [True] * 4, [True, False, True, True]])
+        batch["labels"][2] = 0
+        outputs = model(**batch, candidate_mask=mask, output_hidden_states=True, output_attentions=True)
+        assert outputs.label_embeds.shape == (4, 12)
+        assert (outputs.logits[~mask] == torch.finfo(torch.float32).min).all()
+        for name in ("logits", "multimodal_embeds", "pooler_output", "anchor_indices", "anchor_scores"):
+            assert len(outputs[name]) == 3, name
+        assert {len(states) for states in (*outputs.hidden_states, *outputs.attentions)} == {3}
+        with pytest.raises(ValueError, match=r"shape \(2,\) for 3 clips"):
+            model(**{**batch, "labels": batch["labels"][:2]})
 
     def test_zero_weights_leave_cross_entropy(self):
         weights = ("label_triplet_loss_weight", "label_contrastive_loss_weight", "batch_triplet_loss_weight")
@@ -464,6 +477,12 @@ class TestSaving:
 
 
 class TestBadInput:
+    @pytest.mark.parametrize("base", [False, True])
+    def test_unknown_argument(self, base):
+        model = tiny_model().amess if base else tiny_model()
+        with pytest.raises(TypeError, match="'audio_feature'"):
+            model(**random_batch(model.config, labels=False), audio_feature=torch.zeros(3, 4, 6))
+
     def test_no_modality(self):
         with pytest.raises(ValueError, match="no modality"):
             tiny_model()()

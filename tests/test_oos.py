@@ -95,7 +95,7 @@ def formula(method, train, train_labels, model, outputs):
 @pytest.mark.parametrize("method", OOS_METHODS)
 class TestEveryMethod:
     def test_score_equals_the_formula(self, method, model):
-        labels = clips(80, 1, out_of_scope=4)  # out-of-scope training clips have no say
+        labels = clips(80, 1, out_of_scope=4)  # out-of-scope training clips are ignored
         train, test = model.outputs(labels, 2), model.outputs(clips(30, 3, out_of_scope=10), 4)
         scores = OutOfScopeDetector(method).fit(train, labels, model).score(test)
         assert scores.dtype == torch.float64 and scores.shape == (30,)
@@ -154,7 +154,7 @@ class TestThreshold:
         detector = OutOfScopeDetector("max_logit").calibrate({"logits": logits}, keep=0.5)
         assert detector.predict({"logits": logits}).tolist() == [True, True, True, True, False]
 
-    def test_out_of_scope_clips_have_no_say(self):
+    def test_out_of_scope_clips_are_ignored(self):
         logits = torch.tensor([[9.0], [3.0], [2.0], [8.0]])
         labels = torch.tensor([-1, 0, 0, -1])
         detector = OutOfScopeDetector("max_logit").calibrate({"logits": logits}, keep=0.5, labels=labels)
@@ -250,7 +250,7 @@ class TestFiles:
     def test_damaged_settings(self, text, tmp_path):
         OutOfScopeDetector("energy").save_pretrained(tmp_path)
         (tmp_path / "oos_detector.json").write_text(text)
-        with pytest.raises(ValueError, match="oos_detector.json does not describe"):
+        with pytest.raises(ValueError, match="oos_detector.json` does not describe"):
             OutOfScopeDetector.from_pretrained(tmp_path)
 
     def test_damaged_weights(self, model, tmp_path):
@@ -259,7 +259,7 @@ class TestFiles:
         weights = tmp_path / "oos_detector.safetensors"
         whole = weights.read_bytes()
         weights.write_bytes(whole[: len(whole) // 2])
-        with pytest.raises(ValueError, match="oos_detector.safetensors cannot be read"):
+        with pytest.raises(ValueError, match="oos_detector.safetensors` cannot be read"):
             OutOfScopeDetector.from_pretrained(tmp_path)
         weights.write_bytes(whole)
         OutOfScopeDetector("energy").save_pretrained(tmp_path)

@@ -89,6 +89,7 @@ class TestInputs:
         sound, frames = generator.normal(size=16000), generator.integers(0, 255, (9, 20, 30, 3), dtype=np.uint8)
         answer = pipe({"audio": {"array": sound, "sampling_rate": 16000}, "video": frames, "text": TEXT})
         agree(answer, pipe({"audio": sound, "sampling_rate": 16000, "video": frames, "text": TEXT}))
+        agree(pipe({"clip": frames, "text": TEXT}), pipe({"video": frames, "text": TEXT}))
         assert scores(answer) != pytest.approx(scores(pipe(TEXT)), abs=1e-4)
 
     def test_lists_batches_data_sets_and_generators(self, pipe, clip):
@@ -135,7 +136,7 @@ class TestInputs:
     def test_what_is_no_input(self, pipe, tmp_path):
         with pytest.raises(ClipError, match="nowhere.mp4 does not exist"):
             pipe(str(tmp_path / "nowhere.mp4"))
-        with pytest.raises(ValueError, match=r"The input has only \['context', 'id'\]"):
+        with pytest.raises(ValueError, match=r"the input has only \['context', 'id'\]"):
             pipe({"id": "S01", "context": ["hello"]})
         with pytest.raises(ValueError, match="not int"):
             pipe(7)
@@ -147,7 +148,7 @@ class TestAnswers:
         assert pipe(TEXT, top_k=1) == pipe(TEXT)[:1]
         with pytest.raises(ValueError, match="`top_k` is 0"):
             pipe(TEXT, top_k=0)
-        with pytest.raises(TypeError, match="Unknown parameter of the pipeline: 'topk'"):
+        with pytest.raises(TypeError, match="unknown parameter of the pipeline: 'topk'"):
             pipe(TEXT, topk=2)
 
     def test_threshold(self, pipe):
@@ -233,10 +234,17 @@ class TestCandidates:
         answer = pipe(TEXT, candidate_labels=["Greet", "Thank"])
         agree(answer, pipe(TEXT, candidate_labels={name: DESCRIPTIONS[name] for name in ("Greet", "Thank")}))
         assert set(scores(pipe(TEXT, candidate_labels=["late", "kind"]))) == {"late", "kind"}
+        agree(answer, pipe(TEXT, candidate_labels="Greet, Thank"))
+        assert [entry["label"] for entry in pipe(TEXT, candidate_labels="Thank")] == ["Thank"]
 
-    def test_none(self, pipe):
+    @pytest.mark.parametrize("nothing", [{}, [], "", " , "])
+    def test_none(self, pipe, nothing):
         with pytest.raises(ValueError, match="`candidate_labels` is empty"):
-            pipe(TEXT, candidate_labels={})
+            pipe(TEXT, candidate_labels=nothing)
+
+    def test_the_former_name(self, pipe):
+        with pytest.raises(TypeError, match="'candidate_intents'; there are .*`candidate_labels`"):
+            pipe(TEXT, candidate_intents=["Greet", "Thank"])
 
 
 class TestOutOfScope:
@@ -264,7 +272,7 @@ class TestOutOfScope:
         assert full["label"] == "UNK" and full["in_scope"] is False
         assert "UNK" not in scores(full["predictions"])
         assert pipe(known, return_anchors=True)["in_scope"] is True
-        # a threshold stands for the detector, which has no say over other intents
+        # a threshold replaces the detector, which is ignored for other intents
         assert "UNK" not in scores(pipe(unknown, threshold=0.0))
         assert "UNK" not in scores(pipe(unknown, candidate_labels=["late", "kind"]))
 
@@ -285,7 +293,7 @@ class TestLoading:
     def test_from_objects(self, pipe, tokenizer, clip):
         built = make_pipeline("intent-recognition", model=pipe.model, tokenizer=tokenizer, device="cpu")
         agree(built({"clip": clip, "text": TEXT}), pipe({"clip": clip, "text": TEXT}))
-        with pytest.raises(ValueError, match="Give `processor` or `tokenizer`"):
+        with pytest.raises(ValueError, match="give `processor` or `tokenizer`"):
             IntentRecognitionPipeline(pipe.model)
 
     def test_a_processor_of_another_model(self, pipe, tokenizer):

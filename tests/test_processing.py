@@ -120,8 +120,8 @@ class TestInputs:
         path = tmp_path / "long.mp4"
         write_clip(path, random_frames(300), np.zeros(30 * 16000), frame_rate=10)
         processor = AMESSProcessor.for_model(tiny_config(**FRONT_ENDS), tokenizer)
-        sound, frames = processor.read_clip(path)
-        assert len(frames) == 12 and len(sound) == 320080  # 12 frames; one window of 20 s
+        row = processor.read({"clip": path})
+        assert len(row["frames"]) == 12 and len(row["sound"]) == 320080  # 12 frames; one window of 20 s
         batch = processor(clip=path)
         assert batch["audio_features"].shape[1] == 60 and batch["video_features"].shape[1] == 12
 
@@ -192,7 +192,7 @@ class TestWhatDoesNotFit:
         with pytest.raises(ValueError, match="gives features 80 wide, but `audio_feature_size` is 768"):
             wide(audio=clip)
         fast = AMESSProcessor(tokenizer, audio_encoder="log-mel", audio_feature_size=80, audio_sampling_rate=8000)
-        with pytest.raises(ValueError, match="takes 16000 samples a second, but `audio_sampling_rate` is 8000"):
+        with pytest.raises(ValueError, match="takes 16000 samples per second, but `audio_sampling_rate` is 8000"):
             fast(audio=clip)
 
     def test_a_clip_for_a_model_of_unknown_encoders(self, tokenizer, clip):
@@ -204,9 +204,9 @@ class TestWhatDoesNotFit:
         assert processor(text="hello", audio_features=np.zeros((3, 6)))["audio_features"].shape == (1, 3, 6)
 
     def test_bad_arguments(self, processor, tmp_path):
-        with pytest.raises(ValueError, match="Nothing to process"):
+        with pytest.raises(ValueError, match="nothing to process"):
             processor(context=["hello"])
-        with pytest.raises(ValueError, match="The lists differ in length: {'text': 2, 'clip': 1}"):
+        with pytest.raises(ValueError, match="the lists differ in length: {'text': 2, 'clip': 1}"):
             processor(text=["a", "b"], clip=["clip.mp4"])
         with pytest.raises(ValueError, match="`return_tensors` is 'np'"):
             processor(text="hello", return_tensors="np")
@@ -217,7 +217,7 @@ class TestWhatDoesNotFit:
         with pytest.raises(ClipError, match="nowhere.mp4 does not exist"):
             processor(clip=tmp_path / "nowhere.mp4")
 
-    def test_preprocessing_that_is_not_at_hand_is_said(self, tokenizer, caplog):
+    def test_preprocessing_that_is_not_available_is_said(self, tokenizer, caplog):
         config = tiny_config(audio_encoder="no-such/model")
         assert AMESSProcessor.for_model(config, tokenizer).feature_extractor is None
-        assert "The preprocessing of no-such/model is not saved with the processor" in caplog.text
+        assert "The preprocessing of no-such/model cannot be loaded" in caplog.text

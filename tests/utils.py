@@ -1,5 +1,7 @@
 """Helpers of the tests: a tiny vocabulary, tiny configurations and models, random batches."""
 
+import csv
+
 import torch
 from transformers import BertConfig, DistilBertConfig, RobertaConfig, set_seed
 
@@ -100,3 +102,12 @@ def random_batch(config, text=(5, 3, 7), audio=(9, 4, 1), video=(6, 8, 2), seed=
 def length_mask(lengths):
     """(batch, longest) of 1 up to each length, then 0."""
     return (torch.arange(max(1, *lengths)) < torch.tensor(lengths)[:, None]).long()
+
+
+def write_table_folder(folder, **splits):
+    """Write a folder of one's own data, of words alone: split → (text, label) rows."""
+    folder.mkdir(parents=True)
+    for split, rows in splits.items():
+        with open(folder / f"{split}.csv", "w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([("text", "label"), *rows])
+    return folder

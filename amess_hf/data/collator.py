@@ -4,61 +4,61 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from ..constants_amess import FEATURE_MODALITIES
-from ..padding_amess import encode_texts, pad_features
+from ..processing_amess import AMESSProcessor
 
 
 @dataclass
 class AMESSDataCollator:
-    """
-    Make one padded batch of clips: each modality is padded to the batch's own longest clip and cut at its maximum.
+    """Make one padded batch of rows with words and ready features, as [`AMESSProcessor.collate`] does, with labels.
 
     Args:
-        tokenizer: The text encoder's tokenizer, or an [`AMESSProcessor`] that has it.
-        config ([`AMESSConfig`]): Says which modalities there are, how wide and how long at most.
-        candidates (`dict[str, list[int]]`, *optional*):
-            Label ids that a clip of each data set (column `dataset`) may have; makes a `candidate_mask`.
+        processor ([`AMESSProcessor`]):
+            What makes the batch; or, with `config`, the text encoder's tokenizer.
+        config ([`AMESSConfig`], *optional*):
+            The model's configuration, with a tokenizer: the processor that belongs to both is made.
 
     Raises:
-        `ValueError`: if a clip's features have another width than the configuration says.
+        TypeError: A tokenizer is given without a configuration.
+
+    Example:
+    ```python
+    >>> batch = AMESSDataCollator(processor)([dataset["train"][0], dataset["train"][1]])
+    >>> loss = model(**batch).loss
+    ```
     """
 
-    tokenizer: Any
-    config: Any
-    candidates: dict[str, list[int]] | None = None
+    processor: AMESSProcessor | PreTrainedTokenizerBase
+    config: PreTrainedConfig | None = None
 
     def __post_init__(self):
-        self.tokenizer = getattr(self.tokenizer, "tokenizer", self.tokenizer)
+        if self.config is not None:
+            self.processor = AMESSProcessor.for_model(self.config, self.processor)
+        if not hasattr(self.processor, "collate"):
+            raise TypeError(
+                f"`processor` is a {type(self.processor).__name__}; give an AMESSProcessor, or a tokenizer with `config`"
+            )
 
-    def __call__(self, rows):
-        """
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Make the batch of `rows`.
+
         Args:
-            rows (`list[dict]`): Examples with `text` and, where there are, `context`, `label`, `audio_features`,
-                `video_features` (frames, feature_size).
+            rows (`list[dict]`):
+                Rows with `text` and, where known, `context` (`list[str]`), `audio_features` and `video_features` of shape
+                `(frames, feature_size)`, `label` (`int`) and `candidate_mask` (`list[bool]`, one for each label of the
+                model: whether the clip may have it). Other columns are ignored; clips are not decoded.
 
         Returns:
-            `dict[str, torch.Tensor]`: what the model's `forward` takes.
+            `dict[str, torch.Tensor]`: What the model's `forward` takes, with `labels` of shape `(batch_size,)` and
+            `candidate_mask` of shape `(batch_size, num_labels)` where the rows have them.
+
+        Raises:
+            ValueError: Features have another width than the model takes.
         """
-        contexts = [row["context"] for row in rows] if "context" in rows[0] else None
-        batch = dict(
-            encode_texts(self.tokenizer, [row["text"] for row in rows], contexts, self.config.max_text_length)
-        )
-        for modality in FEATURE_MODALITIES:
-            width = getattr(self.config, f"{modality}_feature_size")
-            if width is not None:
-                name = f"{modality}_features"
-                limit = getattr(self.config, f"max_{modality}_length")
-                features, mask = pad_features([row.get(name) for row in rows], width, limit, name)
-                batch[name], batch[f"{modality}_attention_mask"] = features, mask
+        batch = dict(self.processor.collate(rows))
         if "label" in rows[0]:
             batch["labels"] = torch.tensor([int(row["label"]) for row in rows])
-        if self.candidates is not None:
-            batch["candidate_mask"] = self._candidate_mask(rows)
+        if "candidate_mask" in rows[0]:
+            batch["candidate_mask"] = torch.tensor([list(row["candidate_mask"]) for row in rows], dtype=torch.bool)
         return batch
-
-    def _candidate_mask(self, rows):
-        mask = torch.zeros(len(rows), self.config.num_labels, dtype=torch.bool)
-        for row, clip in zip(mask, rows, strict=True):
-            row[self.candidates[clip["dataset"]]] = True
-        return mask

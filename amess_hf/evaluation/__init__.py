@@ -1,13 +1,14 @@
-"""Scoring, reports and model cards. Figures and cards need the `report` extra: `pip install "amess_hf[report]"`."""
+"""Metrics, predictions, reports and model cards. Plots and cards need the `report` extra: `pip install "amess_hf[report]"`."""
 
 from .aggregation import aggregate_runs, paired_difference, write_aggregate
 from .metrics import compute_classification_metrics, compute_oos_metrics, compute_open_classification_metrics
 from .model_card import create_model_card
-from .prediction import modality_table, predict_clips
+from .prediction import ClipOutputs, modality_table, predict_clips
 from .reporting import fit_detectors, report
 
 
 __all__ = [
+    "ClipOutputs",
     "aggregate_runs",
     "compute_classification_metrics",
     "compute_oos_metrics",

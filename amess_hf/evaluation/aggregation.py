@@ -1,65 +1,95 @@
-"""One table out of several runs: mean, deviation, minimum, maximum, and differences between paired runs."""
+"""The JSON files of results that runs leave, and one table from several runs: mean, deviation, paired differences."""
 
 import csv
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from ..files_amess import write_json, write_text, written_aside
+
 
 _SEED_FOLDER = "seed-{seed}"
-_RESULTS_NAME = "all_results.json"
+# As the Trainer's `save_metrics` names them.
+ALL_RESULTS_NAME = "all_results.json"
+SPLIT_RESULTS_NAME = "{split}_results.json"
 
 
-def seed_folder(output_dir, seed):
-    """Where the run with this seed belongs: `output_dir/seed-3`."""
+def seed_folder(output_dir: str | os.PathLike, seed: int) -> str:
+    """Return the folder of the run with this seed, e.g. `output_dir/seed-3`."""
     return os.path.join(output_dir, _SEED_FOLDER.format(seed=seed))
 
 
-def load_seed_results(output_dir):
-    """
-    The results of the seeds that are done: what is in `output_dir/seed-*/all_results.json`.
+def load_seed_results(output_dir: str | os.PathLike) -> dict[int, dict]:
+    """Read `all_results.json` of the seeds that have one in `output_dir/seed-*`.
+
+    Args:
+        output_dir (`str`): The folder with the seeds' folders; it may be missing.
 
     Returns:
-        `dict`: seed -> the file's figures, in order of the seeds; empty where nothing is there yet.
+        `dict[int, dict]`: seed -> the file's metrics, in order of the seeds; empty if there is nothing yet.
 
     Raises:
-        ValueError: a file holds no JSON object; delete it and that seed is run again.
+        ValueError: If a file does not hold a JSON object.
     """
     results = {}
     for name in os.listdir(output_dir) if os.path.isdir(output_dir) else []:
         match = re.fullmatch(_SEED_FOLDER.format(seed=r"(\d+)"), name)
-        path = os.path.join(output_dir, name, _RESULTS_NAME)
+        path = os.path.join(output_dir, name, ALL_RESULTS_NAME)
         if match and os.path.isfile(path):
             results[int(match.group(1))] = _read_results(path)
     return dict(sorted(results.items()))
 
 
-def _read_results(path):
-    try:
-        with open(path, encoding="utf-8") as file:
-            results = json.load(file)
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); delete it to run this seed again") from error
-    if not isinstance(results, dict):
-        raise ValueError(
-            f"{path} holds a {type(results).__name__} and no table of figures; delete it to run this seed again"
-        )
+def update_results(output_dir: str | os.PathLike, metrics: Mapping, split: str | None = None) -> dict:
+    """Add metrics to `all_results.json` in a folder.
+
+    Args:
+        output_dir (`str`): The folder of the run.
+        metrics (`dict`): Name -> value.
+        split (`str`, *optional*): If given, the metrics are also written to `{split}_results.json`.
+
+    Returns:
+        `dict`: What `all_results.json` then holds.
+
+    Raises:
+        ValueError: If `all_results.json` does not hold a JSON object.
+    """
+    if split is not None:
+        path = os.path.join(output_dir, SPLIT_RESULTS_NAME.format(split=split))
+        write_json(path, metrics, indent=4, sort_keys=True)
+    path = os.path.join(output_dir, ALL_RESULTS_NAME)
+    results = (_read_results(path) if os.path.isfile(path) else {}) | metrics
+    write_json(path, results, indent=4, sort_keys=True)
     return results
 
 
-def aggregate_runs(runs: Mapping):
-    """
+def _read_results(path: str | os.PathLike):
+    with open(path, encoding="utf-8") as file:
+        try:
+            results = json.load(file)
+        except ValueError as error:
+            raise ValueError(f"`{path}` is not valid JSON ({error}); delete it and run again") from error
+    if not isinstance(results, dict):
+        raise ValueError(f"`{path}` holds a {type(results).__name__}, not a table of metrics; delete it and run again")
+    return results
+
+
+def aggregate_runs(runs: Mapping[Hashable, Mapping]) -> dict[str, dict]:
+    """Summarize each metric over runs.
+
     Args:
-        runs: seed -> figures. A figure that is no number, or that some seed lacks, is left out.
+        runs (`dict`): Seed -> metrics. What is not a number, or missing from a seed, is left out.
 
     Returns:
-        `dict`: figure -> `mean`, `deviation` (of the sample, None for a single run), `min`, `max`, `runs` (how many).
+        `dict[str, dict]`: metric -> `mean`, `deviation` (of the sample, `None` for a single run), `min`, `max`, `runs`
+        (how many).
 
     Raises:
-        ValueError: there is no run.
+        ValueError: If there is no run.
     """
     if not runs:
         raise ValueError("there is no run to aggregate")
@@ -71,11 +101,11 @@ def aggregate_runs(runs: Mapping):
     }
 
 
-def _is_number(value):
+def _is_number(value: Any):
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _summary(values):
+def _summary(values: Sequence[float]):
     return {
         "mean": float(np.mean(values)),
         "deviation": float(np.std(values, ddof=1)) if len(values) > 1 else None,
@@ -85,56 +115,64 @@ def _summary(values):
     }
 
 
-def paired_difference(first: Mapping, second: Mapping, confidence=0.95, num_resamples=10_000):
-    """
-    How much better the first of two runs is than the second, pair by pair: the same seed, or the same clip.
+def paired_difference(
+    first: Mapping[Hashable, float],
+    second: Mapping[Hashable, float],
+    confidence: float = 0.95,
+    num_resamples: int = 10_000,
+) -> dict:
+    """Measure how much better the first of two runs is than the second, pair by pair: the same seed, or the same clip.
 
     The interval is the percentile bootstrap over pairs, drawn with a fixed seed. Over three to five seeds it says little
-    more than the smallest and the greatest difference; over the clips of a split (see `correct_clips`) it says how far the
-    difference depends on which clips happen to be there.
+    more than the smallest and the largest difference; over the clips of a split (see [`correct_clips`]) it says how far
+    the difference depends on which clips the split happens to have.
 
     Args:
-        first, second: key -> value, e.g. seed -> accuracy. Keys that only one of them has are left out.
-        confidence: share of resamples inside the interval.
-        num_resamples: resamples of the bootstrap.
+        first (`dict`): Key -> value, e.g. seed -> accuracy.
+        second (`dict`): Likewise; keys that only one of them has are left out.
+        confidence (`float`, *optional*, defaults to 0.95): Share of resamples inside the interval.
+        num_resamples (`int`, *optional*, defaults to 10000): Resamples of the bootstrap.
 
     Returns:
-        `dict`: `mean` of first - second, its sample `deviation` (None for one pair), `min`, `max`, `low` and `high` (the
+        `dict`: `mean` of first - second, its sample `deviation` (`None` for one pair), `min`, `max`, `low` and `high` (the
         interval), `pairs`.
 
     Raises:
-        ValueError: the two have no key in common.
+        ValueError: If the two have no key in common.
     """
+    from scipy.stats import bootstrap
+
     keys = [key for key in first if key in second]
     if not keys:
         raise ValueError("the two runs have no seed or clip in common; run both with the same ones")
     differences = np.array([first[key] - second[key] for key in keys], dtype=np.float64)
-    generator = np.random.default_rng(0)
-    # in blocks: ten thousand resamples of a thousand clips at once would take 80 MB
-    means = np.concatenate(
-        [
-            generator.choice(differences, (min(500, num_resamples - start), len(differences))).mean(-1)
-            for start in range(0, num_resamples, 500)
-        ]
-    )
     summary = _summary(differences)
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low = high = summary["mean"]
+    if len(keys) > 1:
+        low, high = bootstrap(
+            (differences,),
+            np.mean,
+            n_resamples=num_resamples,
+            batch=500,  # ten thousand resamples of a thousand clips at once would take 80 MB
+            confidence_level=confidence,
+            method="percentile",
+            random_state=np.random.default_rng(0),
+        ).confidence_interval
     pairs = summary.pop("runs")
     return summary | {"low": float(low), "high": float(high), "pairs": pairs}
 
 
-def correct_clips(predictions_files):
-    """
-    The share of runs that are right about each clip, for `paired_difference` over clips.
+def correct_clips(predictions_files: Sequence[str | os.PathLike]) -> dict[str, float]:
+    """Compute the share of runs that are right about each clip, for [`paired_difference`] over clips.
 
     Args:
-        predictions_files: paths of `predictions_dev.tsv` files, one for each seed.
+        predictions_files (`list[str]`): Paths of `predictions_dev.tsv` files, one for each seed.
 
     Returns:
-        `dict`: clip id -> share of the runs, in [0, 1].
+        `dict[str, float]`: clip id -> share of the runs, in [0, 1].
 
     Raises:
-        ValueError: a file lacks a column, or the files are not about the same clips.
+        ValueError: If a file lacks a column, or the files do not list the same clips.
     """
     shares = {}
     for number, path in enumerate(predictions_files):
@@ -142,47 +180,55 @@ def correct_clips(predictions_files):
             rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
         missing = {"id", "label", "prediction"} - set(rows[0] if rows else ())
         if missing:
-            raise ValueError(f"{path} has no column {', '.join(sorted(missing))}; expected id, label, prediction")
+            raise ValueError(f"`{path}` has no column {', '.join(sorted(missing))}; expected id, label, prediction")
         if number and {row["id"] for row in rows} != set(shares):
             raise ValueError(
-                f"{path} is not about the same clips as {predictions_files[0]}; compare one split at a time"
+                f"`{path}` does not list the same clips as `{predictions_files[0]}`; compare one split at a time"
             )
         for row in rows:
             shares[row["id"]] = shares.get(row["id"], 0) + (row["label"] == row["prediction"]) / len(predictions_files)
     return shares
 
 
-def format_spread(summary, scale=100, digits=1):
-    """`"70.3 ± 0.4"`: mean and deviation in percent; the mean alone for a single run."""
+def format_spread(summary: Mapping, scale: float = 100, digits: int = 1) -> str:
+    """Format mean and deviation in percent, e.g. `"70.3 ± 0.4"`; the mean alone for a single run."""
     mean = f"{scale * summary['mean']:.{digits}f}"
     return mean if summary["deviation"] is None else f"{mean} ± {scale * summary['deviation']:.{digits}f}"
 
 
-def write_aggregate(aggregate, output_dir):
-    """
-    Writes what `aggregate_runs` gave as `aggregate.csv` (full precision) and `aggregate.md`, and returns the Markdown.
+def write_aggregate(aggregate: Mapping[str, Mapping], output_dir: str | os.PathLike) -> str:
+    """Write the summaries of [`aggregate_runs`] as `aggregate.csv` (full precision) and `aggregate.md`.
 
-    In the Markdown a figure between 0 and 1 in every run is given in percent, any other as it is.
+    In the Markdown a metric that is between 0 and 1 in every run is given in percent, any other as it is.
+
+    Args:
+        aggregate (`dict[str, dict]`): Metric -> summary.
+        output_dir (`str`): The folder; it is made if it is missing.
+
+    Returns:
+        `str`: The Markdown.
     """
     os.makedirs(output_dir, exist_ok=True)
     columns = ["mean", "deviation", "min", "max", "runs"]
-    with open(os.path.join(output_dir, "aggregate.csv"), "w", encoding="utf-8", newline="") as file:
+    with (
+        written_aside(os.path.join(output_dir, "aggregate.csv")) as partial,
+        open(partial, "w", encoding="utf-8", newline="") as file,
+    ):
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["figure", *columns])
+        writer.writerow(["metric", *columns])
         for name, summary in aggregate.items():
             writer.writerow([name, *("" if summary[column] is None else summary[column] for column in columns)])
-    lines = ["| figure | mean | deviation | min | max | runs |", "| --- | ---: | ---: | ---: | ---: | ---: |"]
+    lines = ["| metric | mean | deviation | min | max | runs |", "| --- | ---: | ---: | ---: | ---: | ---: |"]
     for name, summary in aggregate.items():
         as_share = 0 <= summary["min"] and summary["max"] <= 1
         cells = [_cell(summary[column], as_share) for column in columns[:-1]]
         lines.append(f"| {name}{' (%)' if as_share else ''} | {' | '.join(cells)} | {summary['runs']} |")
     text = "\n".join(lines) + "\n"
-    with open(os.path.join(output_dir, "aggregate.md"), "w", encoding="utf-8") as file:
-        file.write(text)
+    write_text(os.path.join(output_dir, "aggregate.md"), text)
     return text
 
 
-def _cell(value, as_share):
+def _cell(value: Any, as_share: bool):
     if value is None:
         return "–"
     return f"{100 * value:.2f}" if as_share else f"{value:.5g}"

@@ -1,8 +1,11 @@
-"""What the figures and modalities are called where people read them."""
+"""How metrics and modalities are named and written where people read them."""
+
+from collections.abc import Sequence
+
 
 MODALITY_NAMES = {"text": "words", "audio": "sound", "video": "picture"}
 
-MAIN_FIGURES = {
+CLASSIFICATION_METRICS = {
     "accuracy": "accuracy",
     "weighted_f1": "weighted F1",
     "weighted_precision": "weighted precision",
@@ -11,7 +14,7 @@ MAIN_FIGURES = {
     "precision": "macro precision",
     "recall": "macro recall",
 }
-OOS_FIGURES = {
+OOS_METRICS = {
     "auroc": "AUROC",
     "aupr_in": "AUPR-in",
     "aupr_out": "AUPR-out",
@@ -19,4 +22,14 @@ OOS_FIGURES = {
     "eer": "EER",
     "der": "DER",
 }
-OPEN_FIGURES = {"accuracy": "accuracy", "f1_known": "F1-known", "f1_open": "F1-open", "f1": "F1"}
+OPEN_METRICS = {"accuracy": "accuracy", "f1_known": "F1-known", "f1_open": "F1-open", "f1": "F1"}
+
+
+def modality_label(modalities: Sequence[str]) -> str:
+    """Name a set of modalities, e.g. `"words + sound"`."""
+    return " + ".join(MODALITY_NAMES[name] for name in modalities)
+
+
+def percent(share: float) -> str:
+    """Write a share in percent with two digits."""
+    return f"{100 * share:.2f}"

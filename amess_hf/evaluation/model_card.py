@@ -1,11 +1,20 @@
-"""The model card: README.md of a saved model, with figures that come from the run that made it."""
+"""The model card: README.md of a saved model, with metrics that come from the run that made it."""
 
 import os
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from .metric_names import MAIN_FIGURES, MODALITY_NAMES, OOS_FIGURES, OPEN_FIGURES
+from .metric_names import (
+    CLASSIFICATION_METRICS,
+    MODALITY_NAMES,
+    OOS_METRICS,
+    OPEN_METRICS,
+    modality_label,
+    percent,
+)
 from .prediction import model_modalities
 
 
@@ -14,11 +23,11 @@ _TEMPLATE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "model_card
 _TASK = {"task_type": "video-classification", "task_name": "Multimodal Intent Recognition"}
 _SPLITS = {"eval": "validation", "test": "test"}
 _SENTENCES_SHOWN = 3
-# figure in `all_results.json`, without its split -> name
-_FIGURES = {
-    **MAIN_FIGURES,
-    **{f"oos_{key}": name for key, name in OOS_FIGURES.items()},
-    **{f"open_{key}": f"{name} (open)" for key, name in OPEN_FIGURES.items()},
+# Metric in `all_results.json`, without its split -> name.
+_METRICS = {
+    **CLASSIFICATION_METRICS,
+    **{f"oos_{key}": name for key, name in OOS_METRICS.items()},
+    **{f"open_{key}": f"{name} (open)" for key, name in OPEN_METRICS.items()},
 }
 
 _PAPER = """\
@@ -29,7 +38,7 @@ _PAPER = """\
   year    = {2025}
 }"""
 
-_DATASETS = {
+DATASETS = {
     "mintrec": {
         "title": "MIntRec",
         "description": (
@@ -64,26 +73,41 @@ _DATASETS = {
 }
 
 
-def create_model_card(model, results, dataset_name=None, model_id=None, detector=None, report=None, license=None):
-    """
+def create_model_card(
+    model: Any,
+    results: Mapping[str, Any],
+    dataset_name: str | None = None,
+    model_id: str | None = None,
+    detector: Any = None,
+    report: Mapping | None = None,
+    license: str | None = None,
+) -> ModelCard:
+    """Make the model card of a trained model.
+
     Args:
-        model (`AMESSForIntentClassification`): the model; its configuration has the intents and their descriptions.
-        results: the run's figures as in `all_results.json`, e.g. `eval_accuracy`, `test_weighted_f1`, in [0, 1]. Every
-            figure of the card's `model-index` comes from here; an empty `dict` gives a card without figures.
-        dataset_name: what it was trained on, one or more of `load_mintrec`'s names with commas between, or another name.
-        model_id: repository on the Hub, e.g. `"org/amess-mintrec2"`.
-        detector (`OutOfScopeDetector`, *optional*): the one that is saved beside the model.
-        report: what `amess_hf.evaluation.report` returned, for the modality table and the detection table.
-        license: of this model, as the Hub writes licences, e.g. `"cc-by-nc-sa-4.0"`.
+        model ([`AMESSForIntentClassification`]): The model; its configuration has the intents and their descriptions.
+        results (`dict`):
+            The run's metrics as in `all_results.json`, e.g. `eval_accuracy`, `test_weighted_f1`, in [0, 1]. Every metric
+            of the card's `model-index` comes from here; an empty `dict` gives a card without metrics.
+        dataset_name (`str`, *optional*):
+            What it was trained on: one or more of `load_mintrec`'s names, separated by commas, or another name.
+        model_id (`str`, *optional*): Repository on the Hub, e.g. `"org/amess-mintrec2"`.
+        detector ([`OutOfScopeDetector`], *optional*): The one that is saved with the model.
+        report (`dict`, *optional*):
+            What `amess_hf.evaluation.report` returned, for the modality table and the detection table.
+        license (`str`, *optional*): The model's license, as the Hub names it, e.g. `"cc-by-nc-sa-4.0"`.
 
     Returns:
-        `huggingface_hub.ModelCard`: `card.save(os.path.join(folder, "README.md"))` writes it. In its `model-index` a
-        figure's `type` is its name in `results` without the split, and `dataset.split` is the split.
+        `huggingface_hub.ModelCard`: The card; `card.save(os.path.join(folder, "README.md"))` writes it. In its
+        `model-index` a metric's `type` is its name in `results` without the split, and `dataset.split` is the split.
+
+    Raises:
+        ImportError: If jinja2 is missing (the `report` extra).
     """
-    # a folder's name without the way to it, which is nobody's business
+    # The folder's name only: its path is private.
     datasets = [os.path.basename(name.strip()) for name in (dataset_name or "").split(",") if name.strip()]
-    known = [_DATASETS[name] for name in datasets if name in _DATASETS]
-    dataset_title = " and ".join(_DATASETS.get(name, {"title": name})["title"] for name in datasets)
+    known = [DATASETS[name] for name in datasets if name in DATASETS]
+    dataset_title = " and ".join(DATASETS.get(name, {"title": name})["title"] for name in datasets)
     title = os.path.basename((model_id or "").rstrip("/")) or "amess"
     text_encoder = _hub_name(getattr(model.config.text_config, "_name_or_path", None))
     card_data = ModelCardData(
@@ -118,22 +142,22 @@ def create_model_card(model, results, dataset_name=None, model_id=None, detector
     )
 
 
-def _hub_name(name_or_path):
-    """The name if it can be that of a Hub model: a path on somebody's machine says nothing to a reader of the card."""
+def _hub_name(name_or_path: str | None):
+    """Return the name if it can be that of a Hub model; a path on one machine means nothing to a reader of the card."""
     if name_or_path and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name_or_path) and not os.path.exists(name_or_path):
         return name_or_path
     return None
 
 
-def _join(words):
+def _join(words: list[str]):
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
-def _figures_of(results, prefix):
-    return {key: results[f"{prefix}_{key}"] for key in _FIGURES if f"{prefix}_{key}" in results}
+def _metrics_of(results: Mapping, prefix: str):
+    return {key: results[f"{prefix}_{key}"] for key in _METRICS if f"{prefix}_{key}" in results}
 
 
-def _eval_results(results, dataset_title, datasets):
+def _eval_results(results: Mapping, dataset_title: str, datasets: list[str]):
     return [
         EvalResult(
             **_TASK,
@@ -141,47 +165,47 @@ def _eval_results(results, dataset_title, datasets):
             dataset_name=dataset_title,
             dataset_split=split,
             metric_type=key,
-            metric_name=_FIGURES[key],
+            metric_name=_METRICS[key],
             metric_value=value,
         )
         for prefix, split in _SPLITS.items()
-        for key, value in _figures_of(results, prefix).items()
+        for key, value in _metrics_of(results, prefix).items()
     ]
 
 
-def _result_table(results):
-    measured = {split: _figures_of(results, prefix) for prefix, split in _SPLITS.items()}
-    columns = [key for key in _FIGURES if any(key in figures for figures in measured.values())]
+def _result_table(results: Mapping):
+    measured = {split: _metrics_of(results, prefix) for prefix, split in _SPLITS.items()}
+    columns = [key for key in _METRICS if any(key in metrics for metrics in measured.values())]
     return {
-        "result_columns": [_FIGURES[key] for key in columns],
+        "result_columns": [_METRICS[key] for key in columns],
         "results": [
-            {"split": split, "values": [_percent(figures[key]) if key in figures else "–" for key in columns]}
-            for split, figures in measured.items()
-            if figures
+            {"split": split, "values": [percent(metrics[key]) if key in metrics else "–" for key in columns]}
+            for split, metrics in measured.items()
+            if metrics
         ],
     }
 
 
-def _report_tables(report):
+def _report_tables(report: Mapping):
     return {
         "modality_split": report.get("split"),
         "modality_rows": [
             [
-                " + ".join(MODALITY_NAMES[name] for name in row["modalities"]),
-                *(_percent(row[key]) for key in ("accuracy", "weighted_f1", "changed")),
+                modality_label(row["modalities"]),
+                *(percent(row[key]) for key in ("accuracy", "weighted_f1", "changed")),
             ]
             for row in report.get("modalities", ())
         ],
         "detection_split": report.get("split"),
-        "detection_columns": list(OOS_FIGURES.values()),
+        "detection_columns": list(OOS_METRICS.values()),
         "detection_rows": [
-            [f"`{method}`", *(_percent(figures[key]) for key in OOS_FIGURES)]
-            for method, figures in report.get("oos_detection", {}).items()
+            [f"`{method}`", *(percent(metrics[key]) for key in OOS_METRICS)]
+            for method, metrics in report.get("oos_detection", {}).items()
         ],
     }
 
 
-def _labels(config):
+def _labels(config: Any):
     descriptions, zero_shot = config.label_descriptions or {}, set(config.zero_shot_labels or ())
     labels = []
     for _, name in sorted(config.id2label.items()):
@@ -189,14 +213,10 @@ def _labels(config):
         labels.append(
             {
                 "name": " ".join(name.split()),
-                # one line: a line of dashes would end the card's header
+                # On one line: a line of dashes would end the card's header.
                 "sentences": " ".join(" ".join(sentences[:_SENTENCES_SHOWN]).split()),
                 "more": len(sentences[_SENTENCES_SHOWN:]),
                 "zero_shot": name in zero_shot,
             }
         )
     return labels
-
-
-def _percent(value):
-    return f"{100 * value:.2f}"

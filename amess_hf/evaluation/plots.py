@@ -1,24 +1,30 @@
-"""The report's figures: one look for all, drawn with matplotlib's object interface, the same bytes for the same input.
+"""The plots of reports and experiments, in one style: `plot_*` draws a `Figure`, `save_figure` writes it.
 
-Colours are those of Okabe and Ito (jfly.uni-koeln.de/color), which people with any colour vision tell apart; nothing is
-said by colour alone. Sizes are in inches at 100 dots to an inch, so that no text is below 11 pixels at 1x.
+The same input gives the same bytes. Colours are those of Okabe and Ito (jfly.uni-koeln.de/color), which people with any
+colour vision tell apart; nothing is said by colour alone. Sizes are in inches at 100 dots to an inch, so that no text is
+below 11 pixels at 1x.
 """
 
 import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from .calibration import NUM_BINS
-from .metric_names import MODALITY_NAMES
+from .calibration import NUM_BINS, expected_calibration_error
+from .metric_names import MODALITY_NAMES, modality_label
 
 
 try:
     import matplotlib
+    from matplotlib.axes import Axes
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
 except ImportError as error:
-    raise ImportError('the figures need matplotlib: pip install "amess_hf[report]"') from error
+    raise ImportError('the plots need matplotlib; pip install "amess_hf[report]"') from error
 
 
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
@@ -60,12 +66,13 @@ _STYLE = {
 
 
 def _style():
-    """Whatever is drawn inside has the common style, also where the user has set another one."""
+    """Give the common style to whatever is drawn inside, even if the user has set another one."""
     return matplotlib.rc_context({**matplotlib.rcParamsDefault, **_STYLE, "backend": "agg"})
 
 
 @contextmanager
-def styled_figure(width, height, title=None):
+def styled_figure(width: float, height: float, title: str | None = None) -> Iterator[Figure]:
+    """Yield a figure of this size in inches; what is drawn on it inside the block has the common style."""
     with _style():
         figure = Figure(figsize=(width, height), layout="constrained")
         figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
@@ -75,19 +82,23 @@ def styled_figure(width, height, title=None):
         yield figure
 
 
-def save_figure(figure, path):
-    """Writes a PNG without a date or a version in it."""
+def save_figure(figure: Figure, path: str | os.PathLike) -> None:
+    """Write a PNG without a date or a version in it."""
     with _style():
         figure.savefig(path, format="png", dpi=100, metadata={"Software": None})
 
 
-def intent_f1_figure(per_class):
-    """
+def plot_intent_f1(per_class: Mapping[str, Mapping]) -> Figure:
+    """Draw a bar for the F1 of each intent.
+
     Args:
-        per_class: name -> `f1`, `support`; intents without support are left out.
+        per_class (`dict[str, dict]`): Name -> `f1`, `support`; intents without support are left out.
+
+    Returns:
+        `Figure`: The plot.
     """
     rows = sorted(
-        ((name, figures["f1"], figures["support"]) for name, figures in per_class.items() if figures["support"]),
+        ((name, values["f1"], values["support"]) for name, values in per_class.items() if values["support"]),
         key=lambda row: (row[1], row[0]),
     )
     with styled_figure(8, 1.3 + 0.27 * len(rows)) as figure:
@@ -105,16 +116,17 @@ def intent_f1_figure(per_class):
     return figure
 
 
-def confusion_order(matrix):
-    """
-    An order in which intents that are taken for one another are neighbours: the leaves of an average-linkage tree over
-    how often two intents are confused, turned so that neighbours are as alike as the tree allows.
+def confusion_order(matrix: np.ndarray) -> list[int]:
+    """Find an order in which intents that are confused with one another are neighbours.
+
+    The leaves of an average-linkage tree over how often two intents are confused, turned so that neighbours are as alike
+    as the tree allows.
 
     Args:
-        matrix: (intents, intents) counts, true intents in rows.
+        matrix (`np.ndarray` of shape `(intents, intents)`): Numbers of clips, true intents in rows.
 
     Returns:
-        list of row numbers.
+        `list[int]`: Row numbers.
     """
     from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
     from scipy.spatial.distance import squareform
@@ -128,56 +140,57 @@ def confusion_order(matrix):
     return leaves_list(optimal_leaf_ordering(linkage(distances, "average"), distances)).tolist()
 
 
-def confusion_figure(matrix, names):
-    """
+def plot_confusion(matrix: np.ndarray, names: Sequence[str]) -> Figure:
+    """Draw a confusion matrix, coloured by the share of the true intent's clips.
+
     Args:
-        matrix: (intents, intents) counts, true intents in rows; drawn in the order given (see `confusion_order`).
-        names: the intents.
+        matrix (`np.ndarray` of shape `(intents, intents)`):
+            Numbers of clips, true intents in rows; drawn in the order given (see [`confusion_order`]).
+        names (`list[str]`): The intents.
+
+    Returns:
+        `Figure`: The plot.
     """
-    matrix, size = np.asarray(matrix), len(names)
+    from sklearn.metrics import ConfusionMatrixDisplay
+
+    size = len(names)
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     side = max(4.5, 0.27 * size + 2.6)
     with styled_figure(side + 0.9, side + 0.3) as figure:
         axes = figure.add_subplot()
-        image = axes.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100, aspect="equal")
-        for row, column in zip(*np.nonzero(matrix), strict=True):
-            dark = shares[row, column] > 0.55
-            axes.text(
-                column,
-                row,
-                str(matrix[row, column]),
-                ha="center",
-                va="center",
-                fontsize=8,
-                color="white" if dark else BLACK,
-            )
-        axes.set_xticks(range(size), names, rotation=90)
-        axes.set_yticks(range(size), names)
+        display = ConfusionMatrixDisplay(100 * shares, display_labels=names).plot(
+            cmap="Blues", xticks_rotation="vertical", ax=axes, colorbar=False, im_kw={"vmin": 0, "vmax": 100}
+        )
+        for text, count, share in zip(display.text_.flat, matrix.flat, shares.flat, strict=True):
+            text.set(text=count or "", fontsize=8, color="white" if share > 0.55 else BLACK)
         axes.set_xticks(np.arange(-0.5, size), minor=True)
         axes.set_yticks(np.arange(-0.5, size), minor=True)
         axes.grid(which="minor", linewidth=0.6)
         axes.tick_params(which="both", length=0)
-        for spine in axes.spines.values():
-            spine.set_visible(False)
+        axes.spines[:].set_visible(False)
         axes.set(xlabel="predicted intent", ylabel="true intent")
-        axes.set_title("What is taken for what (number of clips)", loc="right" if size < 8 else "left")
-        colour_bar = figure.colorbar(image, ax=axes, shrink=0.5 if size > 12 else 0.9, aspect=25, pad=0.02)
+        axes.set_title("Confusion matrix (number of clips)", loc="right" if size < 8 else "left")
+        colour_bar = figure.colorbar(display.im_, ax=axes, shrink=0.5 if size > 12 else 0.9, aspect=25, pad=0.02)
         colour_bar.set_label("share of the true intent's clips (%)")
         colour_bar.outline.set_visible(False)
     return figure
 
 
-def modality_figure(table):
-    """
+def plot_modalities(table: Sequence[Mapping]) -> Figure:
+    """Draw what each modality adds: accuracy, and how many answers change.
+
     Args:
-        table: what `modality_table` gives.
+        table (`list[dict]`): What `modality_table` returns.
+
+    Returns:
+        `Figure`: The plot.
     """
-    names = [" + ".join(MODALITY_NAMES[name] for name in row["modalities"]) for row in table]
+    names = [modality_label(row["modalities"]) for row in table]
     positions = np.arange(len(table))[::-1]
     with styled_figure(8.5, 1.5 + 0.42 * len(table), "What each modality adds") as figure:
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
         for axes, key, colour, title in (
-            (left, "accuracy", BLUE, "accuracy (%); dashed: with all of them"),
+            (left, "accuracy", BLUE, "accuracy (%); dashed: all modalities"),
             (right, "changed", ORANGE, "answers that change (%)"),
         ):
             values = [100 * row[key] for row in table]
@@ -193,56 +206,69 @@ def modality_figure(table):
     return figure
 
 
-def calibration_figure(bins, error, calibrated=None):
-    """
+def plot_calibration(
+    correct: ArrayLike, confidence: ArrayLike, calibrated: ArrayLike | None = None, temperature: float | None = None
+) -> Figure:
+    """Draw a reliability diagram with the number of clips in each bin.
+
     Args:
-        bins: what `reliability_bins` gives.
-        error: the expected calibration error.
-        calibrated: with a temperature, its `temperature`, and `bins` and `error` with it.
+        correct (`np.ndarray` of shape `(clips,)`): Whether each answer is right.
+        confidence (`np.ndarray` of shape `(clips,)`): Probability of each answer.
+        calibrated (`np.ndarray` of shape `(clips,)`, *optional*): The probabilities with a temperature.
+        temperature (`float`, *optional*): The temperature.
+
+    Returns:
+        `Figure`: The plot.
     """
+    from sklearn.calibration import CalibrationDisplay
+
+    series = [("uncalibrated", confidence, BLUE, BLUE, "o", "-")]
+    if calibrated is not None:
+        series.append((f"temperature {temperature:.2f}", calibrated, VERMILION, "none", "s", ":"))
     with styled_figure(6.5, 6) as figure:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-        upper.plot([0, 100], [0, 100], color=GREY, linestyle="--", linewidth=1, label="as sure as right")
-        series = [(bins, BLUE, "o", "-", f"as it is: ECE {100 * error:.1f} %")]
-        if calibrated is not None:
-            label = f"temperature {calibrated['temperature']:.2f}: ECE {100 * calibrated['error']:.1f} %"
-            series.append((calibrated["bins"], VERMILION, "s", ":", label))
-        for number, (points, colour, marker, line, label) in enumerate(series):
-            confidence = [100 * point["confidence"] for point in points]
-            upper.plot(
-                confidence,
-                [100 * point["accuracy"] for point in points],
+        upper.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="perfectly calibrated")
+        for name, values, colour, fill, marker, line in series:
+            CalibrationDisplay.from_predictions(
+                correct,
+                values,
+                n_bins=NUM_BINS,
+                pos_label=True,
+                ref_line=False,
+                ax=upper,
+                name=f"{name}: ECE {100 * expected_calibration_error(values, correct):.1f} %",
                 color=colour,
                 marker=marker,
                 linestyle=line,
-                label=label,
             )
-            width = 100 / NUM_BINS
-            lower.bar(
-                [100 * point["low"] + width / 2 for point in points],
-                [point["clips"] for point in points],
-                width=0.9 * width,
-                color=colour if not number else "none",
-                edgecolor=colour,
-                linestyle=line,
-                linewidth=1.5,
+            edges = np.linspace(0, 1, NUM_BINS + 1)
+            _, _, bars = lower.hist(
+                values, edges, rwidth=0.9, facecolor=fill, edgecolor=colour, linestyle=line, linewidth=1.5
             )
-        upper.set(xlim=(0, 100), ylim=(0, 103), ylabel="accuracy (%)")
-        upper.set_title("Is it as sure as it is right?")
+            for bar in bars:
+                bar.set_visible(bar.get_height() > 0)
+        upper.set(xlim=(0, 1), ylim=(0, 1.03), xlabel=None, ylabel="accuracy (%)")
+        upper.set_title("Reliability diagram")
         upper.grid()
         upper.legend(loc="upper left")
+        for axis in (upper.yaxis, lower.xaxis):
+            axis.set_major_formatter(PercentFormatter(1, symbol=None))
         lower.set(xlabel="confidence (%)", ylabel="clips")
         lower.grid(axis="y")
     return figure
 
 
-def oos_histogram_figure(scores, in_scope, method, threshold=None):
-    """
+def plot_oos_scores(scores: ArrayLike, in_scope: ArrayLike, method: str, threshold: float | None = None) -> Figure:
+    """Draw the histograms of an out-of-scope score for both kinds of clips.
+
     Args:
-        scores: (clips,) scores, higher = in scope.
-        in_scope: (clips,) bool.
-        method: the score's name.
-        threshold: the detector's threshold, if it has one.
+        scores (`np.ndarray` of shape `(clips,)`): Higher = in scope.
+        in_scope (`np.ndarray` of shape `(clips,)`): `bool`.
+        method (`str`): The score's name.
+        threshold (`float`, *optional*): The detector's threshold, if it has one.
+
+    Returns:
+        `Figure`: The plot.
     """
     scores, in_scope = np.asarray(scores), np.asarray(in_scope, dtype=bool)
     edges = np.linspace(scores.min(), scores.max() if scores.max() > scores.min() else scores.min() + 1, 31)
@@ -268,61 +294,59 @@ def oos_histogram_figure(scores, in_scope, method, threshold=None):
     return figure
 
 
-def roc_figure(scores_by_method, in_scope):
-    """
+def plot_roc(scores_by_method: Mapping[str, ArrayLike], in_scope: ArrayLike) -> Figure:
+    """Draw the ROC curves of out-of-scope scores.
+
     Args:
-        scores_by_method: name -> (clips,) scores, higher = in scope; the first one is drawn on top, in bold.
-        in_scope: (clips,) bool.
+        scores_by_method (`dict[str, np.ndarray]`):
+            Name -> scores of shape `(clips,)`, higher = in scope; the first one is drawn on top, in bold.
+        in_scope (`np.ndarray` of shape `(clips,)`): `bool`.
+
+    Returns:
+        `Figure`: The plot.
     """
-    from sklearn.metrics import auc, roc_curve
+    from sklearn.metrics import RocCurveDisplay
 
     colours = [BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, GREY]
     styles = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (7, 2))]
     with styled_figure(6.5, 6) as figure:
         axes = figure.add_subplot()
-        axes.plot([0, 100], [0, 100], color=PALE, linewidth=1)
+        axes.plot([0, 1], [0, 1], color=PALE, linewidth=1)
         for number, (name, scores) in enumerate(scores_by_method.items()):
-            false_positive_rate, true_positive_rate, _ = roc_curve(in_scope, scores)
-            axes.plot(
-                100 * false_positive_rate,
-                100 * true_positive_rate,
+            display = RocCurveDisplay.from_predictions(in_scope, scores, ax=axes)
+            display.line_.set(
                 color=colours[number % len(colours)],
                 linestyle=styles[number % len(styles)],
                 linewidth=1.5 if number else 2.8,
                 zorder=2 if number else 3,
-                label=f"{name}: AUROC {100 * auc(false_positive_rate, true_positive_rate):.1f} %",
+                label=f"{name}: AUROC {100 * display.roc_auc:.1f} %",
             )
-        axes.axhline(95, color=GREY, linewidth=1, linestyle=":")
-        axes.text(100, 94, "95 % kept", ha="right", va="top", fontsize=9, color=GREY)
-        axes.set(
-            xlim=(-1, 101),
-            ylim=(-1, 101),
-            xlabel="out-of-scope clips let in (%)",
-            ylabel="in-scope clips kept (%)",
-            aspect="equal",
-        )
-        axes.set_title("Telling in scope from out of scope")
+        axes.axhline(0.95, color=GREY, linewidth=1, linestyle=":")
+        axes.text(1, 0.94, "95 % kept", ha="right", va="top", fontsize=9, color=GREY)
+        axes.set(xlabel="out-of-scope clips let in (%)", ylabel="in-scope clips kept (%)")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(PercentFormatter(1, symbol=None))
+        axes.set_title("ROC curves of out-of-scope detection")
         axes.grid()
         axes.legend(loc="lower right")
     return figure
 
 
-def embed_in_plane(points):
-    """
-    A plane map (t-SNE) of unit vectors, the same for the same input.
+def embed_in_plane(points: ArrayLike) -> np.ndarray:
+    """Lay vectors out in a plane by t-SNE, the same for the same input.
 
     Args:
-        points: (number, width), at least 4.
+        points (`np.ndarray` of shape `(number, width)`): At least 4 vectors.
 
     Returns:
-        (number, 2).
+        `np.ndarray` of shape `(number, 2)`: Their places.
     """
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 
     points = np.asarray(points, dtype=np.float64)
     if not np.ptp(points, axis=0).any():
-        return np.zeros((len(points), 2))  # all in one place: there is no direction to lay out
+        return np.zeros((len(points), 2))  # All in one place: there is no direction to lay out.
     # One thread: the sum over points is a reduction whose order, and so last digit, depends on the threads.
     with threadpool_limits(1):
         perplexity = min(30.0, (len(points) - 1) / 3)
@@ -333,16 +357,22 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _MARKER_COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, GREY)
 
 
-def embedding_figure(points, labels, names, description_points=None):
-    """
+def plot_embeddings(
+    points: ArrayLike, labels: ArrayLike, names: Sequence[str], description_points: np.ndarray | None = None
+) -> Figure:
+    """Draw a map of clips and label descriptions.
+
     Args:
-        points: (clips, 2), see `embed_in_plane`.
-        labels: (clips,) label ids, -1 for out of scope.
-        names: intents in id order.
-        description_points: (intents, 2), where the model has descriptions.
+        points (`np.ndarray` of shape `(clips, 2)`): See [`embed_in_plane`].
+        labels (`np.ndarray` of shape `(clips,)`): Label ids, -1 for out of scope.
+        names (`list[str]`): Intents in id order.
+        description_points (`np.ndarray` of shape `(intents, 2)`, *optional*): If the model has descriptions.
+
+    Returns:
+        `Figure`: The plot.
     """
     points, labels = np.asarray(points), np.asarray(labels)
-    with styled_figure(10, 7.2, "Clips and label descriptions, by the embeddings' likeness (t-SNE)") as figure:
+    with styled_figure(10, 7.2, "Clips and label descriptions (t-SNE of their embeddings)") as figure:
         axes = figure.add_subplot()
         if (labels < 0).any():
             out = labels < 0
@@ -366,14 +396,14 @@ def embedding_figure(points, labels, names, description_points=None):
     return figure
 
 
-def _intent_style(number):
-    """Seven colours and seven marks in combinations that differ in both between neighbours: 49 intents."""
+def _intent_style(number: int):
+    """Return one of 49 combinations of colour and mark; those of neighbours differ in both."""
     colour = _MARKER_COLOURS[number % len(_MARKER_COLOURS)]
     return {"color": colour, "marker": _MARKERS[(number + number // len(_MARKER_COLOURS)) % len(_MARKERS)]}
 
 
-def _label_points(axes, points, names, avoid):
-    """Writes each name near its point where it covers no other name or mark, with a line to the point."""
+def _label_points(axes: Axes, points: np.ndarray, names: Sequence[str], avoid: np.ndarray):
+    """Write each name near its point where it covers no other name or mark, with a line to the point."""
     renderer = axes.figure.canvas.get_renderer()
     pixels, small = axes.transData.transform(points), axes.transData.transform(avoid)
     taken = np.concatenate(
@@ -397,8 +427,8 @@ def _label_points(axes, points, names, avoid):
         )
 
 
-def _free_place(x, y, half_width, half_height, taken, frame):
-    """The nearest place around (x, y), in pixels, where a box covers nothing taken; the least covered one otherwise."""
+def _free_place(x: float, y: float, half_width: float, half_height: float, taken: np.ndarray, frame: np.ndarray):
+    """Find the nearest place around (x, y), in pixels, where a box covers nothing; the least covered one otherwise."""
     radius, angle = np.meshgrid(np.arange(16, 200, 8), 2 * math.pi * (np.arange(16) + 0.5) / 16, indexing="ij")
     centre_x = (x + (radius + 0.7 * half_width) * np.cos(angle)).ravel()
     centre_y = (y + radius * np.sin(angle)).ravel()
@@ -412,18 +442,27 @@ def _free_place(x, y, half_width, half_height, taken, frame):
     return (centre_x[best], centre_y[best]), boxes[best]
 
 
-def anchor_figure(title, words, tracks, duration=None):
-    """
-    A clip's words, sound and picture on one time axis, with the anchors that decided marked in each.
+def plot_anchors(
+    title: str,
+    words: Sequence[tuple[str, float | None]],
+    tracks: Sequence[Mapping],
+    duration: float | None = None,
+) -> Figure:
+    """Draw a clip's words, sound and picture on one time axis, with the anchors marked in each.
 
     The words carry no times: they are spread over the clip in proportion to their letters.
 
     Args:
-        title: e.g. the clip's id and intents.
-        words: list of (word, score); the score is the anchor's, from 0 to 1, or None for a word that is no anchor.
-        tracks: list of `dict`, sound and picture where the clip has them: `modality` ("audio" or "video"), `frames`
-            (frames, width), `anchors` (list of (frame, score)).
-        duration: the clip's length in seconds; without it the axis is in percent of the clip.
+        title (`str`): E.g. the clip's id and intents.
+        words (`list[tuple]`):
+            (word, score) pairs; the score is the anchor's, from 0 to 1, or `None` for a word that is not an anchor.
+        tracks (`list[dict]`):
+            Sound and picture, if the clip has them: `modality` (`"audio"` or `"video"`), `frames` of shape
+            `(frames, width)`, `anchors` (as `anchor_spans` gives them, on the axis of the plot).
+        duration (`float`, *optional*): The clip's length in seconds; without it the axis is in percent of the clip.
+
+    Returns:
+        `Figure`: The plot.
     """
     length, unit = (duration, "time (s)") if duration else (100.0, "position in the clip (%)")
     # about 110 letters fit in a line; see `_draw_words`
@@ -445,7 +484,7 @@ def anchor_figure(title, words, tracks, duration=None):
     return figure
 
 
-def _draw_track(axes, track, length):
+def _draw_track(axes: Axes, track: Mapping, length: float):
     colour = MODALITY_COLOURS[track["modality"]]
     frames = np.asarray(track["frames"], dtype=np.float64)
     axes.set_ylabel(MODALITY_NAMES[track["modality"]], rotation=0, ha="right", va="center", labelpad=8)
@@ -458,13 +497,14 @@ def _draw_track(axes, track, length):
     distance = np.linalg.norm(frames - frames.mean(0), axis=-1)
     curve = distance / max(distance.max(), 1e-12)
     axes.stairs(curve, np.arange(len(frames) + 1) * width, baseline=None, color=GREY, linewidth=1.2)
-    for frame, score in track["anchors"]:
-        axes.axvspan(frame * width, (frame + 1) * width, color=colour, alpha=0.25 + 0.55 * score, linewidth=0)
-        axes.plot((frame + 0.5) * width, 1.12, marker="v", color=colour, markersize=4 + 5 * score, clip_on=False)
+    for anchor in track["anchors"]:
+        start, end, score = anchor["start"], anchor["end"], anchor["score"]
+        axes.axvspan(start, end, color=colour, alpha=0.25 + 0.55 * score, linewidth=0)
+        axes.plot((start + end) / 2, 1.12, marker="v", color=colour, markersize=4 + 5 * score, clip_on=False)
 
 
-def _draw_words(axes, words, length):
-    """Each word at its share of the letters, on the first of several lines where it does not run into another."""
+def _draw_words(axes: Axes, words: Sequence[tuple[str, float | None]], length: float):
+    """Draw each word at its share of the letters, on the first of several lines where it does not run into another."""
     letters = sum(len(word) + 1 for word, _ in words)
     if not letters:
         axes.text(length / 2, 0.5, "none in this clip", ha="center", va="center", color=GREY)
@@ -487,3 +527,62 @@ def _draw_words(axes, words, length):
         text.set_position((to_data.transform((left, 0))[0], 1 - (line + 0.5) / len(line_ends)))
         if score is not None:
             text.set_bbox({"facecolor": SKY, "alpha": 0.25 + 0.6 * score, "edgecolor": BLUE, "pad": 1.5})
+
+
+def plot_ablation(rows: Sequence[Mapping], full: str, metric_name: str) -> Figure:
+    """Draw every run of several variants of a model as a point, with a bar at each variant's mean.
+
+    Args:
+        rows (`list[dict]`): One for each variant: `variant`, `values` (seed -> share), `summary` (with `mean`).
+        full (`str`): The name of the variant that the others are compared with.
+        metric_name (`str`): What the shares are, for the axis.
+
+    Returns:
+        `Figure`: The plot.
+    """
+    rows = list(reversed(rows))
+    reference = next(row["summary"]["mean"] for row in rows if row["variant"] == full)
+    points = [100 * value for row in rows for value in row["values"].values()]
+    margin = max(1.0, 0.1 * (max(points) - min(points)))
+    with styled_figure(8, 1.4 + 0.36 * len(rows)) as figure:
+        axes = figure.add_subplot()
+        axes.axvline(100 * reference, color=GREY, linestyle="--", linewidth=1, label=f"mean of {full}")
+        for place, row in enumerate(rows):
+            values = [100 * value for value in row["values"].values()]
+            colour = VERMILION if row["variant"] == full else BLUE
+            axes.plot(values, [place] * len(values), "o", color=colour, alpha=0.5, markersize=6)
+            axes.plot([100 * row["summary"]["mean"]], [place], "|", color=colour, markersize=18, markeredgewidth=3)
+        axes.set_yticks(range(len(rows)), [row["variant"] for row in rows])
+        axes.set(xlim=(min(points) - margin, max(points) + margin), ylim=(-0.6, len(rows) - 0.4))
+        axes.set(xlabel=f"{metric_name} (%): one point a seed, a bar at their mean")
+        axes.grid(axis="x")
+        axes.legend(loc="lower right")
+    return figure
+
+
+def plot_learning_curve(curves: Mapping[str, Mapping[int, Sequence[float]]], ylabel: str) -> Figure:
+    """Draw a metric over the number of training clips, one curve for each of up to three models.
+
+    Args:
+        curves (`dict`): Name -> clips per intent -> shares, one for each seed; the legend has the order of the names.
+        ylabel (`str`): What the shares are.
+
+    Returns:
+        `Figure`: The plot.
+    """
+    styles = ((VERMILION, "o", "-"), (BLUE, "s", "--"), (GREY, "D", ":"))
+    with styled_figure(7.5, 4.5) as figure:
+        axes = figure.add_subplot()
+        counts = sorted({count for curve in curves.values() for count in curve})
+        for (name, curve), (colour, marker, line) in zip(curves.items(), styles, strict=False):
+            places = [counts.index(count) for count in sorted(curve)]
+            means = [100 * sum(curve[count]) / len(curve[count]) for count in sorted(curve)]
+            axes.plot(places, means, color=colour, marker=marker, linestyle=line, label=name)
+            for place, count in zip(places, sorted(curve), strict=True):
+                shares = [100 * share for share in curve[count]]
+                axes.plot([place] * len(shares), shares, marker, color=colour, alpha=0.35, markersize=5)
+        axes.set_xticks(range(len(counts)), [str(count) for count in counts])
+        axes.set(xlabel="training clips of each intent", ylabel=ylabel, ylim=(0, None))
+        axes.grid()
+        axes.legend(loc="upper left")
+    return figure

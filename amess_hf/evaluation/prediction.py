@@ -1,7 +1,11 @@
-"""A model's outputs for a whole split, with any modalities masked."""
+"""A model's outputs for a whole split, with any modalities masked, and the predictions as a file."""
 
+import csv
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,35 +13,37 @@ from torch.utils.data import DataLoader
 from transformers.utils import logging
 
 from ..constants_amess import MODALITIES
+from ..files_amess import written_aside
 from .metrics import compute_classification_metrics
 
 
 logger = logging.get_logger(__name__)
 
 _MASKS = {"text": "attention_mask", "audio": "audio_attention_mask", "video": "video_attention_mask"}
-_OUTPUT_FIELDS = ("logits", "pooler_output", "multimodal_embeds", "anchor_indices", "anchor_scores")
+# Fields of the model's output that have one row for each clip and are kept.
+CLIP_OUTPUTS = ("logits", "pooler_output", "multimodal_embeds", "anchor_indices", "anchor_scores")
 
 
 @dataclass
 class ClipOutputs:
-    """
-    What a model gives for the clips of a split, on the CPU.
+    """A model's outputs for the clips of a split, on the CPU.
 
     Attributes:
-        ids, texts: lists, one entry for each clip.
-        labels: (clips,) label ids, -1 for out of scope.
-        input_ids: list of lists, the tokens of each clip without padding.
-        logits: (clips, num_labels) float32.
-        pooler_output: (clips, width) float32; what the classifier sees.
-        multimodal_embeds: (clips, projection_dim) float32, unit length.
-        label_embeds: (num_labels, projection_dim) float32, or None where the model has no descriptions.
-        anchor_indices, anchor_scores: (clips, 3, num_anchors), or None where the model chooses no anchors.
+        ids (`list[str]`): Clip ids.
+        texts (`list[str]`): What is said in each clip.
+        labels (`np.ndarray` of shape `(clips,)`): Label ids, -1 for out of scope.
+        logits (`np.ndarray` of shape `(clips, num_labels)`): float32.
+        pooler_output (`np.ndarray` of shape `(clips, width)`): float32; the classifier's input.
+        multimodal_embeds (`np.ndarray` of shape `(clips, projection_dim)`): float32, unit length.
+        label_embeds (`np.ndarray` of shape `(num_labels, projection_dim)`, *optional*):
+            float32; `None` if the model has no descriptions.
+        anchor_indices, anchor_scores (`np.ndarray` of shape `(clips, 3, num_anchors)`, *optional*):
+            `None` if the model chooses no anchors.
     """
 
-    ids: list
-    texts: list
+    ids: list[str]
+    texts: list[str]
     labels: np.ndarray
-    input_ids: list
     logits: np.ndarray
     pooler_output: np.ndarray
     multimodal_embeds: np.ndarray
@@ -45,79 +51,112 @@ class ClipOutputs:
     anchor_indices: np.ndarray | None = None
     anchor_scores: np.ndarray | None = None
 
+    @classmethod
+    def from_predictions(cls, dataset: Any, **outputs: Any) -> "ClipOutputs":
+        """Build the outputs from what a `Trainer` gathers.
+
+        Args:
+            dataset (`datasets.Dataset`, or a sequence of examples): The clips, with `id`, `text` and `label`.
+            outputs (`np.ndarray` or `torch.Tensor`):
+                `logits`, `pooler_output`, `multimodal_embeds`, `label_embeds`, `anchor_indices`, `anchor_scores`, with
+                one row for each clip (`label_embeds` for each label).
+
+        Returns:
+            [`ClipOutputs`]: The outputs, floating-point values as float32.
+
+        Raises:
+            ValueError: If an output does not have one row for each clip.
+        """
+        arrays = {name: _to_numpy(value) for name, value in outputs.items() if value is not None}
+        for name, values in arrays.items():
+            if name in CLIP_OUTPUTS and len(values) != len(dataset):
+                raise ValueError(f"`{name}` has {len(values)} rows for {len(dataset)} clips; give one for each clip")
+        ids, texts, labels = (_column(dataset, name) for name in ("id", "text", "label"))
+        return cls(ids=ids, texts=texts, labels=np.array(labels), **arrays)
+
     def __len__(self):
         return len(self.ids)
 
     @property
-    def predictions(self):
-        """(clips,) ids of the best known label."""
+    def predictions(self) -> np.ndarray:
+        """The best known label's id for each clip, of shape `(clips,)`."""
         return self.logits.argmax(-1)
 
-    def as_model_outputs(self):
-        """The same as a `dict`, as `OutOfScopeDetector` takes it."""
+    def as_model_outputs(self) -> dict[str, np.ndarray]:
+        """Return the same as a `dict`, as [`OutOfScopeDetector`] takes it."""
         names = ("logits", "pooler_output", "multimodal_embeds", "label_embeds")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
-    def select(self, rows):
-        """The clips where `rows` (clips,) is true."""
+    def select(self, rows: np.ndarray) -> "ClipOutputs":
+        """Return the clips where `rows`, of shape `(clips,)`, is true."""
         numbers = np.flatnonzero(rows)
         chosen = {}
         for field in fields(self):
             value = getattr(self, field.name)
-            if value is None or field.name == "label_embeds":
-                chosen[field.name] = value
-            else:
-                chosen[field.name] = (
-                    [value[number] for number in numbers] if isinstance(value, list) else value[numbers]
-                )
+            if isinstance(value, list):
+                value = [value[number] for number in numbers]
+            elif value is not None and field.name != "label_embeds":
+                value = value[numbers]
+            chosen[field.name] = value
         return ClipOutputs(**chosen)
 
 
-def model_modalities(config):
-    """The modalities that a model with this configuration looks at, in the order text, audio, video."""
+def _column(dataset: Any, name: str):
+    return list(dataset[name]) if hasattr(dataset, "column_names") else [row[name] for row in dataset]
+
+
+def _to_numpy(value: Any):
+    value = torch.as_tensor(value).detach().cpu()
+    return (value.float() if value.is_floating_point() else value).numpy()
+
+
+def model_modalities(config: Any) -> tuple[str, ...]:
+    """Return the modalities that a model with this configuration uses, in the order text, audio, video."""
     if config.fusion_type == "text":
         return ("text",)
     sizes = {"text": True, "audio": config.audio_feature_size, "video": config.video_feature_size}
     return tuple(name for name in MODALITIES if sizes[name])
 
 
-def modality_sets(modalities):
-    """Every non-empty set of these modalities, all of them first, then by size, each in the given order."""
-    return [
-        kept for size in range(len(modalities), 0, -1) for kept in combinations(modalities, size)
-    ]  # seven for three modalities
+def modality_sets(modalities: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return every non-empty set of these modalities, all of them first, then by size, each in the given order."""
+    return [kept for size in range(len(modalities), 0, -1) for kept in combinations(modalities, size)]
 
 
-def predict_clips(model, dataset, data_collator, batch_size=32, keep_modalities=MODALITIES, description="Predicting"):
-    """
-    Runs the model over a split, in evaluation mode and without gradient.
+def predict_clips(
+    model: Any,
+    dataset: Any,
+    data_collator: Callable,
+    batch_size: int = 32,
+    keep_modalities: Sequence[str] = MODALITIES,
+    description: str = "Predicting",
+) -> ClipOutputs:
+    """Run a model over a split, in evaluation mode and without gradients.
 
     Args:
-        model (`AMESSForIntentClassification`): it stays on its device and comes back in the mode that it was in.
-        dataset: rows as `load_mintrec` gives them (`id`, `text`, `label`, and features).
-        data_collator: from a list of rows to a batch, e.g. `AMESSDataCollator`.
-        batch_size: clips at a time.
-        keep_modalities: modalities that the model may see; the others are masked.
-        description: what the progress bar says.
+        model ([`AMESSForIntentClassification`]): It stays on its device and is returned to the mode that it was in.
+        dataset (`datasets.Dataset`): Rows as `load_mintrec` gives them (`id`, `text`, `label`, and features).
+        data_collator (`Callable`): From a list of rows to a batch, e.g. [`AMESSDataCollator`].
+        batch_size (`int`, *optional*, defaults to 32): Clips at a time.
+        keep_modalities (`Sequence[str]`, *optional*): Modalities that the model may see; the others are masked.
+        description (`str`, *optional*): The label of the progress bar.
 
     Returns:
-        `ClipOutputs`.
+        [`ClipOutputs`]: The outputs, in the order of the rows.
 
     Raises:
-        ValueError: the data set has no clip.
+        ValueError: If the data set has no clip.
     """
     if not len(dataset):
-        raise ValueError("there is no clip to evaluate: the split is empty")
+        raise ValueError("there is no clip to evaluate; the split is empty")
     training = model.training
     model.eval()
-    loader = DataLoader(dataset, batch_size, collate_fn=lambda rows: (rows, data_collator(rows)))
-    rows_seen, input_ids, outputs = [], [], {name: [] for name in _OUTPUT_FIELDS}
+    loader = DataLoader(dataset, batch_size, collate_fn=data_collator)
+    outputs = {name: [] for name in CLIP_OUTPUTS}
     try:
-        for rows, batch in logging.tqdm(loader, desc=description, unit="batch", leave=False):
-            # without labels: no loss is wanted, and -1 is none of the labels
+        for batch in logging.tqdm(loader, desc=description, unit="batch", leave=False):
+            # Without labels: no loss is needed, and -1 is not one of the labels.
             batch = {name: value.to(model.device) for name, value in batch.items() if name != "labels"}
-            for tokens, mask in zip(batch["input_ids"].tolist(), batch["attention_mask"].tolist(), strict=True):
-                input_ids.append([token for token, there in zip(tokens, mask, strict=True) if there])
             for modality in set(MODALITIES) - set(keep_modalities):
                 if _MASKS[modality] in batch:
                     batch[_MASKS[modality]] = torch.zeros_like(batch[_MASKS[modality]])
@@ -125,49 +164,47 @@ def predict_clips(model, dataset, data_collator, batch_size=32, keep_modalities=
                 result = model(**batch)
             for name, values in outputs.items():
                 if result.get(name) is not None:
-                    value = result[name].float() if result[name].is_floating_point() else result[name]
-                    values.append(value.cpu().numpy())
-            # the features stay behind: over a large split they would fill the memory
-            rows_seen.extend({name: row[name] for name in ("id", "text", "label")} for row in rows)
+                    values.append(result[name].cpu())
     finally:
         model.train(training)
-    label_embeds = result.get("label_embeds")
-    return ClipOutputs(
-        ids=[row["id"] for row in rows_seen],
-        texts=[row["text"] for row in rows_seen],
-        labels=np.array([row["label"] for row in rows_seen]),
-        input_ids=input_ids,
-        label_embeds=None if label_embeds is None else label_embeds.float().cpu().numpy(),
-        **{name: np.concatenate(values) if values else None for name, values in outputs.items()},
-    )
+    outputs = {name: torch.cat(values) for name, values in outputs.items() if values}
+    return ClipOutputs.from_predictions(dataset, label_embeds=result.get("label_embeds"), **outputs)
 
 
-def modality_table(model, dataset, data_collator, batch_size=32, complete=None):
-    """
-    What each modality adds: the in-scope figures with each non-empty set of the model's modalities kept and the others
-    masked. A clip that has none of the kept modalities is answered from nothing, as in use.
+def modality_table(
+    model: Any,
+    dataset: Any,
+    data_collator: Callable,
+    batch_size: int = 32,
+    complete: ClipOutputs | None = None,
+) -> list[dict]:
+    """Measure what each modality adds, by masking the others.
+
+    The in-scope metrics with each non-empty set of the model's modalities kept. A clip that has none of the kept
+    modalities is answered from nothing, as in use.
 
     Args:
-        model, dataset, data_collator, batch_size: as for `predict_clips`; clips with label -1 are left out.
-        complete (`ClipOutputs`, *optional*): the outputs with all modalities, where they are at hand already.
+        model ([`AMESSForIntentClassification`]): The model.
+        dataset (`datasets.Dataset`): Rows as for [`predict_clips`]; clips with label -1 are left out.
+        data_collator (`Callable`): From a list of rows to a batch.
+        batch_size (`int`, *optional*, defaults to 32): Clips at a time.
+        complete ([`ClipOutputs`], *optional*): The outputs with all modalities, if they are already available.
 
     Returns:
-        list of `dict`, all modalities first: `modalities` (list of names), `accuracy`, `weighted_f1`, and `changed`, the
-        share of clips whose answer differs from that with all modalities.
+        `list[dict]`: all modalities first, each with `modalities` (list of names), `accuracy`, `weighted_f1`, and
+        `changed`, the share of clips whose answer differs from that with all modalities.
     """
     modalities = model_modalities(model.config)
+    if complete is None:
+        complete = predict_clips(model, dataset, data_collator, batch_size)
+    in_scope = complete.labels >= 0
+    labels, reference = complete.labels[in_scope], complete.predictions[in_scope]
     table = []
     for kept in modality_sets(modalities):
-        if complete is None or kept != modalities:
-            outputs = predict_clips(
-                model, dataset, data_collator, batch_size, kept, description=f"Only {' and '.join(kept)}"
-            )
-        else:
-            outputs = complete
-        in_scope = outputs.labels >= 0
-        predictions, labels = outputs.predictions[in_scope], outputs.labels[in_scope]
-        if kept == modalities:
-            reference = predictions
+        predictions = reference
+        if kept != modalities:
+            masked = predict_clips(model, dataset, data_collator, batch_size, kept, f"Only {' and '.join(kept)}")
+            predictions = masked.predictions[in_scope]
         metrics = compute_classification_metrics(predictions, labels)
         table.append(
             {
@@ -178,3 +215,43 @@ def modality_table(model, dataset, data_collator, batch_size=32, complete=None):
             }
         )
     return table
+
+
+def answers(logits: np.ndarray, names: Mapping[int, str]) -> tuple[list[str], np.ndarray]:
+    """Return the name and the probability of each clip's best label.
+
+    Args:
+        logits (`np.ndarray` of shape `(clips, num_labels)`): Scores.
+        names (`dict[int, str]`): Names of the label ids.
+
+    Returns:
+        `tuple` of `list[str]` and `np.ndarray` of shape `(clips,)`.
+    """
+    from scipy.special import softmax
+
+    probabilities = softmax(logits.astype(np.float64), axis=-1)
+    return [names[index] for index in logits.argmax(-1)], probabilities.max(-1)
+
+
+def write_predictions(
+    path: str | os.PathLike,
+    ids: Sequence[str],
+    labels: Sequence[str],
+    predictions: Sequence[str],
+    scores: Sequence[float],
+) -> None:
+    """Write `id`, `label`, `prediction` and `score` as tab-separated text.
+
+    Args:
+        path (`str`): The file.
+        ids (`list[str]`): Clip ids.
+        labels (`list[str]`): Names of the true intents.
+        predictions (`list[str]`): Names of the predicted intents.
+        scores (`list[float]`): Probability of each prediction.
+    """
+    with written_aside(path) as partial, open(partial, "w", encoding="utf-8", newline="") as file:
+        # Like MIntRec's own tables: nothing is quoted, a quotation mark is a character, white space becomes one blank.
+        writer = csv.writer(file, delimiter="\t", quoting=csv.QUOTE_NONE, quotechar=None, lineterminator="\n")
+        writer.writerow(["id", "label", "prediction", "score"])
+        for *names, score in zip(ids, labels, predictions, scores, strict=True):
+            writer.writerow([*(" ".join(str(name).split()) for name in names), f"{score:.6f}"])

@@ -1,43 +1,59 @@
-"""The evaluation report: one folder with Markdown, figures and the numbers behind them."""
+"""The evaluation report: one folder with Markdown, plots and the numbers behind them."""
 
-import json
 import os
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 from transformers.utils import logging
 
-from ..constants_amess import FEATURE_MODALITIES, MODALITIES
+from ..anchors_amess import anchor_spans, scored_anchors, utterance_words
+from ..constants_amess import FEATURE_MODALITIES, MODALITIES, OUT_OF_SCOPE_ID
+from ..files_amess import write_json, write_text
 from ..oos_amess import OOS_METHODS, OutOfScopeDetector
 from .calibration import (
     confidence_and_correct,
     expected_calibration_error,
     fit_temperature,
     negative_log_likelihood,
-    reliability_bins,
 )
-from .metric_names import MAIN_FIGURES, MODALITY_NAMES, OOS_FIGURES, OPEN_FIGURES
+from .metric_names import (
+    CLASSIFICATION_METRICS,
+    MODALITY_NAMES,
+    OOS_METRICS,
+    OPEN_METRICS,
+    modality_label,
+    percent,
+)
 from .metrics import compute_classification_metrics, compute_oos_metrics, compute_open_classification_metrics
-from .prediction import modality_table, predict_clips
+from .prediction import ClipOutputs, modality_table, predict_clips
 
 
 logger = logging.get_logger(__name__)
 
-_NUMBER_OF_MISTAKES = 20
+_MISTAKES_SHOWN = 20
 _ANCHORS_SHOWN = 3
 
 
-def fit_detectors(model, train_outputs, dev_outputs, keep=0.95, methods=OOS_METHODS):
-    """
-    Out-of-scope detectors, fitted on the training split and with their thresholds set on dev.
+def fit_detectors(
+    model: Any,
+    train_outputs: ClipOutputs,
+    dev_outputs: ClipOutputs,
+    keep: float = 0.95,
+    methods: Sequence[str] = OOS_METHODS,
+) -> list[OutOfScopeDetector]:
+    """Fit out-of-scope detectors on the training split and set their thresholds on the dev split.
 
     Args:
-        model (`AMESSForIntentClassification`): what made the outputs.
-        train_outputs, dev_outputs (`ClipOutputs`): clips with label -1 have no say.
-        keep: share of the in-scope dev clips that the threshold keeps.
-        methods: names; `label_similarity` is left out where the model has no descriptions.
+        model ([`AMESSForIntentClassification`]): The model that the outputs come from.
+        train_outputs ([`ClipOutputs`]): Clips with label -1 are ignored.
+        dev_outputs ([`ClipOutputs`]): Clips with label -1 are ignored.
+        keep (`float`, *optional*, defaults to 0.95): Share of the in-scope dev clips that the threshold keeps.
+        methods (`Sequence[str]`, *optional*): Names; `label_similarity` is left out if the model has no descriptions.
 
     Returns:
-        list of `OutOfScopeDetector`, in the order of `methods`.
+        `list[OutOfScopeDetector]`: The detectors, in the order of `methods`.
     """
     return [
         OutOfScopeDetector(method)
@@ -49,47 +65,64 @@ def fit_detectors(model, train_outputs, dev_outputs, keep=0.95, methods=OOS_METH
 
 
 def report(
-    model,
-    dataset,
-    data_collator,
-    output_dir,
-    name="dev",
-    calibration_dataset=None,
-    detectors=(),
-    batch_size=32,
-):
-    """
-    Evaluates a model on one split and writes `report.md`, its figures and `metrics.json` into a folder. The same input
-    gives the same files, byte for byte.
+    model: Any,
+    dataset: Any,
+    data_collator: Callable,
+    output_dir: str | os.PathLike,
+    name: str = "dev",
+    detectors: Sequence[OutOfScopeDetector] = (),
+    outputs: ClipOutputs | None = None,
+    calibration_outputs: ClipOutputs | None = None,
+    batch_size: int = 32,
+) -> dict:
+    """Evaluate a model on one split and write `report.md`, its plots and `metrics.json` into a folder.
+
+    The same input gives the same files, byte for byte.
 
     Args:
-        model (`AMESSForIntentClassification`): the model.
-        dataset: the split, rows as `load_mintrec` gives them. Clips with label -1 are out of scope: they count in the
-            section on detection, and in no other.
-        data_collator (`AMESSDataCollator`): from rows to a batch, with the model's tokenizer and configuration.
-        output_dir: the folder; it is made if need be.
-        name: what the report calls the split.
-        calibration_dataset: in-scope clips to fit a temperature on, usually the dev split. None: no temperature.
-        detectors: fitted `OutOfScopeDetector`s to compare, the one in use first. The scores that need no fitting are
-            compared with them in any case.
-        batch_size: clips at a time.
+        model ([`AMESSForIntentClassification`]): The model.
+        dataset (`datasets.Dataset`):
+            The split, rows as `load_mintrec` gives them. Clips with label -1 are out of scope: they count in the section
+            on detection and in the map of embeddings only.
+        data_collator ([`AMESSDataCollator`]): From rows to a batch, with the model's tokenizer and configuration.
+        output_dir (`str`): The folder; it is made if it is missing.
+        name (`str`, *optional*, defaults to `"dev"`): What the report calls the split.
+        detectors (`Sequence[OutOfScopeDetector]`, *optional*):
+            Fitted detectors to compare, the one in use first. The scores that need no fitting are compared in any case.
+        outputs ([`ClipOutputs`], *optional*):
+            The model's outputs for `dataset`, if they are already available; only inputs with masked modalities are then
+            predicted. A detector whose threshold was set on these outputs keeps exactly the clips that it should.
+        calibration_outputs ([`ClipOutputs`], *optional*):
+            Outputs to fit a temperature on, usually those of the dev split. Without them there is no temperature.
+        batch_size (`int`, *optional*, defaults to 32): Clips at a time.
 
     Returns:
         `dict`: what is in `metrics.json`: `clips`, `classification` (with `per_class`), `modalities`, `calibration`, and
-        where there are out-of-scope clips `oos_detection` (method -> figures), with a threshold `open_classification`.
+        if there are out-of-scope clips `oos_detection` (method -> metrics), with a threshold `open_classification`.
 
     Raises:
-        ValueError: the split has no in-scope clip.
-        ImportError: matplotlib is missing (the `report` extra).
+        ValueError: If the split has no in-scope clip, or `outputs` are those of other clips.
+        ImportError: If matplotlib is missing (the `report` extra).
+
+    Example:
+    ```python
+    outputs = predict_clips(model, dataset["validation"], collator)
+    report(model, dataset["validation"], collator, "report/dev", outputs=outputs, calibration_outputs=outputs)
+    ```
     """
     from . import plots
 
     names = [model.config.id2label[number] for number in range(model.config.num_labels)]
-    outputs = predict_clips(model, dataset, data_collator, batch_size)
+    if outputs is None:
+        outputs = predict_clips(model, dataset, data_collator, batch_size)
+    elif outputs.ids != list(dataset["id"]):
+        raise ValueError(f"`outputs` are not those of the {len(dataset)} clips of `dataset`, in their order")
     in_scope = outputs.labels >= 0
     if not in_scope.any():
         raise ValueError(f"every clip of the split {name!r} is out of scope; load it with scope='in' or scope='all'")
-    known = outputs.select(in_scope)
+    known, known_clips = outputs.select(in_scope), dataset.select(np.flatnonzero(in_scope))
+    if calibration_outputs is not None:
+        calibration_outputs = calibration_outputs.select(calibration_outputs.labels >= 0)
 
     os.makedirs(output_dir, exist_ok=True)
     writer = _ReportWriter(output_dir)
@@ -97,19 +130,11 @@ def report(
     writer.heading(f"Evaluation on {name}", level=1)
     results["classification"] = compute_classification_metrics(known.predictions, known.labels, names)
     _write_classification(writer, plots, results, known, names)
-    results["modalities"] = modality_table(
-        model, dataset.select(np.flatnonzero(in_scope)), data_collator, batch_size, complete=known
-    )
+    results["modalities"] = modality_table(model, known_clips, data_collator, batch_size, complete=known)
     _write_modalities(writer, plots, results["modalities"])
-    calibration_outputs = None
-    if calibration_dataset is not None:
-        calibration_outputs = predict_clips(
-            model, calibration_dataset, data_collator, batch_size, description="Calibrating"
-        )
-        calibration_outputs = calibration_outputs.select(calibration_outputs.labels >= 0)
     results["calibration"] = _write_calibration(writer, plots, known, calibration_outputs)
     _write_oos(writer, plots, results, outputs, list(detectors))
-    clips = _ClipAnchors(known, dataset.select(np.flatnonzero(in_scope)), data_collator.tokenizer, model.config)
+    clips = _ClipAnchors(known, known_clips, data_collator.processor)
     _write_mistakes(writer, known, names, clips)
     _write_map(writer, plots, outputs, names)
     if known.anchor_indices is not None:
@@ -119,155 +144,143 @@ def report(
 
 
 class _ReportWriter:
-    """Collects Markdown; figures are written as they come."""
+    """Collect Markdown; plots are written as they come."""
 
-    def __init__(self, output_dir):
+    def __init__(self, output_dir: str | os.PathLike):
         self.output_dir = output_dir
         self.parts = []
 
-    def heading(self, text, level=2):
+    def heading(self, text: str, level: int = 2):
         self.parts.append(f"{'#' * level} {text}")
 
-    def text(self, text):
+    def text(self, text: str):
         self.parts.append(text)
 
-    def table(self, header, rows, left=1):
-        """The first `left` columns are words, the others numbers."""
+    def table(self, header: list[str], rows: list[list], left: int = 1):
+        """Add a table whose first `left` columns are words and the others numbers."""
         rule = ["---"] * left + ["---:"] * (len(header) - left)
         lines = [header, rule, *rows]
         self.parts.append("\n".join(f"| {' | '.join(_escape(str(cell)) for cell in line)} |" for line in lines))
 
-    def figure(self, figure, file_name, description):
+    def plot(self, figure: Any, file_name: str, description: str):
         from .plots import save_figure
 
         save_figure(figure, os.path.join(self.output_dir, file_name))
         self.parts.append(f"![{description}]({file_name})")
 
-    def save(self, results):
-        with open(os.path.join(self.output_dir, "report.md"), "w", encoding="utf-8") as file:
-            file.write("\n\n".join(self.parts) + "\n")
-        with open(os.path.join(self.output_dir, "metrics.json"), "w", encoding="utf-8") as file:
-            json.dump(results, file, indent=2, ensure_ascii=False)
-            file.write("\n")
+    def save(self, results: dict):
+        write_text(os.path.join(self.output_dir, "report.md"), "\n\n".join(self.parts) + "\n")
+        write_json(os.path.join(self.output_dir, "metrics.json"), results)
         logger.info(f"The report is in {self.output_dir}")
 
 
-def _escape(text):
-    """A cell that a Markdown table cannot trip over."""
+def _escape(text: str):
+    """Escape what would break a Markdown table."""
     return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").split())
 
 
-def _percent(value):
-    return f"{100 * value:.2f}"
+def _write_classification(
+    writer: _ReportWriter, plots: ModuleType, results: dict, known: ClipOutputs, names: list[str]
+):
+    from sklearn.metrics import confusion_matrix
 
-
-def _write_classification(writer, plots, results, known, names):
     metrics, outside = results["classification"], results["out_of_scope_clips"]
-    beside = f", and {outside} out-of-scope clips that the section on detection is about" if outside else ""
-    writer.text(f"{results['clips']} in-scope clips{beside}. All figures are in percent.")
+    others = f", and {outside} out-of-scope clips that the section on detection is about" if outside else ""
+    writer.text(f"{results['clips']} in-scope clips{others}. All metrics are in percent.")
     writer.table(
-        [f"{label} ↑" for label in MAIN_FIGURES.values()],
-        [[_percent(metrics[key]) for key in MAIN_FIGURES]],
+        [f"{label} ↑" for label in CLASSIFICATION_METRICS.values()],
+        [[percent(metrics[key]) for key in CLASSIFICATION_METRICS]],
         left=0,
     )
     writer.heading("Intents")
-    writer.figure(plots.intent_f1_figure(metrics["per_class"]), "intents.png", "F1 of each intent")
+    writer.plot(plots.plot_intent_f1(metrics["per_class"]), "intents.png", "F1 of each intent")
     rows = sorted(metrics["per_class"].items(), key=lambda item: (-item[1]["support"], item[0]))
     writer.table(
         ["intent", "clips", "F1", "precision", "recall"],
         [
-            [label, values["support"], *(_percent(values[key]) for key in ("f1", "precision", "recall"))]
+            [label, values["support"], *(percent(values[key]) for key in ("f1", "precision", "recall"))]
             for label, values in rows
         ],
     )
-    matrix = np.zeros((len(names), len(names)), dtype=int)
-    np.add.at(matrix, (known.labels, known.predictions), 1)
-    seen = np.flatnonzero(matrix.sum(0) + matrix.sum(1))
-    matrix, seen_names = matrix[np.ix_(seen, seen)], [names[number] for number in seen]
+    matrix = confusion_matrix(known.labels, known.predictions)
+    seen_names = [names[number] for number in np.union1d(known.labels, known.predictions)]
     order = plots.confusion_order(matrix)
     writer.heading("Confusion")
     writer.text("Intents that are taken for one another are neighbours.")
-    writer.figure(
-        plots.confusion_figure(matrix[np.ix_(order, order)], [seen_names[number] for number in order]),
+    writer.plot(
+        plots.plot_confusion(matrix[np.ix_(order, order)], [seen_names[number] for number in order]),
         "confusion.png",
         "Confusion matrix",
     )
 
 
-def _write_modalities(writer, plots, table):
+def _write_modalities(writer: _ReportWriter, plots: ModuleType, table: list[dict]):
     writer.heading("Modalities")
     writer.text(
         "The same clips with only the named modalities; the others are masked. *Changed*: the share of clips whose answer "
-        "is another one than with all modalities."
+        "differs from that with all modalities."
     )
     writer.table(
         ["modalities", "accuracy ↑", "weighted F1 ↑", "changed"],
         [
-            [
-                " + ".join(MODALITY_NAMES[name] for name in row["modalities"]),
-                _percent(row["accuracy"]),
-                _percent(row["weighted_f1"]),
-                _percent(row["changed"]),
-            ]
+            [modality_label(row["modalities"]), *(percent(row[key]) for key in ("accuracy", "weighted_f1", "changed"))]
             for row in table
         ],
     )
-    writer.figure(plots.modality_figure(table), "modalities.png", "Accuracy with some modalities masked")
+    writer.plot(plots.plot_modalities(table), "modalities.png", "Accuracy with some modalities masked")
 
 
-def _write_calibration(writer, plots, known, calibration_outputs):
+def _write_calibration(
+    writer: _ReportWriter, plots: ModuleType, known: ClipOutputs, calibration_outputs: ClipOutputs | None
+):
     confidence, correct = confidence_and_correct(known.logits, known.labels)
-    result = {
-        "expected_calibration_error": expected_calibration_error(confidence, correct),
-        "negative_log_likelihood": negative_log_likelihood(known.logits, known.labels),
-    }
-    rows = [["as it is", 1.0, result]]
-    calibrated = None
-    if calibration_outputs is not None:
-        temperature = fit_temperature(calibration_outputs.logits, calibration_outputs.labels)
-        scaled_confidence, _ = confidence_and_correct(known.logits, known.labels, temperature)
-        result["calibrated"] = {
-            "temperature": temperature,
-            "fitted_on_clips": len(calibration_outputs),
+
+    def errors(temperature: float, scaled_confidence: np.ndarray):
+        return {
             "expected_calibration_error": expected_calibration_error(scaled_confidence, correct),
             "negative_log_likelihood": negative_log_likelihood(known.logits, known.labels, temperature),
         }
-        rows.append(["with temperature", temperature, result["calibrated"]])
-        calibrated = {
+
+    result = errors(1.0, confidence)
+    rows = [["uncalibrated", 1.0, result]]
+    temperature = calibrated = None
+    if calibration_outputs is not None:
+        temperature = fit_temperature(calibration_outputs.logits, calibration_outputs.labels)
+        calibrated, _ = confidence_and_correct(known.logits, known.labels, temperature)
+        result["calibrated"] = {
             "temperature": temperature,
-            "bins": reliability_bins(scaled_confidence, correct),
-            "error": result["calibrated"]["expected_calibration_error"],
+            "fitted_on_clips": len(calibration_outputs),
+            **errors(temperature, calibrated),
         }
+        rows.append(["with temperature", temperature, result["calibrated"]])
     writer.heading("Calibration")
     writer.text(
         "ECE: expected calibration error over 15 bins, in percent. NLL: negative log-likelihood. A temperature changes no "
         "answer."
     )
     if calibration_outputs is not None and calibration_outputs.ids == known.ids:
-        writer.text("The temperature was fitted on these very clips, so its row is on the bright side.")
+        writer.text("The temperature was fitted on these same clips, so its row is optimistic.")
     writer.table(
         ["logits", "temperature", "ECE ↓", "NLL ↓"],
         [
             [
                 label,
-                f"{temperature:.3f}",
-                _percent(values["expected_calibration_error"]),
-                f"{values['negative_log_likelihood']:.4f}",
+                f"{value:.3f}",
+                percent(metrics["expected_calibration_error"]),
+                f"{metrics['negative_log_likelihood']:.4f}",
             ]
-            for label, temperature, values in rows
+            for label, value, metrics in rows
         ],
     )
-    writer.figure(
-        plots.calibration_figure(
-            reliability_bins(confidence, correct), result["expected_calibration_error"], calibrated
-        ),
-        "calibration.png",
-        "Reliability diagram",
+    writer.plot(
+        plots.plot_calibration(correct, confidence, calibrated, temperature), "calibration.png", "Reliability diagram"
     )
     return result
 
 
-def _write_oos(writer, plots, results, outputs, detectors):
+def _write_oos(
+    writer: _ReportWriter, plots: ModuleType, results: dict, outputs: ClipOutputs, detectors: list[OutOfScopeDetector]
+):
     in_scope = outputs.labels >= 0
     if not detectors and in_scope.all():
         return
@@ -282,7 +295,7 @@ def _write_oos(writer, plots, results, outputs, detectors):
         results["kept_in_scope"] = float(accepted[in_scope].mean())
         writer.text(
             f"The threshold of `{first.method}` is {first.threshold:.4g}; it was set to keep {100 * first.keep:g} % of the "
-            f"in-scope dev clips and keeps {_percent(results['kept_in_scope'])} % of these."
+            f"in-scope dev clips and keeps {percent(results['kept_in_scope'])} % of these."
         )
     if in_scope.all():
         writer.text("There is no out-of-scope clip in this split to score detection on.")
@@ -292,45 +305,45 @@ def _write_oos(writer, plots, results, outputs, detectors):
     }
     lower = {"fpr95", "eer", "der"}
     writer.table(
-        ["score", *(f"{label} {'↓' if key in lower else '↑'}" for key, label in OOS_FIGURES.items())],
+        ["score", *(f"{label} {'↓' if key in lower else '↑'}" for key, label in OOS_METRICS.items())],
         [
-            [f"`{method}`", *(_percent(values[key]) for key in OOS_FIGURES)]
+            [f"`{method}`", *(percent(values[key]) for key in OOS_METRICS)]
             for method, values in results["oos_detection"].items()
         ],
     )
     if accepted is not None:
-        open_predictions = np.where(accepted, outputs.predictions, -1)
+        open_predictions = np.where(accepted, outputs.predictions, OUT_OF_SCOPE_ID)
         results["open_classification"] = compute_open_classification_metrics(open_predictions, outputs.labels)
-        writer.text("Known intents and one open class for what the detector turns away:")
+        writer.text("Known intents and one open class for what the detector rejects:")
         writer.table(
-            [f"{label} ↑" for label in OPEN_FIGURES.values()],
-            [[_percent(results["open_classification"][key]) for key in OPEN_FIGURES]],
+            [f"{label} ↑" for label in OPEN_METRICS.values()],
+            [[percent(results["open_classification"][key]) for key in OPEN_METRICS]],
             left=0,
         )
-    writer.figure(
-        plots.oos_histogram_figure(scores[first.method], in_scope, first.method, first.threshold),
+    writer.plot(
+        plots.plot_oos_scores(scores[first.method], in_scope, first.method, first.threshold),
         "oos_scores.png",
         "Out-of-scope scores of both kinds of clips",
     )
-    writer.figure(plots.roc_figure(scores, in_scope), "oos_roc.png", "ROC curves of out-of-scope detection")
+    writer.plot(plots.plot_roc(scores, in_scope), "oos_roc.png", "ROC curves of out-of-scope detection")
 
 
-def _write_mistakes(writer, known, names, clips):
+def _write_mistakes(writer: _ReportWriter, known: ClipOutputs, names: list[str], clips: "_ClipAnchors"):
     confidence, correct = confidence_and_correct(known.logits, known.labels)
     wrong = [number for number in np.argsort(-confidence, kind="stable") if not correct[number]]
     writer.heading("The most confident mistakes")
     if not wrong:
-        writer.text("There is none: every clip is right.")
+        writer.text("There are none: every answer is right.")
         return
     rows = []
-    for number in wrong[:_NUMBER_OF_MISTAKES]:
+    for number in wrong[:_MISTAKES_SHOWN]:
         label, prediction = names[known.labels[number]], names[known.predictions[number]]
         cells = [known.ids[number], known.texts[number], label, prediction, clips.describe(number)]
         rows.append([*cells, f"{100 * confidence[number]:.1f}"])
     writer.table(["clip", "text", "intent", "prediction", "anchors, best first", "confidence"], rows, left=5)
 
 
-def _write_map(writer, plots, outputs, names):
+def _write_map(writer: _ReportWriter, plots: ModuleType, outputs: ClipOutputs, names: list[str]):
     points = [outputs.multimodal_embeds]
     if outputs.label_embeds is not None:
         points.append(outputs.label_embeds)
@@ -340,21 +353,24 @@ def _write_map(writer, plots, outputs, names):
     plane = plots.embed_in_plane(points)
     descriptions = plane[len(outputs) :] if outputs.label_embeds is not None else None
     writer.heading("Map of embeddings")
-    writer.figure(
-        plots.embedding_figure(plane[: len(outputs)], outputs.labels, names, descriptions),
+    writer.plot(
+        plots.plot_embeddings(plane[: len(outputs)], outputs.labels, names, descriptions),
         "embeddings.png",
         "Map of the clips' embeddings and the label descriptions",
     )
 
 
-def _write_anchors(writer, plots, known, names, clips):
+def _write_anchors(
+    writer: _ReportWriter, plots: ModuleType, known: ClipOutputs, names: list[str], clips: "_ClipAnchors"
+):
     confidence, correct = confidence_and_correct(known.logits, known.labels)
     order = np.argsort(-confidence, kind="stable")
     right, wrong = [n for n in order if correct[n]], [n for n in order if not correct[n]]
     writer.heading("Anchors")
     writer.text(
-        "The words, sounds and frames that the model chose as anchors: the surest right answer, the least sure right "
-        "answer, and the surest mistake. Words carry no times; they are spread over the clip by their letters."
+        "The words, sounds and frames that the model chose as anchors, for the surest right answer, the least sure right "
+        "answer, and the surest mistake. Anchors on special tokens and earlier turns are not shown. Words have no times; "
+        "they are spread over the clip by their letters."
     )
     for kind, numbers in (
         ("surest_right", right[:1]),
@@ -365,58 +381,50 @@ def _write_anchors(writer, plots, known, names, clips):
             label, prediction = names[known.labels[number]], names[known.predictions[number]]
             verdict = label if label == prediction else f"{label}, taken for {prediction}"
             title = f"{known.ids[number]}: {verdict} ({100 * confidence[number]:.0f} %)"
-            writer.figure(
-                plots.anchor_figure(title, clips.words(number), clips.tracks(number), clips.duration(number)),
+            writer.plot(
+                plots.plot_anchors(title, clips.words(number), clips.tracks(number), clips.duration(number)),
                 f"anchors_{kind}.png",
                 title,
             )
 
 
 class _ClipAnchors:
-    """The anchors of single clips in terms that people read: words, and positions in the sound and the picture."""
+    """The anchors of single clips as people read them: words, and places in the sound and the video."""
 
-    def __init__(self, outputs, dataset, tokenizer, config):
-        self.outputs, self.dataset, self.tokenizer = outputs, dataset, tokenizer
-        self.limits = {"audio": config.max_audio_length, "video": config.max_video_length}
-        self.sizes = {"audio": config.audio_feature_size, "video": config.video_feature_size}
+    def __init__(self, outputs, dataset, processor):
+        self.outputs, self.dataset, self.processor = outputs, dataset, processor
 
     def anchors(self, number, modality):
         """[(position, score)], best first."""
         if self.outputs.anchor_indices is None:
             return []
         row = MODALITIES.index(modality)
-        pairs = zip(self.outputs.anchor_indices[number, row], self.outputs.anchor_scores[number, row], strict=True)
-        return [(int(position), float(score)) for position, score in pairs if position >= 0]
+        return scored_anchors(self.outputs.anchor_indices[number, row], self.outputs.anchor_scores[number, row])
 
     def words(self, number):
-        """[(word, score of its best anchor or None)] in order; a special token only where it is an anchor."""
-        token_ids = self.outputs.input_ids[number]
-        scores = dict(reversed(self.anchors(number, "text")))
-        words = []
-        for position, (token, starts_word) in enumerate(_word_pieces(self.tokenizer, token_ids)):
-            score = scores.get(position)
-            if starts_word or not words:
-                words.append([token, score, token_ids[position] in self.tokenizer.all_special_ids])
-            else:
-                words[-1][0] += token
-                words[-1][1] = max((value for value in (words[-1][1], score) if value is not None), default=None)
-        return [(word, score) for word, score, special in words if score is not None or not special]
-
-    def frames(self, number, modality):
-        values = self.dataset[int(number)].get(f"{modality}_features")
-        size = self.sizes[modality]
-        return np.asarray(() if values is None else values, dtype=np.float32).reshape(-1, size)
+        """[(word, score of its best anchor or None)] of the utterance, in order."""
+        words = utterance_words(
+            self.processor.tokenizer,
+            self.anchors(number, "text"),
+            self.outputs.texts[number],
+            self.dataset[int(number)].get("context"),
+            self.processor.max_text_length,
+        )
+        return [(word["word"], word["score"]) for word in words]
 
     def tracks(self, number):
-        return [
-            {
-                "modality": modality,
-                "frames": self.frames(number, modality)[: self.limits[modality]],
-                "anchors": self.anchors(number, modality),
-            }
-            for modality in FEATURE_MODALITIES
-            if self.sizes[modality]
-        ]
+        """Sound and video as `plots.anchor_figure` takes them, anchors in seconds or in percent of the clip."""
+        row, length = self.dataset[int(number)], self.duration(number) or 100.0
+        tracks = []
+        for modality in FEATURE_MODALITIES:
+            size = getattr(self.processor, f"{modality}_feature_size")
+            if size:
+                values = row.get(f"{modality}_features")
+                frames = np.asarray(() if values is None else values, dtype=np.float32).reshape(-1, size)
+                frames = frames[: getattr(self.processor, f"max_{modality}_length")]
+                anchors = anchor_spans(self.anchors(number, modality), len(frames) / length)
+                tracks.append({"modality": modality, "frames": frames, "anchors": anchors})
+        return tracks
 
     def duration(self, number):
         """Seconds, None where the data set does not say."""
@@ -426,30 +434,12 @@ class _ClipAnchors:
 
     def describe(self, number):
         """`great, again · sound 0.4 s, 1.8 s · picture 66 %`."""
-        best = sorted(
-            ((word, score) for word, score in self.words(number) if score is not None), key=lambda pair: -pair[1]
-        )
-        parts = [", ".join(word for word, _ in best[:_ANCHORS_SHOWN])] if best else []
-        duration = self.duration(number)
+        chosen = [(word, score) for word, score in self.words(number) if score is not None]
+        best = sorted(chosen, key=lambda pair: -pair[1])[:_ANCHORS_SHOWN]
+        parts = [", ".join(word for word, _ in best)] if best else []
+        form = "{:.1f} s" if self.duration(number) else "{:.0f} %"
         for track in self.tracks(number):
-            shares = [(position + 0.5) / len(track["frames"]) for position, _ in track["anchors"][:_ANCHORS_SHOWN]]
-            places = [f"{share * duration:.1f} s" if duration else f"{100 * share:.0f} %" for share in shares]
-            if places:
-                parts.append(f"{MODALITY_NAMES[track['modality']]} {', '.join(places)}")
+            middles = [(anchor["start"] + anchor["end"]) / 2 for anchor in track["anchors"][:_ANCHORS_SHOWN]]
+            if middles:
+                parts.append(f"{MODALITY_NAMES[track['modality']]} {', '.join(map(form.format, middles))}")
         return " · ".join(parts) or "–"
-
-
-def _word_pieces(tokenizer, token_ids):
-    """[(text, whether it begins a word)] for WordPiece (`##ing`) and for byte-pair and unigram tokens (`Ġword`, `▁word`)."""
-    tokens = tokenizer.convert_ids_to_tokens(token_ids)
-    marks_starts = any(token.startswith(("Ġ", "▁")) for token in tokens)
-    pieces, after_special = [], True
-    for token, token_id in zip(tokens, token_ids, strict=True):
-        special = token_id in tokenizer.all_special_ids
-        if marks_starts:
-            starts, text = token.startswith(("Ġ", "▁")), tokenizer.decode([token_id]).strip()
-        else:
-            starts, text = not token.startswith("##"), token.removeprefix("##")
-        pieces.append((token if special else text, starts or special or after_special))
-        after_special = special
-    return pieces

@@ -1,4 +1,4 @@
-"""Which folders training may write to, and which checkpoints it may go on from."""
+"""Whole checkpoints: folders that training can write to, and checkpoints that it can resume from."""
 
 import json
 import os
@@ -6,9 +6,13 @@ import re
 import shutil
 import tempfile
 
+import torch
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
+
+from ..files_amess import write_json
+from .arguments import AMESSTrainingArguments
 
 
 logger = logging.get_logger(__name__)
@@ -17,12 +21,11 @@ logger = logging.get_logger(__name__)
 MANIFEST_NAME = "checkpoint.manifest"
 
 
-def check_output_dir(folder):
-    """
-    Make the folder, and see that it can be written to.
+def check_output_dir(folder: str | os.PathLike) -> None:
+    """Make the folder, and see that it can be written to.
 
     Raises:
-        `ValueError`: naming the folder and what is wrong with it.
+        ValueError: Naming the folder and what is wrong with it.
     """
     try:
         os.makedirs(folder, exist_ok=True)
@@ -34,16 +37,15 @@ def check_output_dir(folder):
         ) from error
 
 
-def check_free_space(args, model):
-    """
-    See that what training is going to write fits onto the disk.
+def check_free_space(args: AMESSTrainingArguments, model: torch.nn.Module) -> None:
+    """See that what training is going to write fits on the disk.
 
     Args:
         args ([`AMESSTrainingArguments`]): The output folder, what checkpoints hold and how many are kept.
         model (`torch.nn.Module`): The model.
 
     Raises:
-        `ValueError`: naming the folder, what is needed and what is free.
+        ValueError: Naming the folder, what is needed and what is free.
     """
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     # A new checkpoint is written before an old one is deleted.
@@ -60,29 +62,26 @@ def check_free_space(args, model):
         )
 
 
-def begin_checkpoint(checkpoint):
-    """Make the folder of a checkpoint; one that is there already is no whole checkpoint any more."""
+def begin_checkpoint(checkpoint: str | os.PathLike) -> None:
+    """Make the folder of a checkpoint; one that is there already no longer counts as whole."""
     os.makedirs(checkpoint, exist_ok=True)
     for name in (TRAINER_STATE_NAME, MANIFEST_NAME):
         if os.path.exists(os.path.join(checkpoint, name)):
             os.remove(os.path.join(checkpoint, name))
 
 
-def write_manifest(checkpoint):
-    """Write down which files the checkpoint has so far, and how long they are; aside first, then under its name."""
+def write_manifest(checkpoint: str | os.PathLike) -> None:
+    """Write down which files the checkpoint has so far, and how long they are."""
     sizes = {}
     for folder, _, names in os.walk(checkpoint):
         for name in names:
             path = os.path.join(folder, name)
             sizes[os.path.relpath(path, checkpoint)] = os.path.getsize(path)
-    path = os.path.join(checkpoint, MANIFEST_NAME)
-    with open(f"{path}.partial", "w", encoding="utf-8") as file:
-        json.dump(sizes, file, indent=1, sort_keys=True)
-    os.replace(f"{path}.partial", path)
+    write_json(os.path.join(checkpoint, MANIFEST_NAME), sizes, sort_keys=True)
 
 
-def what_is_missing(checkpoint):
-    """What keeps a checkpoint from being whole (`str`), or `None` for one that is: all files there, none cut."""
+def what_is_missing(checkpoint: str | os.PathLike) -> str | None:
+    """Return what keeps a checkpoint from being whole, or `None` for one that is: all files there, none cut."""
     for name in (MANIFEST_NAME, TRAINER_STATE_NAME):
         try:
             with open(os.path.join(checkpoint, name), encoding="utf-8") as file:
@@ -90,7 +89,7 @@ def what_is_missing(checkpoint):
         except (OSError, ValueError):
             return f"{name} is missing or cut"
         if not isinstance(content, dict):
-            return f"{name} holds no JSON object"
+            return f"{name} does not hold a JSON object"
         if name == MANIFEST_NAME:
             sizes = content
     for name, size in sizes.items():
@@ -100,8 +99,8 @@ def what_is_missing(checkpoint):
     return None
 
 
-def last_complete_checkpoint(folder):
-    """The latest whole checkpoint in `folder`, or `None`; those that were cut while being written are passed over."""
+def last_complete_checkpoint(folder: str | os.PathLike) -> str | None:
+    """Return the latest whole checkpoint in `folder`, or `None`; those cut while being written are passed over."""
     steps = {}
     for name in os.listdir(folder) if os.path.isdir(folder) else ():
         match = re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", name)
@@ -115,15 +114,14 @@ def last_complete_checkpoint(folder):
     return None
 
 
-def checkpoint_to_resume(resume_from_checkpoint, folder):
-    """
-    The checkpoint that `resume_from_checkpoint` means: a folder, or `True` (also as text) for the last one of the run.
+def checkpoint_to_resume(resume_from_checkpoint: str | bool | None, folder: str | os.PathLike) -> str | None:
+    """Return the checkpoint that `resume_from_checkpoint` means: a folder, or `True` (also as text) for the last of the run.
 
     Returns:
         `str`, or `None` to begin from the start, as `True` does where no checkpoint has been written yet.
 
     Raises:
-        `ValueError`: if a folder that was named is no whole checkpoint.
+        ValueError: If a folder that was named is not a whole checkpoint.
     """
     if resume_from_checkpoint is None or str(resume_from_checkpoint).lower() == "false":
         return None

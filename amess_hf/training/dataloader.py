@@ -1,15 +1,22 @@
 """Which clips make a training batch, on each process of a run."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import DynamoBackend
 from datasets import Dataset
 from torch.utils.data import DataLoader, Sampler
+from transformers import PreTrainedTokenizerBase
 
+from ..configuration_amess import AMESSConfig
 from ..constants_amess import FEATURE_MODALITIES, IGNORED_LABEL_ID
+from .arguments import AMESSTrainingArguments
 
 
 # Batches that are sorted together: enough to find clips of like lengths, few enough for batches to differ by epoch.
@@ -17,9 +24,10 @@ BATCHES_PER_POOL = 16
 
 
 class ClipBatchSampler(Sampler):
-    """
-    Batches of clip indices for one process, such that the processes' batches of a step are together the batch that one
-    process with `num_processes * batch_size` clips would take, at the same step, also where the last one is shorter.
+    """Batches of clip indices for one process of several.
+
+    The processes' batches of a step are together the batch that one process with `num_processes * batch_size` clips
+    would take at the same step, also where the last one is shorter.
 
     The order depends on the seed and the epoch and on nothing else: a resumed run sees what the undisturbed one would.
 
@@ -36,14 +44,14 @@ class ClipBatchSampler(Sampler):
 
     def __init__(
         self,
-        num_clips,
-        batch_size,
-        seed,
-        num_processes=1,
-        process_index=0,
-        lengths=None,
-        shuffle=True,
-        drop_last=False,
+        num_clips: int,
+        batch_size: int,
+        seed: int,
+        num_processes: int = 1,
+        process_index: int = 0,
+        lengths: np.ndarray | None = None,
+        shuffle: bool = True,
+        drop_last: bool = False,
     ):
         self.num_clips = num_clips
         self.batch_size = batch_size
@@ -55,7 +63,8 @@ class ClipBatchSampler(Sampler):
         self.drop_last = drop_last
         self.epoch = 0
 
-    def set_epoch(self, epoch):
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of the epoch `epoch`."""
         self.epoch = epoch
 
     def __len__(self):
@@ -84,10 +93,10 @@ class ClipBatchSampler(Sampler):
         return batches
 
 
-def clip_lengths(dataset, tokenizer, config):
-    """
-    Words and frames that each clip brings to a batch: tokens of its text (and context), and frames of sound and picture,
-    each at most the configured maximum. Features are not read: Arrow knows how many frames there are.
+def clip_lengths(dataset: Any, tokenizer: PreTrainedTokenizerBase, config: AMESSConfig) -> np.ndarray:
+    """Return how many tokens and frames each clip brings to a batch, each modality at most its configured maximum.
+
+    Features are not read: Arrow knows how many frames there are.
 
     Args:
         dataset (`datasets.Dataset`, or a sequence of examples): The clips.
@@ -111,7 +120,7 @@ def clip_lengths(dataset, tokenizer, config):
     return total
 
 
-def _num_frames(dataset, name):
+def _num_frames(dataset: Any, name: str):
     if not isinstance(dataset, Dataset):
         return np.array([0 if row[name] is None else len(row[name]) for row in dataset])
     chunks = dataset.data.column(name).chunks
@@ -123,19 +132,25 @@ def _num_frames(dataset, name):
 class _Fill:
     """A collator that makes a batch of one ignored row where the process has no clip in the last step."""
 
-    def __init__(self, collator, dataset):
+    def __init__(self, collator: Callable, dataset: Any):
         self.collator = collator
         self.dataset = dataset
 
-    def __call__(self, rows):
+    def __call__(self, rows: list[dict[str, Any]]):
         if rows:
             return self.collator(rows)
         return self.collator([{**self.dataset[0], "label": IGNORED_LABEL_ID}])
 
 
-def training_dataloader(dataset, collator, args, accelerator, tokenizer, config):
-    """
-    The loader of training batches of this process, on the device of `accelerator`.
+def training_dataloader(
+    dataset: Any,
+    collator: Callable,
+    args: AMESSTrainingArguments,
+    accelerator: Accelerator,
+    tokenizer: PreTrainedTokenizerBase,
+    config: AMESSConfig,
+) -> DataLoader:
+    """Return the loader of training batches of this process, on the device of `accelerator`.
 
     Args:
         dataset (`datasets.Dataset`, or a sequence of examples): The training clips.
@@ -149,7 +164,7 @@ def training_dataloader(dataset, collator, args, accelerator, tokenizer, config)
         `DataLoader`: with `set_epoch`; each process takes the same number of batches.
 
     Raises:
-        `ValueError`: if there is no clip, or `train_sampling_strategy` is one that would not treat processes alike.
+        ValueError: If there is no clip, or `train_sampling_strategy` is one that would not treat processes alike.
     """
     strategies = ("random", "sequential", "group_by_length")
     strategy = args.train_sampling_strategy
@@ -189,10 +204,8 @@ def training_dataloader(dataset, collator, args, accelerator, tokenizer, config)
     )
 
 
-def mark_dynamic_lengths(batch, accelerator):
-    """
-    Tell `torch.compile`, where it is used, that the number of clips, words and frames differs between batches, before it
-    compiles for the first batch's numbers.
+def mark_dynamic_lengths(batch: dict[str, torch.Tensor], accelerator: Accelerator) -> dict[str, torch.Tensor]:
+    """Tell `torch.compile`, where it is used, that batches differ in clips, tokens and frames, before it compiles.
 
     Args:
         batch (`dict[str, torch.Tensor]`): A batch on its device.

@@ -1,12 +1,17 @@
-"""Which descriptions to encode at a training step."""
+"""Which label descriptions to encode with gradient at a training step."""
 
 import math
 import random
+from collections.abc import Callable
 
+import torch
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+from transformers import PreTrainedTokenizerBase
 
-from ..configuration_amess import text_positions
+from ..configuration_amess import AMESSConfig, text_positions
+from ..modeling_amess import AMESSForIntentClassification
 from ..padding_amess import encode_texts
+from .arguments import AMESSTrainingArguments
 
 
 # Sentences of a label that training draws from, the first ones: those that say what the intent is. The stored embedding is
@@ -22,15 +27,14 @@ MAX_SENTENCE_LENGTH = 64
 LABELS_AT_A_TURN = 10
 
 
-def label_turns(num_labels, period):
-    """For each label, the step of a period (`int`, steps) at which it has its turn."""
+def label_turns(num_labels: int, period: int) -> list[int]:
+    """Return for each label the step of a period (in steps) at which it has its turn."""
     turns = min(period, max(1, num_labels // LABELS_AT_A_TURN))
     return [(index * turns // num_labels) * period // turns for index in range(num_labels)]
 
 
 class LabelDescriptionSampler:
-    """
-    Draw, for each step, the labels whose turn it is and one of the first `TRAINING_SENTENCES` sentences for each.
+    """Draw, for each step, the labels whose turn it is and one of the first `TRAINING_SENTENCES` sentences for each.
 
     Every label has one turn in `period` steps, together with `LABELS_AT_A_TURN` - 1 others or a few more, and the turns are
     spread evenly over the period. The draw depends on nothing but the seed and the step, so that every process draws the
@@ -44,7 +48,14 @@ class LabelDescriptionSampler:
         max_length (`int`): Tokens of a sentence at most.
     """
 
-    def __init__(self, label_descriptions, tokenizer, period, seed, max_length=MAX_SENTENCE_LENGTH):
+    def __init__(
+        self,
+        label_descriptions: dict[str, list[str]],
+        tokenizer: PreTrainedTokenizerBase,
+        period: int,
+        seed: int,
+        max_length: int = MAX_SENTENCE_LENGTH,
+    ):
         self.sentences = [sentences[:TRAINING_SENTENCES] for sentences in label_descriptions.values()]
         self.tokenizer = tokenizer
         self.period = period
@@ -52,11 +63,15 @@ class LabelDescriptionSampler:
         self.max_length = max_length
         self.turns = label_turns(len(self.sentences), period)
 
-    def __call__(self, step):
-        """
-        The model's description inputs at step `step` (`int`): `description_input_ids` and
-        `description_attention_mask` (descriptions, text_length), `description_indices` (descriptions,); an empty dict
-        if it is no label's turn.
+    def __call__(self, step: int) -> dict[str, torch.Tensor]:
+        """Return the model's description inputs at a step, an empty dict if it is no label's turn.
+
+        Args:
+            step (`int`): Optimizer steps taken so far.
+
+        Returns:
+            `dict[str, torch.Tensor]`: `description_input_ids` and `description_attention_mask`, both
+            (descriptions, text_length), and `description_indices` (descriptions,).
         """
         indices = [index for index, turn in enumerate(self.turns) if turn == step % self.period]
         if not indices:
@@ -72,24 +87,27 @@ class LabelDescriptionSampler:
         }
 
 
-def update_label_embeds(model, tokenizer):
-    """Embed the model's descriptions anew, also where FSDP has shared out the model's weights."""
+def update_label_embeds(model: AMESSForIntentClassification, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Embed the model's descriptions again, also where FSDP has sharded the model's weights."""
     if isinstance(model, FSDPModule):
         # Called past the model's own `forward`, which is what FSDP waits for to bring the weights together.
         register_fsdp_forward_method(model, "_encode_sentences")
     model.update_label_embeds(tokenizer)
 
 
-def start_label_embeds(model, tokenizer):
+def start_label_embeds(model: AMESSForIntentClassification, tokenizer: PreTrainedTokenizerBase) -> None:
     """Embed the descriptions of a model that has none in memory yet: until a label's turn its memory is compared with."""
     if model.config.label_descriptions is not None and not model.label_embeds.any():
         model.update_label_embeds(tokenizer)
 
 
-def description_sampler(config, tokenizer, args, batches_per_epoch):
-    """
-    What gives each training step its description inputs: a [`LabelDescriptionSampler`], or a function that gives none
-    where the model has no descriptions or their losses have no weight.
+def description_sampler(
+    config: AMESSConfig, tokenizer: PreTrainedTokenizerBase, args: AMESSTrainingArguments, batches_per_epoch: int
+) -> Callable[[int], dict[str, torch.Tensor]]:
+    """Return what gives each training step its description inputs.
+
+    That is a [`LabelDescriptionSampler`], or a function that gives none where the model has no descriptions or their
+    losses have no weight.
 
     Args:
         config ([`AMESSConfig`]): Labels, descriptions and loss weights.

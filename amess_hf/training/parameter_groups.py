@@ -2,22 +2,23 @@
 
 import re
 from collections import defaultdict
+from typing import Any
 
 from transformers import Trainer
+
+from ..modeling_amess import AMESSForIntentClassification
+from .arguments import AMESSTrainingArguments
 
 
 TEXT_ENCODER = re.compile(r"(^|\.)text_encoder\.")
 
 
-def default_learning_rate(config):
-    """
-    2e-4 for a text encoder up to 384 wide (chosen on MIntRec's dev split with MiniLM), and less in proportion to the square
-    of the width beyond: 5e-5 at 768, the usual one for BERT-base.
-    """
-    return 2e-4 * min(1.0, 384 / config.text_config.hidden_size) ** 2
+def freeze_word_embeddings(model: AMESSForIntentClassification) -> None:
+    """Keep the text encoder's word embeddings as they are: they get no gradient."""
+    model.get_input_embeddings().requires_grad_(False)
 
 
-def _depth(name, num_layers):
+def _depth(name: str, num_layers: int):
     """Layers between a text encoder's parameter and its output: 0 for the last layer, `num_layers` for embeddings."""
     layer = re.search(r"\.(\d+)\.", name.split("text_encoder", 1)[1])
     if layer is not None:
@@ -25,9 +26,8 @@ def _depth(name, num_layers):
     return num_layers if "embed" in name else 0
 
 
-def parameter_groups(model, args):
-    """
-    Parameter groups for an optimizer.
+def parameter_groups(model: AMESSForIntentClassification, args: AMESSTrainingArguments) -> list[dict[str, Any]]:
+    """Return the parameter groups of an optimizer.
 
     A text encoder's layer d layers below the last has learning rate `learning_rate * layer_decay**d`; all else has
     `head_learning_rate`. Biases and layer normalisations have no weight decay, as in transformers' Trainer.
@@ -40,7 +40,7 @@ def parameter_groups(model, args):
         `list[dict]`: groups with `params`, `lr` and `weight_decay`.
 
     Raises:
-        `ValueError`: if the model has no text encoder by that name, so that nothing would get `learning_rate`.
+        ValueError: If the model has no text encoder by that name, so that nothing would get `learning_rate`.
     """
     decayed = set(Trainer.get_decay_parameter_names(None, model))
     groups = defaultdict(list)

@@ -1,14 +1,31 @@
 """Trainer for A-MESS."""
 
 from collections import defaultdict
+from typing import Any
 
 import torch
-from torch.utils.data import SequentialSampler
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
+from torch.utils.data import DataLoader, SequentialSampler
+from transformers import (
+    AutoTokenizer,
+    EarlyStoppingCallback,
+    EvalPrediction,
+    ProcessorMixin,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.trainer_utils import has_length
+from transformers.trainer_utils import TrainOutput, has_length
 
+from ..configuration_amess import AMESSConfig
+from ..data.collator import AMESSDataCollator
+from ..evaluation.prediction import CLIP_OUTPUTS, ClipOutputs
 from ..hub import PushesToHub
+from ..modeling_amess import LOSS_PARTS, AMESSClassifierOutput, AMESSForIntentClassification
+from ..processing_amess import AMESSProcessor
+from .arguments import AMESSTrainingArguments
 from .checkpoint_integrity import (
     begin_checkpoint,
     check_free_space,
@@ -18,62 +35,121 @@ from .checkpoint_integrity import (
 )
 from .dataloader import mark_dynamic_lengths, training_dataloader
 from .description_sampling import description_sampler, start_label_embeds, update_label_embeds
-from .parameter_groups import default_learning_rate, parameter_groups
-from .results import in_scope_metrics
+from .parameter_groups import freeze_word_embeddings, parameter_groups
 from .weight_averaging import WeightAverage, averaged_weights
 
 
-LOSS_PARTS = (
-    "classification_loss",
-    "label_triplet_loss",
-    "label_contrastive_loss",
-    "batch_triplet_loss",
-    "consistency_loss",
-    "outlier_exposure_loss",
-)
+def prediction_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """Return the in-scope metrics of the answers; out-of-scope clips are left out.
+
+    Args:
+        prediction (`EvalPrediction`):
+            Logits (clips, num_labels), alone or first in a tuple, and label ids (clips,).
+    """
+    from ..evaluation.metrics import in_scope_metrics
+
+    logits = prediction.predictions
+    return in_scope_metrics(logits[0] if isinstance(logits, tuple) else logits, prediction.label_ids)
 
 
-def prediction_metrics(prediction):
-    """Metrics of an `EvalPrediction` with logits (clips, labels) and label ids (clips,); out-of-scope clips are left out."""
-    return in_scope_metrics(prediction.predictions, prediction.label_ids)
+def processor_for(config: AMESSConfig, processing_class: Any = None) -> AMESSProcessor:
+    """Return the processor that makes the batches of a model.
+
+    Args:
+        config ([`AMESSConfig`]): The model's configuration.
+        processing_class ([`AMESSProcessor`] or a tokenizer, *optional*):
+            A processor stays as it is; a tokenizer becomes part of one. Without it the tokenizer is loaded from where the
+            model, or its text encoder, was loaded from.
+
+    Raises:
+        ValueError: If there is no tokenizer there.
+    """
+    if isinstance(processing_class, ProcessorMixin):
+        return processing_class
+    if processing_class is None:
+        source = config._name_or_path or config.text_config._name_or_path
+        try:
+            processing_class = AutoTokenizer.from_pretrained(source)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"no tokenizer in {source or 'a model that was not loaded from anywhere'}; pass `processing_class`, a "
+                "tokenizer or an `AMESSProcessor`"
+            ) from error
+    return AMESSProcessor.for_model(config, processing_class)
 
 
 class _AverageWeights(TrainerCallback):
     """Take the weights into the average after each step."""
 
-    def __init__(self, trainer):
+    def __init__(self, trainer: "AMESSTrainer"):
         self.trainer = trainer
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self.trainer.average.update()
 
 
 class AMESSTrainer(PushesToHub, Trainer):
-    """
-    [`~transformers.Trainer`] for [`AMESSForIntentClassification`]: learning rates of the text encoder and the rest, the
-    descriptions whose turn it is, an average of the weights that is evaluated and kept, and the parts of the loss in
-    the log (`classification_loss`, `label_triplet_loss`, …).
+    """[`~transformers.Trainer`] for [`AMESSForIntentClassification`], with the recipe of the project.
+
+    That is: learning rates of the text encoder and the rest, the descriptions whose turn it is, an average of the weights
+    that is evaluated and kept, and the parts of the loss in the log (`classification_loss`, `label_triplet_loss`, …).
+    Nothing but a model is needed; what is not given follows from it.
 
     Args:
         model ([`AMESSForIntentClassification`]): The model.
-        args ([`AMESSTrainingArguments`]): The arguments.
-        processing_class ([`AMESSProcessor`] or a tokenizer):
-            Saved with the model; its tokenizer encodes the descriptions.
+        args ([`AMESSTrainingArguments`], *optional*): The arguments; they are copied and not changed.
+        data_collator (`Callable`, *optional*): Defaults to [`AMESSDataCollator`] with the processor.
+        train_dataset (`datasets.Dataset`, *optional*): Clips as [`load_mintrec`] gives them.
+        eval_dataset (`datasets.Dataset`, *optional*):
+            Clips to evaluate on; without them nothing is evaluated while training, and the last weights are kept.
+        processing_class ([`AMESSProcessor`] or a tokenizer, *optional*):
+            Makes the batches, and is saved with the model. Loaded from where the model or its text encoder came from if
+            not given.
         kwargs: As for [`~transformers.Trainer`]. `compute_metrics` defaults to the in-scope metrics.
+
+    Raises:
+        ValueError: If no model is given, its tokenizer cannot be found, or the arguments do not fit one another.
+
+    Example:
+        ```python
+        >>> trainer = AMESSTrainer(model, train_dataset=dataset["train"], eval_dataset=dataset["validation"])
+        >>> trainer.train()
+        ```
     """
 
-    def __init__(self, model=None, args=None, processing_class=None, **kwargs):
-        kwargs.setdefault("compute_metrics", prediction_metrics)
+    def __init__(
+        self,
+        model: AMESSForIntentClassification | None = None,
+        args: AMESSTrainingArguments | None = None,
+        data_collator: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        **kwargs: Any,
+    ):
+        if model is None:
+            raise ValueError("`model` is missing; give an `AMESSForIntentClassification`")
+        args = (args or AMESSTrainingArguments()).for_model(model.config, eval_dataset is not None)
         if args.should_save:
             check_output_dir(args.output_dir)
-        if args.learning_rate is None:
-            args.learning_rate = default_learning_rate(model.config)
-        super().__init__(model=model, args=args, processing_class=processing_class, **kwargs)
-        self.tokenizer = getattr(processing_class, "tokenizer", processing_class)
+        if args.freeze_word_embeddings:
+            freeze_word_embeddings(model)
+        processor = processor_for(model.config, processing_class)
+        kwargs.setdefault("compute_metrics", prediction_metrics)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=AMESSDataCollator(processor) if data_collator is None else data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processor,
+            **kwargs,
+        )
+        self.tokenizer = processor.tokenizer
         if self.args.weight_averaging and (self.is_fsdp_enabled or is_deepspeed_zero3_enabled()):
             raise ValueError(
-                f"`weight_averaging` is {self.args.weight_averaging}, but with FSDP and DeepSpeed ZeRO-3 no process has the "
-                "weights whole to average; give `--weight_averaging 0`"
+                f"`weight_averaging` is {self.args.weight_averaging}, but with FSDP and DeepSpeed ZeRO-3 no process has "
+                "whole weights to average; give `--weight_averaging 0`"
             )
         self.average = None
         self._sampler = None  # of descriptions
@@ -81,14 +157,16 @@ class AMESSTrainer(PushesToHub, Trainer):
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
 
-    def create_optimizer(self, model=None):
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """Make the optimizer with the parameter groups of the recipe."""
         if self.optimizer is None:
             model = self.model if model is None else model
             optimizer_cls, optimizer_kwargs = self.get_optimizer_cls_and_kwargs(self.args, model)
             self.optimizer = optimizer_cls(parameter_groups(model, self.args), **optimizer_kwargs)
         return self.optimizer
 
-    def get_train_dataloader(self):
+    def get_train_dataloader(self) -> DataLoader:
+        """Return the loader of training batches, the same clips a step for any number of processes."""
         if self.train_dataset is None:
             raise ValueError("training needs clips: pass `train_dataset`")
         if not has_length(self.train_dataset):
@@ -98,17 +176,21 @@ class AMESSTrainer(PushesToHub, Trainer):
             self.train_dataset, self.data_collator, self.args, self.accelerator, self.tokenizer, self.model.config
         )
 
-    def _get_eval_sampler(self, eval_dataset):
+    def _get_eval_sampler(self, eval_dataset: Any):
         # In the data set's order, whatever training does: predictions are matched with clips by their place.
         return SequentialSampler(eval_dataset)
 
-    def train(self, resume_from_checkpoint=None, **kwargs):
-        """
-        [`~transformers.Trainer.train`]; `resume_from_checkpoint=True` goes on from the last whole checkpoint of the
-        output folder, and begins from the start where there is none yet.
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs) -> TrainOutput:
+        """Train, as [`~transformers.Trainer.train`] does.
+
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*):
+                A checkpoint to go on from; `True` is the last whole one of the output folder, or the start where there is
+                none yet.
+            kwargs: As for [`~transformers.Trainer.train`].
 
         Raises:
-            `ValueError`: if the named checkpoint was cut while being written, or the disk has no room for the run.
+            ValueError: If the named checkpoint was cut while being written, or the disk has no room for the run.
         """
         checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
         if self.args.should_save:
@@ -126,7 +208,7 @@ class AMESSTrainer(PushesToHub, Trainer):
         self._update_label_embeds()
         return result
 
-    def _save_rng_state(self, output_dir):
+    def _save_rng_state(self, output_dir: str | None):
         super()._save_rng_state(output_dir)
         # Every process has written its part of the checkpoint now; the state of the Trainer follows, last of all.
         self.accelerator.wait_for_everyone()
@@ -144,7 +226,14 @@ class AMESSTrainer(PushesToHub, Trainer):
             self._sampler = description_sampler(self.model.config, self.tokenizer, self.args, batches)
         return self._prepare_input(self._sampler(self.state.global_step))
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Compute the loss of a batch, with the descriptions whose turn it is, and keep its parts for the log."""
         if model.training:
             inputs = mark_dynamic_lengths({**inputs, **self._descriptions()}, self.accelerator)
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
@@ -154,7 +243,8 @@ class AMESSTrainer(PushesToHub, Trainer):
                     self._parts[name].append(outputs[name])
         return (loss, outputs) if return_outputs else loss
 
-    def log(self, logs, start_time=None):
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with the parts of the loss."""
         # The parts were kept on the device, and are fetched once a log line.
         if "loss" in logs and self._parts:
             for name, values in self._parts.items():
@@ -162,12 +252,34 @@ class AMESSTrainer(PushesToHub, Trainer):
             self._parts.clear()
         super().log(logs, start_time)
 
-    def evaluate(self, *args, **kwargs):
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        """Evaluate the averaged weights; draws no number that training would draw."""
         # What training draws after an evaluation is what it would have drawn without one.
         with averaged_weights(self.model, self.average, self.tokenizer), torch.random.fork_rng(devices=[]):
             return super().evaluate(*args, **kwargs)
 
-    def save_model(self, output_dir=None, _internal_call=False):
+    def predict_clips(self, dataset: Any, metric_key_prefix: str = "test") -> tuple[ClipOutputs, dict[str, float]]:
+        """Predict a split once, on all processes, with everything that metrics, detector and report need.
+
+        Args:
+            dataset (`datasets.Dataset`): Clips with labels.
+            metric_key_prefix (`str`): Prefix of the metrics' names.
+
+        Returns:
+            `tuple`: a [`ClipOutputs`], and the metrics as [`~transformers.Trainer.predict`] gives them.
+        """
+        ignored = [name for name in AMESSClassifierOutput.__dataclass_fields__ if name not in CLIP_OUTPUTS]
+        result = self.predict(dataset, ignore_keys=ignored, metric_key_prefix=metric_key_prefix)
+        has_anchors = self.model.config.fusion_type == "anchor"
+        names = [name for name in AMESSClassifierOutput.__dataclass_fields__ if name in CLIP_OUTPUTS]
+        names = [name for name in names if has_anchors or not name.startswith("anchor_")]
+        outputs = dict(zip(names, result.predictions, strict=True))
+        described = self.model.config.label_descriptions is not None
+        label_embeds = self.model.label_embeds.float().cpu().numpy() if described else None
+        return ClipOutputs.from_predictions(dataset, label_embeds=label_embeds, **outputs), result.metrics
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model, and in a checkpoint the average of its weights too."""
         if _internal_call and self.is_in_train and output_dir is not None and self.args.should_save:
             begin_checkpoint(output_dir)
         super().save_model(output_dir, _internal_call)
@@ -181,7 +293,7 @@ class AMESSTrainer(PushesToHub, Trainer):
             self.average.load(self.state.best_model_checkpoint)
             self.average.apply()
 
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.average is not None:
             self.average.load(resume_from_checkpoint)

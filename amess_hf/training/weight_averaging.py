@@ -1,19 +1,23 @@
-"""A moving average of the weights, kept beside the model."""
+"""A moving average of the weights, kept next to the model."""
 
 import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+from transformers import PreTrainedTokenizerBase
+
+from ..files_amess import written_aside
+from ..modeling_amess import AMESSForIntentClassification
 
 
 AVERAGED_WEIGHTS_NAME = "averaged_weights.safetensors"
 
 
 class WeightAverage:
-    """
-    Exponential moving average of a model's trainable parameters.
+    """Exponential moving average of a model's trainable parameters.
 
     The decay grows to its value as min(decay, (1 + t) / (10 + t)) at update t, so that the first, untrained weights
     are soon forgotten.
@@ -23,14 +27,14 @@ class WeightAverage:
         decay (`float`): Share of the average that a step keeps, at least 0 and below 1.
     """
 
-    def __init__(self, model, decay):
+    def __init__(self, model: torch.nn.Module, decay: float):
         self.decay = decay
         self.updates = torch.zeros((), dtype=torch.long)
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.averages = {name: p.detach().clone() for name, p in self.parameters.items()}
 
     @torch.no_grad()
-    def update(self):
+    def update(self) -> None:
         """Take the parameters' present values into the average."""
         self.updates += 1
         updates = int(self.updates)
@@ -45,7 +49,7 @@ class WeightAverage:
             self.averages[name].copy_(present)
 
     @contextmanager
-    def applied(self):
+    def applied(self) -> Iterator[None]:
         """Within it, the model has the averaged weights."""
         self._exchange()
         try:
@@ -54,25 +58,24 @@ class WeightAverage:
             self._exchange()
 
     @torch.no_grad()
-    def apply(self):
+    def apply(self) -> None:
         """Give the model the averaged weights for good."""
         for name, parameter in self.parameters.items():
             parameter.copy_(self.averages[name])
 
-    def save(self, directory):
-        """Write the average to `directory`, aside first and then under its name."""
+    def save(self, directory: str | os.PathLike) -> None:
+        """Write the average to `directory`."""
         path = os.path.join(directory, AVERAGED_WEIGHTS_NAME)
         tensors = {name: average.contiguous() for name, average in self.averages.items()}
-        save_file({**tensors, "updates": self.updates}, f"{path}.partial", metadata={"format": "pt"})
-        os.replace(f"{path}.partial", path)
+        with written_aside(path) as partial:
+            save_file({**tensors, "updates": self.updates}, partial, metadata={"format": "pt"})
 
     @torch.no_grad()
-    def load(self, directory):
-        """
-        Read the average that `save` wrote.
+    def load(self, directory: str | os.PathLike) -> None:
+        """Read the average that `save` wrote.
 
         Raises:
-            `ValueError`: if the file is missing or was written for another model.
+            ValueError: If the file is missing or was written for another model.
         """
         path = os.path.join(directory, AVERAGED_WEIGHTS_NAME)
         if not os.path.isfile(path):
@@ -89,9 +92,10 @@ class WeightAverage:
 
 
 @contextmanager
-def averaged_weights(model, average, tokenizer):
-    """
-    Within it, the model has the averaged weights and label embeddings made with them; the model of the training after it.
+def averaged_weights(
+    model: AMESSForIntentClassification, average: WeightAverage | None, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[None]:
+    """Give the model, within a `with` block, the averaged weights and label embeddings made with them.
 
     Args:
         model ([`AMESSForIntentClassification`]): The model.

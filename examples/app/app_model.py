@@ -21,7 +21,7 @@ from amess_hf import (
     OutOfScopeDetector,
     save_for_hub,
 )
-from amess_hf.data.descriptions import load_label_descriptions
+from amess_hf.descriptions_amess import load_label_descriptions
 from amess_hf.encoders_amess import FRAME_DIFFERENCE, LOG_MEL
 
 
@@ -82,7 +82,7 @@ def train_model(folder: Path, text_encoder: str | None = None, clips_per_intent:
     processor = AMESSProcessor.for_model(model.config, tokenizer)
     train = draw_rows(processor, clips_per_intent, seed)
     held_back = draw_rows(processor, clips_per_intent, seed + 1)
-    collator = AMESSDataCollator(tokenizer, model.config)
+    collator = AMESSDataCollator(processor)
     arguments = AMESSTrainingArguments(
         output_dir=str(Path(folder, "training")),
         num_train_epochs=30,
@@ -119,24 +119,19 @@ def draw_rows(processor: AMESSProcessor, clips_per_intent: int, seed: int) -> li
             scene = Scene(draw.choice(texts), voice, movement, moment, draw.randrange(10**6))
             scenes.append((label, scene, texts not in (DOUBLE_EDGED, PROMISES) and index % 4 == 3))
     draw.shuffle(scenes)
-    frame_rate = processor.load_video_encoder().clip_frame_rate
-    sounds, pictures = [], []
-    for _, scene, words_alone in scenes:
-        if words_alone:
-            sounds.append(None)
-            pictures.append(None)
-            continue
-        # A clip's sound ends in silence where the AAC coder filled its last block of 1,024 samples.
-        voice = np.pad(voice_samples(scene), (0, draw.randrange(1024)))
-        sounds.append(processor.read_sound(voice, SAMPLING_RATE))
-        openings = mouth_openings(sounds[-1])
-        times = [index / frame_rate for index in range(int(SECONDS * frame_rate))]
-        pictures.append([draw_frame(scene, time, openings[int(time * FRAME_RATE)], smooth=False) for time in times])
-    audio, video = processor.encode(sounds, pictures)
-    return [
-        {"text": scene.text, "label": label, "audio_features": sound, "video_features": picture}
-        for (label, scene, _), sound, picture in zip(scenes, audio, video, strict=True)
-    ]
+    frame_rate = processor.load_encoder("video").clip_frame_rate
+    times = [index / frame_rate for index in range(int(SECONDS * frame_rate))]
+    rows = []
+    for label, scene, words_alone in scenes:
+        row = {"text": scene.text, "label": label}
+        if not words_alone:
+            # A clip's sound ends in silence where the AAC coder filled its last block of 1,024 samples.
+            voice = np.pad(voice_samples(scene), (0, draw.randrange(1024)))
+            row["sound"] = processor.read_sound(voice, SAMPLING_RATE)
+            openings = mouth_openings(row["sound"])
+            row["frames"] = [draw_frame(scene, time, openings[int(time * FRAME_RATE)], smooth=False) for time in times]
+        rows.append(row)
+    return processor.encode(rows)
 
 
 @torch.no_grad()

@@ -102,14 +102,15 @@ def timed(times: dict[str, float], part: str, work: Callable[[], Any]) -> Any:
 @torch.no_grad()
 def time_parts(model: Any, processor: AMESSProcessor, clips: list[Path], device: str) -> dict[str, float]:
     """Seconds per clip of each part, clips one at a time."""
-    audio, video = processor.load_audio_encoder(device), processor.load_video_encoder(device)
+    audio, video = processor.load_encoder("audio", device), processor.load_encoder("video", device)
     times: dict[str, float] = {}
     for clip in clips:
         sound = timed(times, "decode sound", lambda clip=clip: processor.read_sound(clip))
         frames = timed(times, "decode picture", lambda clip=clip: processor.read_frames(clip))
         heard = timed(times, "encode sound", lambda sound=sound: audio([sound]))
         seen = timed(times, "encode picture", lambda frames=frames: video([frames]))
-        batch = processor.pad([TEXT], [None], heard, seen).to(device)
+        row = {"text": TEXT, "audio_features": heard[0], "video_features": seen[0]}
+        batch = processor.collate([row]).to(device)
         timed(times, "model", lambda batch=batch: model(**batch).logits.cpu())
     return {part: times[part] / len(clips) for part in PARTS}
 

@@ -163,7 +163,7 @@ def describe_prediction(clip: DemoClip, outputs, number: int, id2label: dict[int
     answers = [f"{id2label[index]} {p:.0%}" for index, p in zip(best.tolist(), probabilities.tolist(), strict=True)]
     pairs = zip(outputs.anchor_indices[number], outputs.anchor_scores[number], strict=True)
     text, sound, picture = (kept_anchors(positions, scores) for positions, scores in pairs)
-    tokens = tokenizer.convert_ids_to_tokens(outputs.input_ids[number])
+    tokens = tokenizer.convert_ids_to_tokens(tokenizer(clip.text)["input_ids"])
     words = [tokens[place] for place in text if tokens[place] not in SPECIAL_TOKENS]
     audio_burst, video_burst = (f"{start}-{end - 1}" for start, end in (clip.audio_burst, clip.video_burst))
     return "\n".join(
@@ -193,7 +193,8 @@ def write_report(model, tokenizer, dataset, folder: Path) -> str:
     except ImportError:
         return 'No report with figures: pip install "amess_hf[report]".'
     collator = AMESSDataCollator(tokenizer, model.config)
-    report(model, dataset["test"], collator, folder, "test", calibration_dataset=dataset["validation"])
+    dev_outputs = predict_clips(model, dataset["validation"], collator)
+    report(model, dataset["test"], collator, folder, "test", calibration_outputs=dev_outputs)
     return f"The report, with figures: {folder / 'report.md'}"
 
 

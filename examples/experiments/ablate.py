@@ -20,12 +20,11 @@ from transformers.utils import logging
 
 from amess_hf import AMESSTrainingArguments
 from amess_hf.evaluation.aggregation import aggregate_runs, format_spread, load_seed_results, paired_difference
-from amess_hf.training.script import one_line_errors, run_for_each_seed
-from amess_hf.training.script_arguments import DataArguments, ModelArguments
 
 
 sys.path.append(str(Path(__file__).parents[1]))
 
+from mir_common import DataArguments, ModelArguments, one_line_errors, run_for_each_seed
 from run_mir import run
 
 
@@ -132,10 +131,9 @@ def write_tables(rows, figure, output_dir):
 
 def plot(rows, figure, path):
     """Every run as a point, each variant's mean as a bar, the full model's mean as a line."""
-    from amess_hf.evaluation.comparison_plots import ablation_figure
-    from amess_hf.evaluation.plots import save_figure
+    from amess_hf.evaluation.plots import plot_ablation, save_figure
 
-    save_figure(ablation_figure(rows, FULL, figure), path)
+    save_figure(plot_ablation(rows, FULL, figure), path)
 
 
 def main():

@@ -15,6 +15,7 @@ import csv
 import os
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from transformers import AutoTokenizer, HfArgumentParser
@@ -22,12 +23,16 @@ from transformers.utils import logging
 
 from amess_hf import AMESSConfig, AMESSForIntentClassification
 from amess_hf.data.collator import AMESSDataCollator
+from amess_hf.data.combining import with_labels
 from amess_hf.data.mintrec import load_mintrec
 from amess_hf.evaluation import compute_oos_metrics, fit_detectors, paired_difference, predict_clips
 from amess_hf.evaluation.aggregation import aggregate_runs, format_spread
-from amess_hf.evaluation.metric_names import OOS_FIGURES
-from amess_hf.training.script import one_line_errors
-from amess_hf.training.tasks import with_labels
+from amess_hf.evaluation.metric_names import OOS_METRICS
+
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from mir_common import one_line_errors
 
 
 BASELINE = "msp"
@@ -65,7 +70,8 @@ def model_folders(path):
 def known_to(model, split):
     """The split with the model's own label ids, -1 where it does not know the intent."""
     names, ids = split.features["label"].names, model.config.label2id
-    return with_labels(split, [ids.get(names[label], -1) if label >= 0 else -1 for label in split["label"]])
+    known = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    return with_labels(split, [ids.get(names[label], -1) if label >= 0 else -1 for label in split["label"]], known)
 
 
 def score_model(folder, dataset, arguments):
@@ -94,10 +100,10 @@ def write_tables(runs, output_dir):
     """`oos_scores.csv` (every run) and `oos_scores.md` (mean and deviation); returns the Markdown."""
     with open(os.path.join(output_dir, "oos_scores.csv"), "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["score", "seed", *OOS_FIGURES])
+        writer.writerow(["score", "seed", *OOS_METRICS])
         for seed, figures in runs.items():
             writer.writerows([method, seed, *values.values()] for method, values in figures.items())
-    names = " | ".join(f"{name} (%)" for name in OOS_FIGURES.values())
+    names = " | ".join(f"{name} (%)" for name in OOS_METRICS.values())
     lines = [f"| score | {names} | AUROC to {BASELINE}, paired (points) |", f"| --- |{' ---: |' * 7}"]
     baseline = {seed: figures[BASELINE]["auroc"] for seed, figures in runs.items()}
     methods = next(iter(runs.values()))
@@ -105,7 +111,7 @@ def write_tables(runs, output_dir):
     for method in sorted(methods, key=means.get, reverse=True):
         summary = aggregate_runs({seed: figures[method] for seed, figures in runs.items()})
         change = paired_difference({seed: figures[method]["auroc"] for seed, figures in runs.items()}, baseline)
-        cells = " | ".join(format_spread(summary[key]) for key in OOS_FIGURES)
+        cells = " | ".join(format_spread(summary[key]) for key in OOS_METRICS)
         lines.append(f"| `{method}` | {cells} | {'–' if method == BASELINE else format_spread(change)} |")
     text = "\n".join(lines) + "\n"
     with open(os.path.join(output_dir, "oos_scores.md"), "w", encoding="utf-8") as file:
@@ -134,11 +140,11 @@ def main(arguments=None):
     text = write_tables(runs, arguments.output_dir)
     sys.stdout.write(text)
 
-    from amess_hf.evaluation.plots import roc_figure, save_figure
+    from amess_hf.evaluation.plots import plot_roc, save_figure
 
     scores, in_scope = first
     best_first = dict(sorted(scores.items(), key=lambda item: -runs[next(iter(runs))][item[0]]["auroc"]))
-    save_figure(roc_figure(best_first, in_scope), os.path.join(arguments.output_dir, "oos_roc.png"))
+    save_figure(plot_roc(best_first, in_scope), os.path.join(arguments.output_dir, "oos_roc.png"))
     return runs
 
 

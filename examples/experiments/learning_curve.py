@@ -25,17 +25,15 @@ from sklearn.preprocessing import Normalizer
 from transformers import AutoModel, HfArgumentParser
 
 from amess_hf import AMESSTrainingArguments
+from amess_hf.data.combining import few_clips
 from amess_hf.evaluation.aggregation import aggregate_runs, format_spread
 from amess_hf.modeling_amess import masked_mean
 from amess_hf.padding_amess import encode_texts
-from amess_hf.training.preparation import load_tokenizer
-from amess_hf.training.script import one_line_errors, run_for_each_seed
-from amess_hf.training.script_arguments import DataArguments, ModelArguments
-from amess_hf.training.tasks import few_clips, load_task
 
 
 sys.path.append(str(Path(__file__).parents[1]))
 
+from mir_common import DataArguments, ModelArguments, load_clips, load_tokenizer, one_line_errors, run_for_each_seed
 from run_mir import run
 
 
@@ -63,10 +61,10 @@ def sentence_embeddings(encoder, tokenizer, texts, batch_size=64):
 
 def regression_accuracies(model_args, data_args, counts, seeds):
     """Clips per intent → seed → accuracy on dev of logistic regression, on the clips that the models are trained on."""
-    task = load_task(data_args, seed=0)
+    dataset = load_clips(data_args, seed=0)
     tokenizer = load_tokenizer(model_args)
     encoder = AutoModel.from_pretrained(model_args.text_model_name_or_path).eval()
-    train, dev = task.splits["train"], task.splits["validation"]
+    train, dev = dataset["train"], dataset["validation"]
     dev_embeds = sentence_embeddings(encoder, tokenizer, dev["text"][:])
     by_id = dict(zip(train["id"], sentence_embeddings(encoder, tokenizer, train["text"][:]), strict=True))
     accuracies = {}
@@ -113,8 +111,7 @@ def write_tables(curves, output_dir):
 
 
 def main():
-    from amess_hf.evaluation.comparison_plots import learning_curve_figure
-    from amess_hf.evaluation.plots import save_figure
+    from amess_hf.evaluation.plots import plot_learning_curve, save_figure
 
     parser = HfArgumentParser(
         (CurveArguments, ModelArguments, DataArguments, AMESSTrainingArguments), description=__doc__
@@ -139,7 +136,7 @@ def main():
     }
     sys.stdout.write(write_tables(curves, folder))
     shares = {name: {n: list(runs.values()) for n, runs in curve.items()} for name, curve in curves.items()}
-    save_figure(learning_curve_figure(shares, "accuracy on dev (%)"), os.path.join(folder, "learning_curve.png"))
+    save_figure(plot_learning_curve(shares, "accuracy on dev (%)"), os.path.join(folder, "learning_curve.png"))
 
 
 if __name__ == "__main__":

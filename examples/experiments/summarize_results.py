@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """
-The README's tables of accuracy, from the figures of every run in results/accuracy.csv.
+The tables of accuracy in examples/results/README.md, from every run in examples/results/accuracy.csv.
 
     python examples/experiments/summarize_results.py
 """
@@ -16,27 +16,26 @@ from amess_hf.evaluation.aggregation import aggregate_runs, format_spread, paire
 RESULTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "results", "accuracy.csv")
 ACCURACY = "eval_accuracy"
 
-# A-MESS with R-Drop
-AGREEING = "A-MESS, two dropout passes made to agree"
+R_DROP = "A-MESS with R-Drop"
 
 # title of a table → lines of (what, run, figure)
 SPREADS = {
     "MIntRec dev, words alone": [
         ("cross-entropy alone (SS off), the same recipe", "words-SS-off", ACCURACY),
         ("**A-MESS, the default**", "words", ACCURACY),
-        (AGREEING, "words-consistency", ACCURACY),
+        (R_DROP, "words-consistency", ACCURACY),
         ("the default, trained on both sets (3 epochs)", "both", "eval_mintrec_accuracy"),
-        (f"{AGREEING}, trained on both sets (3 epochs)", "both-consistency", "eval_mintrec_accuracy"),
+        (f"{R_DROP}, trained on both sets (3 epochs)", "both-consistency", "eval_mintrec_accuracy"),
     ],
     "MIntRec2.0 dev, words alone": [
         ("plain fine-tuning with cross-entropy, 3 epochs", "words2-plain", ACCURACY),
         ("**A-MESS, the default**, 3 epochs", "words2", ACCURACY),
-        (f"{AGREEING}, 3 epochs", "words2-consistency", ACCURACY),
+        (f"{R_DROP}, 3 epochs", "words2-consistency", ACCURACY),
         ("plain fine-tuning with cross-entropy, 5 epochs", "words2-plain-5-epochs", ACCURACY),
-        (f"**{AGREEING}**, 5 epochs", "words2-consistency-5-epochs", ACCURACY),
+        (f"**{R_DROP}**, 5 epochs", "words2-consistency-5-epochs", ACCURACY),
         ("the default with two earlier turns (`--context_turns 2`), 3 epochs", "words2-context", ACCURACY),
         ("the default, trained on both sets (3 epochs)", "both", "eval_mintrec2.0_accuracy"),
-        (f"{AGREEING}, trained on both sets (3 epochs)", "both-consistency", "eval_mintrec2.0_accuracy"),
+        (f"{R_DROP}, trained on both sets (3 epochs)", "both-consistency", "eval_mintrec2.0_accuracy"),
     ],
     "MIntRec dev, real words with **simulated** sound and picture": [
         ("words alone (`text`)", "words-nine-sentences", ACCURACY),
@@ -65,7 +64,7 @@ TRIALS = {
         ("each label's description every 5th step", "words-label-update-5", "no"),
         ("each label's description every 20th step", "words-label-update-20", "no"),
         ("A-ME over the words", "words-A-ME", "only with sound or picture"),
-        ("two dropout passes made to agree (R-Drop)", "words-consistency", "no, twice the time"),
+        ("R-Drop", "words-consistency", "no, twice the time"),
         ("training on all 33 sentences of an intent in place of the first 9", "words-33-sentences-in-training", "no"),
         ("label memory blended half and half with the new sentence", "words-blended-memory", "no"),
         ("no semantic synchronization", "words-SS-off", "no"),
@@ -76,11 +75,11 @@ TRIALS = {
         ("5 epochs in batches of 32", "words2-batch-32", "no"),
         ("4 epochs at half the learning rate", "words2-half-rate", "no"),
         ("weights averaged over 500 steps in place of 100", "words2-long-average", "no"),
-        ("two dropout passes made to agree (R-Drop), 3 epochs", "words2-consistency", "no"),
+        ("R-Drop, 3 epochs", "words2-consistency", "no"),
         (
-            "two dropout passes made to agree (R-Drop), 5 epochs",
+            "R-Drop, 5 epochs",
             "words2-consistency-5-epochs",
-            "yes, where three times the time is no matter",
+            "yes, if a three times longer run is acceptable",
         ),
     ],
 }
@@ -89,14 +88,14 @@ DIFFERENCES = [
     ("SS on - SS off, MIntRec", "words", ACCURACY, "words-SS-off", ACCURACY),
     ("A-MESS - plain fine-tuning, 3 epochs, MIntRec2.0", "words2", ACCURACY, "words2-plain", ACCURACY),
     (
-        "agreeing passes - plain fine-tuning, 3 epochs, MIntRec2.0",
+        "R-Drop - plain fine-tuning, 3 epochs, MIntRec2.0",
         "words2-consistency",
         ACCURACY,
         "words2-plain",
         ACCURACY,
     ),
     (
-        "**agreeing passes - plain fine-tuning, 5 epochs, MIntRec2.0**",
+        "**R-Drop - plain fine-tuning, 5 epochs, MIntRec2.0**",
         "words2-consistency-5-epochs",
         ACCURACY,
         "words2-plain-5-epochs",
@@ -106,14 +105,14 @@ DIFFERENCES = [
     ("both sets - MIntRec alone, MIntRec", "both", "eval_mintrec_accuracy", "words", ACCURACY),
     ("both sets - MIntRec2.0 alone, MIntRec2.0", "both", "eval_mintrec2.0_accuracy", "words2", ACCURACY),
     (
-        "both sets - MIntRec alone, agreeing passes, MIntRec",
+        "both sets - MIntRec alone, R-Drop, MIntRec",
         "both-consistency",
         "eval_mintrec_accuracy",
         "words-consistency",
         ACCURACY,
     ),
     (
-        "both sets - MIntRec2.0 alone, agreeing passes, 3 epochs, MIntRec2.0",
+        "both sets - MIntRec2.0 alone, R-Drop, 3 epochs, MIntRec2.0",
         "both-consistency",
         "eval_mintrec2.0_accuracy",
         "words2-consistency",

@@ -25,11 +25,11 @@ from amess_hf import (
 av = pytest.importorskip("av")
 
 from clip_writer import write_clip
+from mir_common import parse_arguments, run_for_each_seed
 
 from amess_hf.clips_amess import read_sound
 from amess_hf.data.clip_features import add_clip_features, clip_jobs
 from amess_hf.data.dataset_files import find_clips
-from amess_hf.training.script import parse_arguments, run_for_each_seed
 
 
 WORDS = "you are so kind"
@@ -112,6 +112,7 @@ def train(splits, tokenizer):
     return model.eval(), collator
 
 
+@pytest.mark.slow
 def test_clips_train_a_model_and_the_pipeline_agrees_with_training(corpus, tokenizer, tmp_path):
     dataset = load_mintrec(corpus, cache_dir=tmp_path)
     splits = add_clip_features(dataset, "log-mel", "frame-difference", data_dir=corpus)
@@ -199,6 +200,7 @@ class TestClipJobs:
             add_clip_features(dataset, "log-mel", data_dir=folder)
 
 
+@pytest.mark.slow
 def test_one_command_from_clips_to_a_pipeline(corpus, tokenizer, tmp_path, monkeypatch):
     """`run_mir.py` with encoders trains on raw clips; the pipeline over what it saved gives the scores that it wrote."""
     import run_mir

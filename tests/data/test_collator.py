@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from utils import tiny_config
 
-from amess_hf import AMESSDataCollator
+from amess_hf import AMESSDataCollator, AMESSProcessor
 
 
 def rows(count=3):
@@ -41,21 +42,30 @@ def test_features_that_the_data_lacks_are_absent(tokenizer):
     assert batch["audio_attention_mask"].sum() == 0
 
 
-def test_processor_is_as_good_as_its_tokenizer(tokenizer):
-    class Processor:
-        pass
-
-    processor = Processor()
-    processor.tokenizer = tokenizer
+def test_processor_in_place_of_tokenizer_and_config(tokenizer):
     expected = AMESSDataCollator(tokenizer, tiny_config())(rows())
-    for name, value in AMESSDataCollator(processor, tiny_config())(rows()).items():
+    batch = AMESSDataCollator(AMESSProcessor.for_model(tiny_config(), tokenizer))(rows())
+    assert set(batch) == set(expected)
+    for name, value in batch.items():
         assert torch.equal(value, expected[name])
 
 
+def test_labels_that_count_for_no_clip_and_out_of_scope(tokenizer):
+    clips = [{**row, "label": label} for row, label in zip(rows(), (-1, -100, 2), strict=True)]
+    assert AMESSDataCollator(tokenizer, tiny_config())(clips)["labels"].tolist() == [-1, -100, 2]
+
+
 def test_candidates(tokenizer):
-    clips = [{**row, "dataset": name} for row, name in zip(rows(), ("one", "two", "one"), strict=True)]
-    collator = AMESSDataCollator(tokenizer, tiny_config(), candidates={"one": [0, 1, 2, 3], "two": [1, 3]})
-    assert collator(clips)["candidate_mask"].tolist() == [[True] * 4, [False, True, False, True], [True] * 4]
+    masks = [[True] * 4, [False, True, False, True], [True] * 4]
+    clips = Dataset.from_list([{**row, "candidate_mask": mask} for row, mask in zip(rows(), masks, strict=True)])
+    for split in (clips, clips.with_format("numpy", columns=["audio_features"], output_all_columns=True)):
+        batch = AMESSDataCollator(tokenizer, tiny_config())([split[index] for index in range(3)])
+        assert batch["candidate_mask"].dtype == torch.bool and batch["candidate_mask"].tolist() == masks
+
+
+def test_tokenizer_without_config(tokenizer):
+    with pytest.raises(TypeError, match="`processor` is a BertTokenizer; give an AMESSProcessor"):
+        AMESSDataCollator(tokenizer)
 
 
 def test_wrong_width(tokenizer):

@@ -308,7 +308,7 @@ def test_hostile_files_are_refused(tmp_path, name):
     content, named = hostile_files(target)[name]
     path = write(tmp_path, content)
     modules = set(sys.modules)
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(ValueError) as error:
         for _ in read_pickle(path):
             pass
@@ -316,7 +316,7 @@ def test_hostile_files_are_refused(tmp_path, name):
     assert "\n" not in str(error.value) and len(str(error.value)) < 500 + len(str(path))
     assert not target.exists()
     assert set(sys.modules) == modules
-    assert time.perf_counter() - started < 20
+    assert time.process_time() - started < 20
 
 
 def test_hostile_files_are_hostile(tmp_path):

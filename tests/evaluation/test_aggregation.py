@@ -1,4 +1,4 @@
-"""Figures over seeds, against numbers worked out by hand."""
+"""Metrics over seeds, against numbers worked out by hand."""
 
 import csv
 import json
@@ -14,6 +14,7 @@ from amess_hf.evaluation.aggregation import (
     load_seed_results,
     paired_difference,
     seed_folder,
+    update_results,
     write_aggregate,
 )
 
@@ -76,6 +77,10 @@ class TestPairedDifference:
         narrow, wide = paired_difference(values, zeros, 0.5), paired_difference(values, zeros, 0.99)
         assert wide["low"] < narrow["low"] < narrow["high"] < wide["high"]
 
+    def test_one_pair(self):
+        result = paired_difference({0: 0.5}, {0: 0.25})
+        assert (result["low"], result["high"], result["deviation"], result["pairs"]) == (0.25, 0.25, None, 1)
+
     def test_nothing_in_common(self):
         with pytest.raises(ValueError, match="no seed or clip in common"):
             paired_difference({0: 1.0}, {1: 1.0})
@@ -94,12 +99,12 @@ class TestCorrectClips:
     def test_other_clips(self, tmp_path):
         first = self.write(tmp_path / "0.tsv", [("a", "Joke", "Joke", "1")])
         second = self.write(tmp_path / "1.tsv", [("c", "Joke", "Joke", "1")])
-        with pytest.raises(ValueError, match="1.tsv is not about the same clips"):
+        with pytest.raises(ValueError, match="1.tsv` does not list the same clips"):
             correct_clips([first, second])
 
     def test_missing_column(self, tmp_path):
         (tmp_path / "0.tsv").write_text("id\tlabel\na\tJoke\n")
-        with pytest.raises(ValueError, match="0.tsv has no column prediction"):
+        with pytest.raises(ValueError, match="0.tsv` has no column prediction"):
             correct_clips([tmp_path / "0.tsv"])
 
 
@@ -117,12 +122,21 @@ class TestFiles:
             (10, {"eval_accuracy": 0.1}),
         ]
 
-    @pytest.mark.parametrize(("text", "message"), [('{"eval_acc', "is not JSON"), ("[1]", "holds a list")])
+    @pytest.mark.parametrize(("text", "message"), [('{"eval_acc', "is not valid JSON"), ("[1]", "holds a list")])
     def test_damaged_results(self, text, message, tmp_path):
         (tmp_path / "seed-0").mkdir()
         (tmp_path / "seed-0" / "all_results.json").write_text(text)
         with pytest.raises(ValueError, match=message):
             load_seed_results(tmp_path)
+        with pytest.raises(ValueError, match=message):
+            update_results(tmp_path / "seed-0", {"eval_accuracy": 0.5})
+
+    def test_results_are_added_to(self, tmp_path):
+        update_results(tmp_path, {"eval_accuracy": 0.5})
+        both = {"eval_accuracy": 0.5, "test_accuracy": 0.4}
+        assert update_results(tmp_path, {"test_accuracy": 0.4}, "test") == both
+        assert json.loads((tmp_path / "all_results.json").read_text()) == both
+        assert json.loads((tmp_path / "test_results.json").read_text()) == {"test_accuracy": 0.4}
 
     def test_written_tables(self, tmp_path):
         markdown = write_aggregate(aggregate_runs(RUNS), tmp_path)
@@ -130,7 +144,7 @@ class TestFiles:
         assert "| eval_loss | 1.4 | 0.26458 | 1.1 | 1.6 | 3 |" in markdown
         assert (tmp_path / "aggregate.md").read_text() == markdown
         with open(tmp_path / "aggregate.csv", newline="") as file:
-            rows = {row["figure"]: row for row in csv.DictReader(file)}
+            rows = {row["metric"]: row for row in csv.DictReader(file)}
         assert float(rows["eval_loss"]["mean"]) == np.mean([1.5, 1.1, 1.6])
         first = (tmp_path / "aggregate.csv").read_bytes()
         write_aggregate(aggregate_runs(RUNS), tmp_path)

@@ -1,6 +1,9 @@
-"""The figures against hand-computed cases, scikit-learn, and slow loops over the published definitions."""
+"""The metrics against hand-computed cases, scikit-learn, and slow loops over the published definitions."""
 
+import inspect
 import os
+import subprocess
+import sys
 
 import evaluate
 import numpy as np
@@ -9,12 +12,10 @@ from sklearn.metrics import f1_score, precision_score, recall_score, roc_auc_sco
 
 from amess_hf.evaluation.metrics import (
     METRICS_DIR,
-    IntentClassification,
-    OOSDetection,
-    OpenIntentClassification,
     compute_classification_metrics,
     compute_oos_metrics,
     compute_open_classification_metrics,
+    generalized_accuracy,
 )
 
 
@@ -66,7 +67,7 @@ class TestIntentClassification:
             compute_classification_metrics(predictions, references, names)
 
 
-def published_open_figures(predictions, references, open_label):
+def published_open_metrics(predictions, references, open_label):
     """F1 of each class that occurs, counted clip by clip, the open class last."""
     classes = sorted(set(predictions) | set(references), key=lambda label: (label == open_label, label))
     f1 = []
@@ -90,7 +91,7 @@ class TestOpenIntentClassification:
         references = rng.choice([0, 1, 3, 4, open_label], 100)
         predictions = np.where(rng.random(100) < 0.5, references, rng.choice([0, 1, 4, open_label], 100))
         metrics = compute_open_classification_metrics(predictions, references, open_label)
-        expected = published_open_figures(predictions.tolist(), references.tolist(), open_label)
+        expected = published_open_metrics(predictions.tolist(), references.tolist(), open_label)
         assert (metrics["f1_known"], metrics["f1_open"], metrics["f1"]) == pytest.approx(expected)
 
     def test_class_missing_from_predictions_and_from_references(self):
@@ -115,6 +116,18 @@ class TestOpenIntentClassification:
     def test_bad_input(self, predictions, references, message):
         with pytest.raises(ValueError, match=message):
             compute_open_classification_metrics(predictions, references)
+
+
+class TestGeneralizedAccuracy:
+    def test_by_hand(self):
+        metrics = generalized_accuracy(np.array([0, 1, 2, 2, 3]), np.array([0, 0, 2, 3, 3]), unseen=[2, 3])
+        assert metrics["seen_accuracy"] == pytest.approx(1 / 2)
+        assert metrics["unseen_accuracy"] == pytest.approx(2 / 3)
+        assert metrics["harmonic_accuracy"] == pytest.approx(2 * (1 / 2) * (2 / 3) / (1 / 2 + 2 / 3))
+
+    def test_needs_both_kinds(self):
+        with pytest.raises(ValueError, match="some of each"):
+            generalized_accuracy(np.array([0]), np.array([0]), unseen=[1])
 
 
 def published_fpr95(scores, in_scope):
@@ -201,35 +214,47 @@ class TestOOSDetection:
 
 class TestModules:
     CASES = {
-        "intent_classification": (IntentClassification, [0, 1, 1], [0, 1, 0], {"label_names": ["Care", "Joke"]}),
-        "open_intent_classification": (OpenIntentClassification, [0, 2, 2], [0, 1, 2], {"open_label": 2}),
-        "oos_detection": (OOSDetection, [0.9, 0.3, 0.5 + 1e-12, 0.5], [1, 0, 1, 0], {}),
+        "intent_classification": (
+            compute_classification_metrics,
+            [0, 1, 1],
+            [0, 1, 0],
+            {"label_names": ["Care", "Joke"]},
+        ),
+        "open_intent_classification": (
+            compute_open_classification_metrics,
+            [0, 2, 2],
+            [0, 1, 2],
+            {"open_label": 2},
+        ),
+        "oos_detection": (compute_oos_metrics, [0.9, 0.3, 0.5 + 1e-12, 0.5], [1, 0, 1, 0], {}),
     }
 
     @pytest.mark.parametrize("name", CASES)
     def test_loads_by_path(self, name, tmp_path):
-        module_class, predictions, references, options = self.CASES[name]
+        function, predictions, references, options = self.CASES[name]
         metric = evaluate.load(os.path.join(METRICS_DIR, name), cache_dir=str(tmp_path))
         result = metric.compute(predictions=predictions, references=references, **options)
-        direct = module_class(cache_dir=str(tmp_path)).compute(
-            predictions=predictions, references=references, **options
-        )
-        assert result == direct
-        functions = {
-            "intent_classification": compute_classification_metrics,
-            "open_intent_classification": compute_open_classification_metrics,
-            "oos_detection": compute_oos_metrics,
-        }
-        assert result == functions[name](predictions, references, **options)
+        assert result == function(predictions, references, **options)
+        assert metric.inputs_description == inspect.getdoc(function) and "zhang2024mintrec" in metric.citation
 
     @pytest.mark.parametrize("name", CASES)
-    def test_card_names_every_figure(self, name, tmp_path):
-        _, predictions, references, options = self.CASES[name]
+    def test_card_names_every_metric(self, name):
+        function, predictions, references, options = self.CASES[name]
         with open(os.path.join(METRICS_DIR, name, "README.md"), encoding="utf-8") as file:
             card = file.read()
-        module_class = self.CASES[name][0]
         assert card.startswith("---\ntitle: ")
-        for key in module_class(cache_dir=str(tmp_path)).compute(
-            predictions=predictions, references=references, **options
-        ):
+        for key in function(predictions, references, **options):
             assert f"`{key}`" in card
+
+
+def test_scoring_libraries_are_imported_when_they_are_needed():
+    """`import amess_hf` brings none of them but what transformers brings itself (scipy)."""
+    code = """
+import sys
+from transformers import AutoModel, AutoProcessor, PreTrainedModel, ProcessorMixin, Trainer, pipelines
+before = set(sys.modules)
+import amess_hf, amess_hf.evaluation, amess_hf.training
+print({name.partition(".")[0] for name in set(sys.modules) - before} & {"sklearn", "evaluate", "scipy", "matplotlib"})
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "set()"

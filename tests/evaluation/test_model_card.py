@@ -48,8 +48,8 @@ def card(model):
 
 
 class TestMetadata:
-    def test_figures_are_those_of_the_run(self, card):
-        """The type is the figure's name in `all_results.json`, the split goes before it: nothing lost, nothing added."""
+    def test_metrics_are_those_of_the_run(self, card):
+        """The type is the metric's name in `all_results.json`, the split goes before it: nothing lost, nothing added."""
         prefixes = {"validation": "eval", "test": "test"}
         written = {
             f"{prefixes[result.dataset_split]}_{result.metric_type}": result.metric_value
@@ -80,13 +80,13 @@ class TestMetadata:
             {"name": "MIntRec2.0", "type": "mintrec2.0", "split": split} for split in ("validation", "test")
         ]
 
-    def test_no_figures_without_a_run(self, model):
+    def test_no_metrics_without_a_run(self, model):
         card = create_model_card(model, {})
         assert "model-index" not in card.content and "## Results" not in card.content
         assert ModelCard(card.content).data.eval_results is None
         assert "\n# amess\n" in card.content
 
-    def test_figures_as_they_come_from_a_file(self, model, tmp_path):
+    def test_metrics_as_they_come_from_a_file(self, model, tmp_path):
         (tmp_path / "all_results.json").write_text(json.dumps(RESULTS))
         card = create_model_card(model, json.loads((tmp_path / "all_results.json").read_text()), "mintrec")
         values = {result.metric_value for result in ModelCard(card.content).data.eval_results}
@@ -132,7 +132,7 @@ class TestText:
         assert re.search(r"below the threshold -?[\d.]+ is answered", card.text)
 
     def test_no_detector(self, model):
-        assert "There is no detector beside this model" in create_model_card(model, RESULTS).text
+        assert "No detector is saved with this model" in create_model_card(model, RESULTS).text
 
     def test_detector_without_threshold(self, model):
         text = create_model_card(model, RESULTS, detector=OutOfScopeDetector("msp")).text

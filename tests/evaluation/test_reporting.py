@@ -28,14 +28,12 @@ from amess_hf.evaluation.calibration import (
     expected_calibration_error,
     fit_temperature,
     negative_log_likelihood,
-    reliability_bins,
 )
-from amess_hf.evaluation.prediction import modality_sets
-from amess_hf.evaluation.reporting import _word_pieces
+from amess_hf.evaluation.prediction import ClipOutputs, answers, modality_sets, write_predictions
 from amess_hf.oos_amess import OOS_METHODS
 
 
-figures = pytest.importorskip("amess_hf.evaluation.plots", reason='needs matplotlib: pip install "amess_hf[report]"')
+plots = pytest.importorskip("amess_hf.evaluation.plots", reason='needs matplotlib: pip install "amess_hf[report]"')
 
 LABELS = list(demo_label_descriptions())
 
@@ -109,7 +107,6 @@ class TestPredictClips:
             np.testing.assert_allclose(outputs.logits[number], alone.logits[0], atol=1e-5)
             np.testing.assert_allclose(outputs.pooler_output[number], alone.pooler_output[0], atol=1e-5)
             np.testing.assert_array_equal(outputs.anchor_indices[number], alone.anchor_indices[0])
-            assert outputs.input_ids[number] == batch["input_ids"][0].tolist()
 
     def test_leaves_the_mode_as_it_was(self, model, dataset, collator):
         model.train()
@@ -117,7 +114,7 @@ class TestPredictClips:
         assert model.training
         model.eval()
 
-    def test_masked_modality_has_no_say(self, model, dataset, collator):
+    def test_masked_modality_is_ignored(self, model, dataset, collator):
         """Without the sound, any other sound gives the same answer."""
         rows = dataset.select(range(6))
         other = Dataset.from_list(
@@ -139,6 +136,35 @@ class TestPredictClips:
         assert len(chosen) == 15 and chosen.ids == list(dataset["id"])[45:]
         np.testing.assert_array_equal(chosen.logits, outputs.logits[45:])
         assert chosen.label_embeds is outputs.label_embeds
+
+    def test_from_predictions(self, model, dataset, collator):
+        """What a Trainer gathers, as arrays or tensors, is what `predict_clips` gives."""
+        outputs = predict_clips(model, dataset, collator)
+        gathered = {
+            name: getattr(outputs, name)
+            for name in ("logits", "pooler_output", "multimodal_embeds", "anchor_indices", "anchor_scores")
+        }
+        same = ClipOutputs.from_predictions(dataset, label_embeds=torch.tensor(outputs.label_embeds), **gathered)
+        for name, value in vars(outputs).items():
+            np.testing.assert_array_equal(getattr(same, name), value)
+        gathered["logits"] = gathered["logits"][1:]
+        with pytest.raises(ValueError, match="`logits` has 59 rows for 60 clips"):
+            ClipOutputs.from_predictions(dataset, **gathered)
+
+
+class TestWrittenPredictions:
+    def test_answers(self):
+        names, scores = answers(np.array([[0.0, np.log(3)], [np.log(9), 0.0]]), {0: "Greet", 1: "Thank"})
+        assert names == ["Thank", "Greet"]
+        np.testing.assert_allclose(scores, [0.75, 0.9])
+
+    def test_predictions_file(self, tmp_path):
+        path = tmp_path / "predictions_dev.tsv"
+        write_predictions(str(path), ["S1", "S2"], ["Greet", "UNK"], ["Greet", "Thank"], [0.5, 1 / 3])
+        assert (
+            path.read_text() == "id\tlabel\tprediction\tscore\nS1\tGreet\tGreet\t0.500000\nS2\tUNK\tThank\t0.333333\n"
+        )
+        assert [file.name for file in tmp_path.iterdir()] == ["predictions_dev.tsv"]
 
 
 class TestModalityTable:
@@ -173,11 +199,11 @@ class TestCalibration:
         # bins of width 1/15: 0.55 alone; 0.85 alone; the two 0.95 together
         expected = (abs(0.55 - 1) + abs(0.85 - 0) + 2 * abs(0.95 - 1)) / 4
         assert expected_calibration_error(confidence, correct) == pytest.approx(expected)
-        assert [point["clips"] for point in reliability_bins(confidence, correct)] == [1, 1, 2]
 
     def test_bins_close_at_the_top(self):
-        bins = reliability_bins([1.0, 0.5, 1e-9], [True, True, False], num_bins=2)
-        assert [(point["low"], point["clips"]) for point in bins] == [(0.0, 2), (0.5, 1)]
+        """In (0, 0.5] are 0.5, which is right, and almost 0, which is not; in (0.5, 1] is 1, which is right."""
+        error = expected_calibration_error([1.0, 0.5, 1e-9], [True, True, False], num_bins=2)
+        assert error == pytest.approx((abs(0.5 + 1e-9 - 1) + 0) / 3)
 
     def test_temperature_is_the_best_of_a_grid(self):
         rng = np.random.default_rng(0)
@@ -206,15 +232,21 @@ class TestCalibration:
 
 
 @pytest.fixture(scope="module")
-def written(model, dataset, collator, tmp_path_factory):
+def outputs(model, dataset, collator):
+    """The one prediction of the split; with other batches it would differ in the last digits."""
+    return predict_clips(model, dataset, collator)
+
+
+@pytest.fixture(scope="module")
+def written(model, dataset, collator, outputs, tmp_path_factory):
     """(folder, results) of a report with everything in it."""
-    outputs = predict_clips(model, dataset, collator)
-    detectors = fit_detectors(model, outputs, outputs, methods=("energy", "mahalanobis", "label_similarity"))
     folder = tmp_path_factory.mktemp("report")
-    results = report(
-        model, dataset, collator, folder, name="dev", calibration_dataset=dataset, detectors=detectors, batch_size=16
-    )
-    return folder, results
+    return folder, write_report(model, dataset, collator, outputs, folder)
+
+
+def write_report(model, dataset, collator, outputs, folder):
+    detectors = fit_detectors(model, outputs, outputs, methods=("energy", "mahalanobis", "label_similarity"))
+    return report(model, dataset, collator, folder, "dev", detectors, outputs, outputs, batch_size=16)
 
 
 class TestReport:
@@ -228,39 +260,50 @@ class TestReport:
         assert json.loads((folder / "metrics.json").read_text()) == results
         assert str(folder) not in markdown
 
-    def test_figures_of_the_split(self, written, model, dataset, collator):
+    def test_metrics_of_the_split(self, written, outputs):
         _, results = written
-        outputs = predict_clips(model, dataset, collator)
         assert (results["clips"], results["out_of_scope_clips"]) == (45, 15)
         expected = np.mean(outputs.predictions[:45] == outputs.labels[:45])
         assert results["classification"]["accuracy"] == results["modalities"][0]["accuracy"] == pytest.approx(expected)
         assert list(results["classification"]["per_class"]) == LABELS
         compared = ["energy", "mahalanobis", "label_similarity", "msp", "max_logit"]  # those given, then the others
         assert list(results["oos_detection"]) == compared
-        assert results["kept_in_scope"] == pytest.approx(43 / 45)  # the least number that is 95 % of 45
+        assert results["kept_in_scope"] == 43 / 45  # the least number that is 95 % of 45
         assert set(results["open_classification"]) == {"accuracy", "f1_known", "f1_open", "f1"}
         confidence, correct = confidence_and_correct(outputs.logits[:45], outputs.labels[:45])
         assert results["calibration"]["expected_calibration_error"] == pytest.approx(
-            expected_calibration_error(confidence, correct), abs=1e-6
+            expected_calibration_error(confidence, correct)
         )
         assert results["calibration"]["calibrated"]["fitted_on_clips"] == 45
 
-    def test_mistakes_are_the_surest_ones(self, written, model, dataset, collator):
+    def test_complete_inputs_are_not_predicted_again(self, model, dataset, collator, outputs, tmp_path):
+        """With the outputs given, the model sees six sets of masked modalities and nothing else."""
+        calls = []
+        hook = model.register_forward_pre_hook(lambda *_: calls.append(1))
+        report(model, dataset, collator, tmp_path, outputs=outputs, calibration_outputs=outputs, batch_size=60)
+        hook.remove()
+        assert len(calls) == 6
+
+    def test_outputs_of_other_clips(self, model, dataset, collator, outputs, tmp_path):
+        with pytest.raises(ValueError, match="not those of the 45 clips"):
+            report(model, dataset.select(range(45)), collator, tmp_path, outputs=outputs)
+        assert not list(tmp_path.iterdir())
+
+    def test_mistakes_are_the_surest_ones(self, written, outputs):
         folder, _ = written
         section = (folder / "report.md").read_text(encoding="utf-8").split("## The most confident mistakes")[1]
         rows = [line.split(" | ") for line in section.split("## ")[0].splitlines() if line.startswith("| S")]
-        outputs = predict_clips(model, dataset, collator).select(np.arange(60) < 45)
+        outputs = outputs.select(np.arange(60) < 45)
         confidence, correct = confidence_and_correct(outputs.logits, outputs.labels)
         wrong = [number for number in np.argsort(-confidence) if not correct[number]][:20]
         assert [row[0].removeprefix("| ") for row in rows] == [outputs.ids[number] for number in wrong]
         assert rows[0][1] == outputs.texts[wrong[0]]
         assert re.search(r"sound \d\.\d s", rows[0][4])  # in seconds, as start and end are known
 
+    @pytest.mark.slow
     def test_same_bytes_again(self, written, model, dataset, collator, tmp_path):
         folder, _ = written
-        outputs = predict_clips(model, dataset, collator)
-        detectors = fit_detectors(model, outputs, outputs, methods=("energy", "mahalanobis", "label_similarity"))
-        report(model, dataset, collator, tmp_path, "dev", dataset, detectors, batch_size=16)
+        write_report(model, dataset, collator, predict_clips(model, dataset, collator), tmp_path)
         names = [file.name for file in folder.iterdir()]
         assert sorted(names) == sorted(file.name for file in tmp_path.iterdir())
         _, different, missing = filecmp.cmpfiles(folder, tmp_path, names, shallow=False)
@@ -276,6 +319,7 @@ class TestReport:
         lines = [line for line in section.splitlines() if line.startswith("| S")]
         assert lines and all(len(re.findall(r"(?<!\\)\|", line)) == 7 and "<" not in line for line in lines)
 
+    @pytest.mark.slow
     def test_words_alone_and_no_descriptions(self, model, dataset, collator, tmp_path):
         """A model without anchors, descriptions, sound and picture has a shorter report."""
         config = model.config.to_dict() | {"fusion_type": "text", "label_descriptions": None}
@@ -289,8 +333,8 @@ class TestReport:
         outputs = predict_clips(words_only, known, collator)
         detectors = fit_detectors(words_only, outputs, outputs, keep=0.9)
         assert [detector.method for detector in detectors] == [m for m in OOS_METHODS if m != "label_similarity"]
-        results = report(words_only, known, collator, tmp_path / "known", detectors=detectors[2:3])
-        assert results["kept_in_scope"] == pytest.approx(0.9) and "oos_detection" not in results
+        results = report(words_only, known, collator, tmp_path / "known", detectors=detectors[2:3], outputs=outputs)
+        assert results["kept_in_scope"] == 0.9 and "oos_detection" not in results
         text = (tmp_path / "known" / "report.md").read_text(encoding="utf-8")
         assert "no out-of-scope clip in this split" in text and "`energy`" in text
 
@@ -300,29 +344,29 @@ class TestReport:
         assert not list(tmp_path.iterdir())
 
 
-class TestFigures:
+class TestPlots:
     def test_confused_intents_become_neighbours(self):
         """Pairs (0, 5), (1, 4), (2, 3) are confused; in the order they stand side by side."""
         matrix = 10 * np.eye(6, dtype=int)
         for first, second in ((0, 5), (1, 4), (2, 3)):
             matrix[first, second] = matrix[second, first] = 6
-        order = figures.confusion_order(matrix)
+        order = plots.confusion_order(matrix)
         assert sorted(order) == list(range(6))
         for first, second in ((0, 5), (1, 4), (2, 3)):
             assert abs(order.index(first) - order.index(second)) == 1
 
     def test_map_is_the_same_each_time(self):
         points = np.random.default_rng(0).normal(size=(40, 8))
-        np.testing.assert_array_equal(figures.embed_in_plane(points), figures.embed_in_plane(points))
+        np.testing.assert_array_equal(plots.embed_in_plane(points), plots.embed_in_plane(points))
 
     def test_map_of_one_place(self):
-        assert figures.embed_in_plane(np.ones((7, 4))).tolist() == [[0.0, 0.0]] * 7
+        assert plots.embed_in_plane(np.ones((7, 4))).tolist() == [[0.0, 0.0]] * 7
 
     def test_names_in_the_map_do_not_overlap(self):
         """Thirty descriptions on one spot, as when the model keeps clips and descriptions apart."""
         rng = np.random.default_rng(0)
         names = [f"Intent number {number}" for number in range(30)]
-        figure = figures.embedding_figure(
+        figure = plots.plot_embeddings(
             rng.normal(size=(90, 2)) * 30, np.arange(90) % 30, names, rng.normal(size=(30, 2)) * 2
         )
         renderer = figure.canvas.get_renderer()
@@ -339,7 +383,7 @@ class TestFigures:
     @pytest.mark.parametrize("number", [3, 40])
     def test_words_do_not_run_into_one_another(self, number):
         words = [("incomprehensibilities", 0.5 if place == 1 else None) for place in range(number)]
-        figure = figures.anchor_figure("a clip", words, [])
+        figure = plots.plot_anchors("a clip", words, [])
         renderer = figure.canvas.get_renderer()
         boxes = [text.get_window_extent(renderer) for text in figure.axes[0].texts]
         assert len(boxes) == number
@@ -347,7 +391,7 @@ class TestFigures:
 
     def test_labels_of_thirty_intents_do_not_overlap(self):
         names = [f"Asking for opinion {number}" for number in range(30)]
-        figure = figures.confusion_figure(np.eye(30, dtype=int), names)
+        figure = plots.plot_confusion(np.eye(30, dtype=int), names)
         renderer = figure.canvas.get_renderer()
         for labels in (figure.axes[0].get_xticklabels(), figure.axes[0].get_yticklabels()):
             boxes = [label.get_window_extent(renderer) for label in labels]
@@ -355,7 +399,7 @@ class TestFigures:
 
     def test_no_text_is_small(self):
         """At 100 dots to an inch 8 points are 11 pixels."""
-        figure = figures.intent_f1_figure({name: {"f1": 0.5, "support": 3} for name in LABELS})
+        figure = plots.plot_intent_f1({name: {"f1": 0.5, "support": 3} for name in LABELS})
         texts = figure.findobj(lambda artist: hasattr(artist, "get_fontsize"))
         assert texts and min(text.get_fontsize() for text in texts) >= 8
 
@@ -363,37 +407,11 @@ class TestFigures:
         import matplotlib
 
         table = [{"modalities": ["text"], "accuracy": 0.5, "weighted_f1": 0.5, "changed": 0.0}]
-        figures.save_figure(figures.modality_figure(table), tmp_path / "plain.png")
+        plots.save_figure(plots.plot_modalities(table), tmp_path / "plain.png")
         with matplotlib.rc_context({"font.size": 25, "axes.facecolor": "red", "savefig.dpi": 30}):
-            figures.save_figure(figures.modality_figure(table), tmp_path / "styled.png")
+            plots.save_figure(plots.plot_modalities(table), tmp_path / "styled.png")
         assert (tmp_path / "plain.png").read_bytes() == (tmp_path / "styled.png").read_bytes()
 
     def test_no_version_in_the_file(self, tmp_path):
-        figures.save_figure(figures.calibration_figure([], 0.0), tmp_path / "a.png")
+        plots.save_figure(plots.plot_calibration([True], [0.5]), tmp_path / "a.png")
         assert b"matplotlib" not in (tmp_path / "a.png").read_bytes().lower()
-
-
-class TestWordPieces:
-    def test_word_piece_tokenizer(self):
-        vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "un", "##believ", "##able", "day"]
-        tokenizer = BertTokenizer(vocab={token: number for number, token in enumerate(vocabulary)})
-        pieces = _word_pieces(tokenizer, tokenizer("unbelievable day")["input_ids"])
-        assert pieces == [
-            ("[CLS]", True),
-            ("un", True),
-            ("believ", False),
-            ("able", False),
-            ("day", True),
-            ("[SEP]", True),
-        ]
-
-    def test_byte_pair_tokenizer(self):
-        from transformers import RobertaTokenizer
-
-        vocabulary = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "n", "o", "Ġ", "Ġd", "Ġda", "Ġday", "d", "a", "y"]
-        tokenizer = RobertaTokenizer(
-            vocab={token: number for number, token in enumerate(vocabulary)},
-            merges=[("Ġ", "d"), ("Ġd", "a"), ("Ġda", "y")],
-        )
-        pieces = _word_pieces(tokenizer, tokenizer("no day")["input_ids"])
-        assert pieces == [("<s>", True), ("n", True), ("o", False), ("day", True), ("</s>", True)]

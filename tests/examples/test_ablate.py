@@ -3,6 +3,7 @@ import csv
 import ablate
 import learning_curve
 import pytest
+from mir_common import ModelArguments
 
 
 RESULTS = {
@@ -20,8 +21,6 @@ class TestVariants:
             ablate.chosen_variants("without-everything")
 
     def test_each_changes_what_its_name_says(self):
-        from amess_hf.training.script_arguments import ModelArguments
-
         known = vars(ModelArguments())
         for changes in ablate.VARIANTS.values():
             assert set(changes) <= set(known)

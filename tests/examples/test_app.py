@@ -94,6 +94,7 @@ class TestClips:
         assert (first.voice, first.movement) != (second.voice, second.movement)
 
 
+@pytest.mark.slow
 def test_words_are_written_down_from_the_clips_own_sound(tmp_path):
     """The speech recogniser gets the clip's sound at the rate that it takes."""
     app = pytest.importorskip("app", reason='pip install "amess_hf[app]"')
@@ -145,7 +146,7 @@ def page(tmp_path_factory):
         try:
             with Browser(tmp_path_factory.mktemp("profile")) as browser:
                 browser.open(url)
-                browser.wait("return document.querySelector('#ask') !== null", seconds=60)
+                browser.wait("return document.querySelector('#ask') !== null")
                 browser.clips = clips
                 yield browser
         finally:
@@ -168,10 +169,11 @@ def ask(page, clip, words):
         page.wait("const video = document.querySelector('#clip video'); return video !== null && video.readyState > 1")
     page.type("#words textarea, #words input", words)
     page.click("#ask")
-    return page.wait(HEADLINE, seconds=60)
+    return page.wait(HEADLINE)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 class TestPage:
     def test_same_words_mean_different_things(self, page):
         words = app_clips.EXAMPLES[0].text

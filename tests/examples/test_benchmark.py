@@ -31,6 +31,7 @@ def miniature(monkeypatch):
     monkeypatch.setattr(benchmark, "AMESSConfig", lambda **values: AMESSConfig(**fusion, **values))
 
 
+@pytest.mark.slow
 def test_every_section(miniature, monkeypatch, tmp_path, capsys):
     peaks = {"text": 200, "anchor": 220}
     monkeypatch.setattr(

@@ -17,6 +17,7 @@ def run(path, batch):
     return dict(zip([put.name for put in session.get_outputs()], map(torch.from_numpy, given), strict=True))
 
 
+@pytest.mark.slow
 def test_free_lengths(tmp_path):
     """From the command line; then with batches of other sizes, and clips that lack a modality."""
     model = tiny_model(label_similarity_weight=0.4)
@@ -41,6 +42,7 @@ def test_free_lengths(tmp_path):
         assert torch.equal(given["anchor_indices"], expected.anchor_indices)
 
 
+@pytest.mark.slow
 def test_with_earlier_turns(tmp_path):
     """What tells the utterance from its context is an input too, and counts."""
     model = tiny_model(context_turns=2)
@@ -71,6 +73,7 @@ def test_fixed_lengths(tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_a_file_that_differs_is_not_written(tmp_path, monkeypatch):
     monkeypatch.setattr(export_onnx, "largest_difference", lambda *_: 1e-3)
     arguments = export_onnx.ExportArguments("", str(tmp_path / "amess.onnx"), text_length=4)

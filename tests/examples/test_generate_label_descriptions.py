@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import generate_label_descriptions as script
 import pytest
 
-from amess_hf.data.descriptions import load_label_descriptions
+from amess_hf.descriptions_amess import load_label_descriptions
 
 
 LABELS = ["Complain", "Praise", "Ask for help"]

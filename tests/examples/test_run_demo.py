@@ -24,6 +24,7 @@ def demo_run(tmp_path_factory):
     return folder, result, printed.getvalue()
 
 
+@pytest.mark.slow
 def test_it_prints_the_table_and_three_clips(demo_run):
     _, result, printed = demo_run
     sets = [tuple(row["modalities"]) for row in result["table"]]
@@ -34,6 +35,7 @@ def test_it_prints_the_table_and_three_clips(demo_run):
     assert len(re.findall(r"    (?:sound|picture)  +frames [\d, -]+ \(burst: \d+-\d+\)", printed)) == 6
 
 
+@pytest.mark.slow
 def test_the_reloaded_model_answers_as_the_trained_one(demo_run):
     folder, result, _ = demo_run
     assert result["reloaded_accuracy"] == result["table"][0]["accuracy"]
@@ -41,6 +43,7 @@ def test_the_reloaded_model_answers_as_the_trained_one(demo_run):
     assert not list(folder.rglob("*.bin")) and not list(folder.rglob("*.pkl"))
 
 
+@pytest.mark.slow
 def test_report(demo_run):
     pytest.importorskip("matplotlib", reason='pip install "amess_hf[report]"')
     folder, _, printed = demo_run
@@ -50,6 +53,7 @@ def test_report(demo_run):
     }
 
 
+@pytest.mark.slow
 def test_it_learns(demo_run):
     """A few passes do not make a good model, but one that is well above chance (0.05) and better than without the words."""
     accuracy = {tuple(row["modalities"]): row["accuracy"] for row in demo_run[1]["table"]}
@@ -57,6 +61,7 @@ def test_it_learns(demo_run):
     assert accuracy["audio", "video"] < accuracy[MODALITIES]
 
 
+@pytest.mark.slow
 def test_second_start_uses_the_same_corpus(demo_run):
     folder = demo_run[0]
     arguments = run_demo.DemoArguments(output_dir=folder, train_clips=240, test_clips=100)

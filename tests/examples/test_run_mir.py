@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 import run_mir
 import run_mir_no_trainer
+import torch
 from demo_corpus import write_demo_corpus
+from mir_common import one_line_errors, parse_arguments, run_for_each_seed
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertModel, BertTokenizer
 from utils import text_config
 
 from amess_hf.data.labels import LABELS, MINTREC_LABELS
-from amess_hf.training.script import one_line_errors, parse_arguments, run_for_each_seed
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -149,7 +150,7 @@ def test_folders_that_have_little(inputs, script, tmp_path):
     values = {**inputs["encoder"], **inputs["run"], "dataset_name": "folder", "max_steps": 2}
     values |= {"data_dir": write_folder(tmp_path / "data", train=labels * 4), "output_dir": tmp_path / "run"}
     assert "eval_accuracy" not in run_script(script, values, ("do_train",))
-    with pytest.raises(ValueError, match="`--early_stopping_patience` needs the split `validation`"):
+    with pytest.raises(ValueError, match="`early_stopping_patience` is 2, but there are no clips to evaluate on"):
         run_script(script, {**values, "early_stopping_patience": 2}, ("do_train",))
     scored = {"dataset_name": "folder", "model_name_or_path": tmp_path / "run", "use_cpu": True}
     data = write_folder(tmp_path / "some", test=labels[:2])
@@ -191,6 +192,7 @@ def write_official_folder(folder, name, **splits):
     return folder
 
 
+@pytest.mark.slow
 def test_a_model_of_two_sets_answers_for_one(inputs, tmp_path):
     """Each clip against its own set's labels, whether the sets are scored together or one alone."""
     sets = {"mintrec": ["Complain", "Praise", "Greet"], "mintrec2.0": ["Doubt", "Praise", "Warn"]}
@@ -235,6 +237,7 @@ def test_held_out_intents_from_a_json_file(inputs, tmp_path):
     assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "run").config.num_labels == 17
 
 
+@pytest.mark.slow
 def test_from_the_command_line(inputs, tmp_path):
     """In a process of its own, with two seeds."""
     values = {**inputs["data"], **inputs["encoder"], **inputs["sizes"], **inputs["run"], "max_steps": 1}
@@ -303,6 +306,7 @@ def test_steps_without_descriptions(inputs, tmp_path, change):
     assert 0 <= results["eval_accuracy"] <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_seeds_are_aggregated_and_resume(inputs, script, tmp_path):
     values = {**inputs["data"], **inputs["encoder"], **inputs["sizes"], **inputs["run"], "max_steps": 2}
@@ -322,7 +326,11 @@ def test_seeds_are_aggregated_and_resume(inputs, script, tmp_path):
 
 def test_arguments_in_a_bad_file(tmp_path):
     path = tmp_path / "arguments.json"
-    for content, message in (("{,", "is no JSON"), ("[]", "holds no JSON object"), ('{"seed": "x"}', None)):
+    for content, message in (
+        ("{,", "is not valid JSON"),
+        ("[]", "does not hold a JSON object"),
+        ('{"seed": "x"}', None),
+    ):
         path.write_text(content)
         with pytest.raises(SystemExit if message is None else ValueError, match=message):
             parse_arguments([str(path)])
@@ -336,6 +344,7 @@ def test_a_plain_encoder_is_no_model(inputs, tmp_path):
         run_script("run_mir", {**values, "output_dir": tmp_path}, ("do_predict",))
 
 
+@pytest.mark.slow
 def test_report_detector_and_card(inputs, tmp_path):
     pytest.importorskip("matplotlib")
     values = {**inputs["data"], **inputs["encoder"], **inputs["sizes"], **inputs["run"], "max_steps": 2}
@@ -360,3 +369,29 @@ def test_report_detector_and_card(inputs, tmp_path):
     # a detector that was made for other weights does not stay beside new ones
     run_script("run_mir", {name: value for name, value in values.items() if name != "detector"}, ("do_train",))
     assert not (tmp_path / "run" / "oos_detector.json").exists()
+
+
+def test_three_lines_of_python_give_the_same(inputs, tmp_path):
+    """`from_text_pretrained` and `AMESSTrainer` with nothing but a data set are what the script does by default."""
+    from transformers import set_seed
+
+    from amess_hf import AMESSForIntentClassification, AMESSTrainer, AMESSTrainingArguments, load_mintrec
+
+    values = {**inputs["data"], **inputs["encoder"], "use_cpu": True, "disable_tqdm": True, "num_train_epochs": 2}
+    run_script("run_mir", {**values, "output_dir": tmp_path / "script"}, ("do_train",))
+    set_seed(42)
+    dataset = load_mintrec(inputs["data"]["data_dir"])
+    model = AMESSForIntentClassification.from_text_pretrained(
+        inputs["encoder"]["text_model_name_or_path"], dataset=dataset["train"], label_descriptions="mintrec"
+    )
+    args = AMESSTrainingArguments(tmp_path / "python", use_cpu=True, disable_tqdm=True, num_train_epochs=2)
+    given = args.to_dict()
+    trainer = AMESSTrainer(model, args, train_dataset=dataset["train"], eval_dataset=dataset["validation"])
+    trainer.train()
+    trainer.save_model()
+    assert args.to_dict() == given and args.learning_rate is None
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("script", "python"))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    configs = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("script", "python")]
+    assert configs[0] == configs[1]

@@ -1,4 +1,4 @@
-"""The README's figures are those of results/accuracy.csv."""
+"""The tables of examples/results/README.md are those of accuracy.csv."""
 
 from pathlib import Path
 
@@ -10,9 +10,9 @@ from summarize_results import difference_lines, load_results, spread_lines, tria
 ROOT = Path(__file__).parents[2]
 
 
-def test_readme_has_the_tables_of_the_results():
+def test_the_page_has_the_tables_of_the_results():
     values = load_results()
-    readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    readme = (ROOT / "examples" / "results" / "README.md").read_text(encoding="utf-8").splitlines()
     lines = [*spread_lines(values), *trial_lines(values), *difference_lines(values)]
     assert [line for line in lines if line not in readme] == []
 

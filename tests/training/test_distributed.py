@@ -46,7 +46,7 @@ def launch(script, *arguments, processes=2):
             subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         )
     try:
-        outputs = [process.communicate(timeout=280)[0] for process in running]
+        outputs = [process.communicate(timeout=500)[0] for process in running]
     finally:
         for process in running:
             process.kill()
@@ -69,6 +69,7 @@ def alone(tmp_path_factory):
     return distributed_worker.scenarios(tmp_path_factory.mktemp("one-process"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scenario", ["one step", "one step, FSDP", "trainer", "trainer, grouped by length", "loop"])
 def test_two_processes_are_one(together, alone, scenario):
     expected, given = alone[scenario], together[scenario]

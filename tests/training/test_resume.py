@@ -17,7 +17,7 @@ from transformers import TrainerCallback, set_seed
 from utils import tiny_model
 
 import amess_hf.training.trainer as trainer_module
-from amess_hf import AMESSDataCollator, AMESSTrainer, AMESSTrainingArguments
+from amess_hf import AMESSProcessor, AMESSTrainer, AMESSTrainingArguments
 from amess_hf.training.checkpoint_integrity import check_output_dir, last_complete_checkpoint, what_is_missing
 
 
@@ -44,14 +44,8 @@ def make_arguments(folder, resume=None, **values):
 def make_trainer(arguments, **values):
     set_seed(arguments.seed)
     clips, tokenizer = distributed_worker.make_clips(9, seed=3), distributed_worker.make_tokenizer()
-    model = tiny_model(**values)
     return AMESSTrainer(
-        model=model,
-        args=arguments,
-        processing_class=tokenizer,
-        data_collator=AMESSDataCollator(tokenizer, model.config),
-        train_dataset=clips,
-        eval_dataset=clips,
+        tiny_model(**values), arguments, train_dataset=clips, eval_dataset=clips, processing_class=tokenizer
     )
 
 
@@ -83,14 +77,9 @@ def train_with_loop(folder, at_step, in_save):
     set_seed(arguments.seed)
     clips, tokenizer = distributed_worker.make_clips(9, seed=3), distributed_worker.make_tokenizer()
     model = tiny_model()
-    job = SimpleNamespace(
-        model=model,
-        tokenizer=tokenizer,
-        collator=AMESSDataCollator(tokenizer, model.config),
-        split=lambda name, option: clips,
-    )
+    processor = AMESSProcessor.for_model(model.config, tokenizer)
     set_seed(arguments.seed)
-    training = run_mir_no_trainer.Training(Accelerator(), job, arguments)
+    training = run_mir_no_trainer.Training(Accelerator(), model, arguments, clips, clips, processor)
     after_update, write_manifest = training.after_update, run_mir_no_trainer.write_manifest
 
     def after_update_or_killed():
@@ -114,12 +103,13 @@ def in_a_process(train, folder, at_step=None, in_save=None):
     # A copy of this process: it need not import everything anew.
     process = multiprocessing.get_context("fork").Process(target=target)
     process.start()
-    process.join(120)
+    process.join(500)
     hangs = process.is_alive()
     process.kill()
     assert not hangs and process.exitcode == (0 if at_step is None and in_save is None else -signal.SIGKILL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", [train_with_trainer, train_with_loop])
 def test_killed_training_ends_the_same(train, tmp_path):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
@@ -238,6 +228,7 @@ def test_folder_that_cannot_be_written(tmp_path):
     assert os.listdir(tmp_path / "new" / "folder") == []
 
 
+@pytest.mark.slow
 def test_evaluation_does_not_change_what_training_draws(tmp_path):
     """With and without evaluations in between, dropout draws the same: the weights are equal."""
     runs = []

@@ -4,10 +4,11 @@ import torch
 from transformers.trainer_utils import EvalPrediction
 from utils import DESCRIPTIONS, text_config, tiny_config, tiny_model
 
-from amess_hf import AMESSTrainingArguments
+from amess_hf import AMESSForIntentClassification, AMESSProcessor, AMESSTrainer, AMESSTrainingArguments
+from amess_hf.evaluation.prediction import predict_clips
 from amess_hf.training import LabelDescriptionSampler, WeightAverage, parameter_groups
+from amess_hf.training.arguments import default_learning_rate
 from amess_hf.training.description_sampling import TRAINING_SENTENCES, start_label_embeds
-from amess_hf.training.parameter_groups import default_learning_rate
 from amess_hf.training.trainer import prediction_metrics
 
 
@@ -201,3 +202,60 @@ class TestDefaultLearningRate:
         encoder = text_config()
         encoder.hidden_size = width
         assert default_learning_rate(tiny_config(text_config=encoder)) == pytest.approx(rate)
+
+
+class TestTrainerWithLittle:
+    @pytest.fixture
+    def clips(self):
+        return [
+            {"id": str(n), "text": word, "label": n % 4} for n, word in enumerate("hello thanks late help".split() * 3)
+        ]
+
+    @pytest.fixture
+    def saved(self, tokenizer, tmp_path):
+        """A model that was loaded from a folder which has a tokenizer."""
+        tiny_model(fusion_type="text").save_pretrained(tmp_path / "model")
+        tokenizer.save_pretrained(tmp_path / "model")
+        return AMESSForIntentClassification.from_pretrained(tmp_path / "model")
+
+    def test_nothing_but_a_model(self, saved, clips, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        trainer = AMESSTrainer(saved)
+        assert isinstance(trainer.args, AMESSTrainingArguments) and isinstance(
+            trainer.processing_class, AMESSProcessor
+        )
+        assert trainer.args.eval_strategy == "no" and trainer.args.learning_rate == pytest.approx(2e-4)
+        assert trainer.predict(clips).metrics["test_accuracy"] >= 0
+
+    def test_no_model(self):
+        with pytest.raises(ValueError, match="`model` is missing"):
+            AMESSTrainer()
+
+    def test_no_tokenizer(self, tmp_path):
+        with pytest.raises(ValueError, match="pass `processing_class`"):
+            AMESSTrainer(tiny_model(), arguments(tmp_path))
+
+    def test_given_arguments_stay_as_they_are(self, saved, tmp_path, caplog):
+        args = arguments(tmp_path)
+        before = args.to_dict()
+        trainer = AMESSTrainer(saved, args)
+        assert args.to_dict() == before and args.load_best_model_at_end
+        assert not trainer.args.load_best_model_at_end
+
+    def test_stopping_early_needs_clips(self, saved, tmp_path):
+        with pytest.raises(ValueError, match="`early_stopping_patience` is 3"):
+            AMESSTrainer(saved, arguments(tmp_path, early_stopping_patience=3))
+
+    @pytest.mark.parametrize("freeze", [True, False])
+    def test_word_embeddings(self, saved, tmp_path, freeze):
+        AMESSTrainer(saved, arguments(tmp_path, freeze_word_embeddings=freeze))
+        assert saved.get_input_embeddings().weight.requires_grad is not freeze
+
+    def test_a_split_is_predicted_once_with_all_that_is_needed(self, saved, clips, tmp_path):
+        trainer = AMESSTrainer(saved, arguments(tmp_path))
+        outputs, metrics = trainer.predict_clips(clips, "eval")
+        alone = predict_clips(saved, clips, trainer.data_collator)
+        for name in ("logits", "pooler_output", "multimodal_embeds", "label_embeds", "labels"):
+            np.testing.assert_allclose(getattr(outputs, name), getattr(alone, name), atol=1e-5)
+        assert outputs.ids == alone.ids and outputs.anchor_indices is None
+        assert metrics["eval_accuracy"] == pytest.approx((outputs.predictions == outputs.labels).mean())

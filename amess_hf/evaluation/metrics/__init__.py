@@ -1,17 +1,18 @@
-"""The field's figures as `evaluate` modules and as plain functions.
+"""The field's metrics, as plain functions and as modules for `evaluate`.
 
-Each folder is a module of its own: `evaluate.load(METRICS_DIR + "/oos_detection")` loads it by path, and it can be
-copied to a Space as it is. The functions in it do the work and are re-exported here.
+The functions are in `classification.py` and `oos.py`. Each folder is a module for `evaluate` that calls one of them:
+`evaluate.load(METRICS_DIR + "/oos_detection")` loads it by its path.
 """
 
 import os
 
-from .intent_classification.intent_classification import IntentClassification, compute_classification_metrics
-from .oos_detection.oos_detection import OOSDetection, compute_oos_metrics
-from .open_intent_classification.open_intent_classification import (
-    OpenIntentClassification,
+from .classification import (
+    compute_classification_metrics,
     compute_open_classification_metrics,
+    generalized_accuracy,
+    in_scope_metrics,
 )
+from .oos import compute_oos_metrics
 
 
 METRICS_DIR = os.path.dirname(os.path.abspath(__file__))
@@ -19,10 +20,9 @@ METRICS_DIR = os.path.dirname(os.path.abspath(__file__))
 
 __all__ = [
     "METRICS_DIR",
-    "IntentClassification",
-    "OOSDetection",
-    "OpenIntentClassification",
     "compute_classification_metrics",
     "compute_oos_metrics",
     "compute_open_classification_metrics",
+    "generalized_accuracy",
+    "in_scope_metrics",
 ]

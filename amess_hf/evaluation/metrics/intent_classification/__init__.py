@@ -1,0 +1,1 @@
+"""In-scope intent classification."""

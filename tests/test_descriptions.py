@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from amess_hf.data.descriptions import (
+from amess_hf.descriptions_amess import (
     SHIPPED_DESCRIPTIONS,
     find_description_problems,
     load_label_descriptions,

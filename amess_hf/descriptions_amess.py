@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 
 
-DESCRIPTIONS_FOLDER = Path(__file__).parent / "label_descriptions"
+# Part of the installed package only: a checkpoint's folder has this file without them.
+DESCRIPTIONS_FOLDER = Path(__file__).parent / "data" / "label_descriptions"
 SHIPPED_DESCRIPTIONS = ("mintrec", "mintrec2.0")
 
 
@@ -112,3 +113,33 @@ def load_label_descriptions(name_or_path: str | Path, labels: list[str] | None =
     """
     content = read_description_file(name_or_path)
     return validate_label_descriptions(content["descriptions"], labels=labels, source=str(name_or_path))
+
+
+def describe_labels(
+    labels: list[str], sources: str | Path | dict[str, list[str]] | list[str | Path]
+) -> dict[str, list[str]]:
+    """Return the sentences that describe each of `labels`, matched without regard to case.
+
+    Args:
+        labels (`list[str]`): The intents; the result has these, in this order and spelling.
+        sources (`str`, `Path`, `dict[str, list[str]]`, or a list of the first two):
+            `"mintrec"` or `"mintrec2.0"`, the path of a JSON file, or the sentences themselves. Of several sources a
+            label gets the sentences of all.
+
+    Raises:
+        ValueError: If a source cannot be read, or a label has no sentence.
+    """
+    sources = sources if isinstance(sources, list) else [sources]
+    found: dict[str, list[str]] = {}
+    for source in sources:
+        described = source if isinstance(source, dict) else load_label_descriptions(source)
+        for label, sentences in described.items():
+            known = found.setdefault(label.casefold(), [])
+            known += [sentence for sentence in sentences if sentence not in known]
+    missing = [label for label in labels if label.casefold() not in found]
+    if missing:
+        names = ", ".join("the given dict" if isinstance(source, dict) else str(source) for source in sources)
+        raise ValueError(
+            f"{names or 'label_descriptions'} has no description of {', '.join(missing)}; add at least one sentence for each"
+        )
+    return {label: found[label.casefold()] for label in labels}

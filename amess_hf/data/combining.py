@@ -1,0 +1,207 @@
+"""Label sets of data sets: merge several into one, leave intents out, keep a few clips of each, follow a model's ids."""
+
+import random
+import re
+from collections import defaultdict
+from typing import Any
+
+from datasets import ClassLabel, Dataset, DatasetDict, concatenate_datasets
+from transformers.utils import logging
+
+from ..configuration_amess import AMESSConfig
+from ..constants_amess import FEATURE_MODALITIES, OUT_OF_SCOPE_ID
+from ..recipe_amess import feature_sizes, label_names
+from .labels import LABELS
+
+
+logger = logging.get_logger(__name__)
+
+
+def labels_of(dataset: DatasetDict) -> list[str]:
+    """Return the label names that the splits of `dataset` share, in the order of their ids."""
+    return label_names(next(iter(dataset.values())))
+
+
+def with_labels(split: Dataset, ids: list[int], names: list[str], **columns: list[Any]) -> Dataset:
+    """Return `split` with the label ids `ids`, one for each row, of the labels `names`, and with further columns.
+
+    Args:
+        split (`Dataset`): The clips; its format is kept.
+        ids (`list[int]`): A label id for each row, -1 for out of scope.
+        names (`list[str]`): The names of the label ids.
+        columns (`list`): Values of columns to add or replace, one for each row.
+    """
+    shown = split.format
+    # Without a format: where rows were selected, adding a column copies the others, which must stay as they are stored.
+    split = split.with_format(None).remove_columns(
+        ["label", *(name for name in columns if name in split.column_names)]
+    )
+    split = split.add_column("label", ids, feature=ClassLabel(names=names))
+    for name, values in columns.items():
+        split = split.add_column(name, values)
+    if shown["type"] is None:
+        return split
+    return split.with_format(
+        shown["type"], columns=shown["columns"], output_all_columns=True, **shown["format_kwargs"]
+    )
+
+
+def merge_datasets(datasets: dict[str, DatasetDict]) -> DatasetDict:
+    """Merge several data sets into one, with the union of their labels.
+
+    A training clip whose words occur in another set's validation or test split is left out, and counted in the log.
+
+    Args:
+        datasets (`dict[str, DatasetDict]`): The data sets by name.
+
+    Returns:
+        `DatasetDict`: The columns that all have, and `dataset` (the name of the clip's data set) and `candidate_mask`
+        (for each label whether the clip's data set has it), which the model's `forward` takes.
+
+    Raises:
+        ValueError: If features of one modality differ in width between the sets.
+    """
+    labels = {name: labels_of(dataset) for name, dataset in datasets.items()}
+    union = list(dict.fromkeys(label for names in labels.values() for label in names))
+    _check_widths(datasets)
+    splits = defaultdict(list)
+    for name, dataset in datasets.items():
+        new_ids = [union.index(label) for label in labels[name]]
+        for split_name, split in dataset.items():
+            if split_name == "train":
+                split = _without_words_of(split, name, datasets)
+            splits[split_name].append(_in_labels(split, new_ids, union, name, new_ids))
+    shared = set.intersection(*[set(split.column_names) for group in splits.values() for split in group])
+    return DatasetDict(
+        {
+            split_name: concatenate_datasets([split.select_columns(sorted(shared)) for split in group])
+            for split_name, group in splits.items()
+        }
+    )
+
+
+def _in_labels(
+    split: Dataset, new_ids: list[int], names: list[str], dataset_name: str, candidates: list[int] | None
+) -> Dataset:
+    """`split` with label ids of `names`; where there are `candidates`, its clips can have no other label."""
+    ids = [new_ids[label] if label >= 0 else OUT_OF_SCOPE_ID for label in split["label"]]
+    if candidates is None:
+        return with_labels(split, ids, names)
+    mask = [index in set(candidates) for index in range(len(names))]
+    return with_labels(split, ids, names, dataset=[dataset_name] * len(split), candidate_mask=[mask] * len(split))
+
+
+def _check_widths(datasets: dict[str, DatasetDict]) -> None:
+    sizes = {name: feature_sizes(next(iter(dataset.values()))) for name, dataset in datasets.items()}
+    for modality in FEATURE_MODALITIES:
+        field = f"{modality}_feature_size"
+        widths = {name: size[field] for name, size in sizes.items() if field in size}
+        if len(set(widths.values())) > 1:
+            raise ValueError(
+                f"the data sets have features of different `{field}`: {widths}; leave them out "
+                f"(`--{modality}_features none`), or choose features of the same encoder"
+            )
+
+
+def _words(text: str) -> str:
+    """The words of a text, whatever its case and punctuation; a text without words stands for itself."""
+    return " ".join(re.findall(r"\w+", re.sub("['’]", "", text.lower()))) or text.strip()
+
+
+def _without_words_of(split: Dataset, name: str, datasets: dict[str, DatasetDict]) -> Dataset:
+    """`split` without the clips whose words occur in what another data set is evaluated on."""
+    evaluated = {
+        _words(text)
+        for other, dataset in datasets.items()
+        if other != name
+        for split_name, other_split in dataset.items()
+        if split_name != "train"
+        for text in other_split["text"]
+    }
+    kept = [row for row, text in enumerate(split["text"]) if _words(text) not in evaluated]
+    logger.warning(
+        f"{name}: {len(split) - len(kept)} training clips left out, whose words another data set is scored on"
+    )
+    return split.select(kept)
+
+
+def few_clips(split: Dataset, clips_per_intent: int, seed: int) -> Dataset:
+    """Return `clips_per_intent` clips of each intent, drawn with `seed`, and all out-of-scope clips, in the order of `split`."""
+    rows = defaultdict(list)
+    for row, label in enumerate(split["label"]):
+        rows[label].append(row)
+    draw = random.Random(seed)
+    kept = rows.pop(OUT_OF_SCOPE_ID, [])
+    for group in rows.values():
+        kept = kept + draw.sample(group, min(clips_per_intent, len(group)))
+    return split.select(sorted(kept))
+
+
+def hold_out_intents(dataset: DatasetDict, intents: list[str]) -> DatasetDict:
+    """Return the data set without some intents: the label set, and the clips of the others.
+
+    Out-of-scope clips stay, for outlier exposure and detection.
+
+    Args:
+        dataset (`DatasetDict`): All intents.
+        intents (`list[str]`): The names to leave out, matched without regard to case.
+
+    Raises:
+        ValueError: If a name is not among the labels.
+    """
+    labels, wanted = labels_of(dataset), {intent.casefold() for intent in intents}
+    unknown = wanted - {label.casefold() for label in labels}
+    if unknown:
+        raise ValueError(f"`--hold_out_intents` names {sorted(unknown)}; the intents are {', '.join(labels)}")
+    seen = [index for index, label in enumerate(labels) if label.casefold() not in wanted]
+    new_ids = {index: position for position, index in enumerate(seen)}
+    splits = {}
+    for name, split in dataset.items():
+        split = split.select([row for row, label in enumerate(split["label"]) if label < 0 or label in new_ids])
+        columns = {}
+        if "candidate_mask" in split.column_names:
+            columns["candidate_mask"] = [[mask[index] for index in seen] for mask in split["candidate_mask"]]
+        ids = [new_ids.get(label, OUT_OF_SCOPE_ID) for label in split["label"]]
+        splits[name] = with_labels(split, ids, [labels[index] for index in seen], **columns)
+    return DatasetDict(splits)
+
+
+def in_labels_of(config: AMESSConfig, dataset: DatasetDict, dataset_name: str) -> DatasetDict:
+    """Return the data set with the label ids of a saved model, which may know more labels.
+
+    These are the labels of a data set that the model was trained on together with this one, or labels that no clip of a
+    folder happens to have.
+
+    Args:
+        config ([`AMESSConfig`]): The model's configuration.
+        dataset (`DatasetDict`): The clips.
+        dataset_name (`str`): A data set with an official label set has its clips scored against these labels alone.
+
+    Raises:
+        ValueError: If the model does not know a label.
+    """
+    names, labels = [config.id2label[index] for index in range(config.num_labels)], labels_of(dataset)
+    if names == labels:
+        return dataset
+    unknown = [label for label in labels if label not in names]
+    if unknown:
+        raise ValueError(
+            f"the model does not know {', '.join(unknown)}; its labels are {', '.join(names)}. Use a data set that it was "
+            "trained on, or describe the intents with `model.set_label_descriptions`"
+        )
+    new_ids = [names.index(label) for label in labels]
+    splits = {}
+    for split_name, split in dataset.items():
+        if "candidate_mask" in split.column_names:
+            masks = [
+                [name in labels and mask[labels.index(name)] for name in names] for mask in split["candidate_mask"]
+            ]
+            ids = [new_ids[label] if label >= 0 else OUT_OF_SCOPE_ID for label in split["label"]]
+            splits[split_name] = with_labels(split, ids, names, candidate_mask=masks)
+        else:
+            candidates = new_ids if dataset_name in LABELS else None
+            splits[split_name] = _in_labels(split, new_ids, names, dataset_name, candidates)
+    return DatasetDict(splits)
+
+
+__all__ = ["few_clips", "hold_out_intents", "in_labels_of", "labels_of", "merge_datasets", "with_labels"]

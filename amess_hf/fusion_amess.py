@@ -1,0 +1,447 @@
+"""Fusions: how the words, the sound and the picture of a clip become one state.
+
+To add a fusion:
+
+1. Subclass [`AMESSFusion`]: `self.embeddings` projects the modalities to one width, `forward` returns a [`FusionOutput`].
+2. Leave absent modalities out (`_concatenate` puts zeros in their place), and keep padding out with the masks.
+3. Add the class to [`FUSIONS`] under its `fusion_type`: the configuration then accepts that value, the model builds it.
+4. Initialise parameters that are not in a `torch.nn` layer in [`AMESSPreTrainedModel._init_weights`].
+5. Describe the value in [`AMESSConfig`]; `tests/test_modeling.py` runs its general tests on every entry.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .constants_amess import MODALITIES, NO_ANCHOR
+
+
+@dataclass
+class FusionOutput:
+    """What a fusion returns.
+
+    Attributes:
+        state (`torch.Tensor` of shape `(batch_size, text_config.hidden_size)`): The fused clip, added to the text summary.
+        anchor_indices (`torch.LongTensor` of shape `(batch_size, 3, num_anchors)`, *optional*): Positions of the anchors.
+        anchor_scores (`torch.Tensor` of shape `(batch_size, 3, num_anchors)`, *optional*): Gates of the anchors.
+        hidden_states (`tuple(torch.Tensor)`, *optional*): States before the first layer and after each.
+        attentions (`tuple(torch.Tensor)`, *optional*): Attention weights of each layer.
+    """
+
+    state: torch.Tensor
+    anchor_indices: torch.Tensor | None = None
+    anchor_scores: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor | None, ...] | None = None
+
+
+def masked_mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Average states over the positions that a mask keeps.
+
+    Args:
+        states (`torch.Tensor` of shape `(batch_size, length, width)`): States.
+        mask (`torch.Tensor` of shape `(batch_size, length)`): True, or 1, where a state counts.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, width)`: The means; zero for a clip whose mask is empty.
+    """
+    weights = mask.to(states.dtype).unsqueeze(-1)
+    return (states * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+
+def sinusoidal_positions(length: int, width: int, like: torch.Tensor) -> torch.Tensor:
+    """Encode positions as sines and cosines (Vaswani et al., arXiv 1706.03762, section 3.5).
+
+    Args:
+        length (`int`): Number of positions.
+        width (`int`): Width of an encoding, even.
+        like (`torch.Tensor`): A tensor whose type and device the result takes.
+
+    Returns:
+        `torch.Tensor` of shape `(length, width)`: The sines, then the cosines.
+    """
+    frequencies = torch.exp(torch.arange(0, width, 2, device=like.device) * (-math.log(10000.0) / width))
+    angles = torch.arange(length, device=like.device)[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).to(like.dtype)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: object,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute scaled dot-product attention step by step, which gives access to the weights.
+
+    Args:
+        module (`torch.nn.Module`): The attention layer; says whether dropout applies.
+        query (`torch.Tensor` of shape `(batch_size, heads, queries, head_dim)`): Queries.
+        key (`torch.Tensor` of shape `(batch_size, heads, tokens, head_dim)`): Keys.
+        value (`torch.Tensor` of shape `(batch_size, heads, tokens, head_dim)`): Values.
+        attention_mask (`torch.Tensor`, *optional*): Added to the scores before the softmax.
+        scaling (`float`): Factor of the scores.
+        dropout (`float`): Dropout of the weights.
+        kwargs: Options of other attention implementations, ignored.
+
+    Returns:
+        `tuple`: the output `(batch_size, queries, heads, head_dim)` and the weights `(batch_size, heads, queries, tokens)`.
+    """
+    weights = torch.matmul(query, key.transpose(-1, -2)) * scaling
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = nn.functional.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    output = torch.matmul(nn.functional.dropout(weights, p=dropout, training=module.training), value)
+    return output.transpose(1, 2).contiguous(), weights
+
+
+class AMESSAttention(nn.Module):
+    """Multi-head attention of queries to a memory."""
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        self.config = config
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def _heads(self, states: torch.Tensor):
+        return states.view(*states.shape[:2], -1, self.head_dim).transpose(1, 2)  # (batch, heads, length, head_dim)
+
+    def forward(
+        self, queries: torch.Tensor, memory: torch.Tensor, attention_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attend.
+
+        Args:
+            queries (`torch.Tensor` of shape `(batch_size, queries, hidden_size)`): What attends.
+            memory (`torch.Tensor` of shape `(batch_size, tokens, hidden_size)`): What is attended to.
+            attention_mask (`torch.Tensor`): In the form that the attention implementation takes.
+
+        Returns:
+            `tuple`: the output, shaped like `queries`, and the weights where the attention implementation gives them.
+        """
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        output, weights = attention_interface(
+            self,
+            self._heads(self.q_proj(queries)),
+            self._heads(self.k_proj(memory)),
+            self._heads(self.v_proj(memory)),
+            attention_mask,
+            is_causal=self.is_causal,
+            scaling=self.scaling,
+            dropout=self.config.dropout if self.training else 0.0,
+        )
+        return self.out_proj(output.reshape(*queries.shape[:2], -1)), weights
+
+
+class AMESSFusionLayer(GradientCheckpointingLayer):
+    """Pre-norm cross-attention and feed-forward part; the caller normalises the memory once for all layers."""
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention = AMESSAttention(config)
+        self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = nn.Sequential(
+            nn.Linear(config.hidden_size, config.intermediate_size),
+            ACT2FN["gelu"],
+            nn.Linear(config.intermediate_size, config.hidden_size),
+        )
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, states: torch.Tensor, memory: torch.Tensor, attention_mask: torch.Tensor, attend_to_states: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Update the states from the memory.
+
+        Args:
+            states (`torch.Tensor` of shape `(batch_size, queries, hidden_size)`): What attends.
+            memory (`torch.Tensor` of shape `(batch_size, tokens, hidden_size)`): What is attended to.
+            attention_mask (`torch.Tensor`): In the form that the attention implementation takes.
+            attend_to_states (`bool`): Whether the states attend to one another too (they come before the memory).
+
+        Returns:
+            `tuple`: the new states, and the attention weights where the attention implementation gives them.
+        """
+        queries = self.attention_norm(states)
+        memory = torch.cat([queries, memory], dim=1) if attend_to_states else memory
+        attended, weights = self.attention(queries, memory, attention_mask)
+        states = states + self.dropout(attended)
+        return states + self.dropout(self.mlp(self.mlp_norm(states))), weights
+
+
+class AMESSModalityEmbedding(nn.Module):
+    """Project the features of one modality to the fusion's width; add what modality and which position they are.
+
+    Args:
+        config ([`AMESSConfig`]): The model's configuration.
+        feature_size (`int`): Width of the features.
+    """
+
+    def __init__(self, config: PreTrainedConfig, feature_size: int):
+        super().__init__()
+        self.layer_norm_eps = config.layer_norm_eps
+        self.projection = nn.Linear(feature_size, config.hidden_size)
+        self.modality_embedding = nn.Parameter(torch.zeros(config.hidden_size))
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Embed `(batch_size, length, feature_size)` as `(batch_size, length, hidden_size)`."""
+        # No gain or bias here: the projection right after it has both, and without them the backward pass skips the
+        # features.
+        features = nn.functional.layer_norm(
+            features.to(self.projection.weight.dtype), features.shape[-1:], eps=self.layer_norm_eps
+        )
+        tokens = self.projection(features) + self.modality_embedding
+        return self.norm(tokens + sinusoidal_positions(tokens.shape[1], tokens.shape[2], tokens))
+
+
+class AMESSModalityEmbeddings(nn.ModuleDict):
+    """One embedding for each modality that the configuration names."""
+
+    def __init__(self, config: PreTrainedConfig):
+        sizes = {
+            "text": config.text_config.hidden_size,
+            "audio": config.audio_feature_size,
+            "video": config.video_feature_size,
+        }
+        super().__init__({name: AMESSModalityEmbedding(config, size) for name, size in sizes.items() if size})
+
+    def forward(self, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Embed each modality's `(batch_size, length, feature_size)` as `(batch_size, length, hidden_size)`."""
+        return {name: embedding(features[name]) for name, embedding in self.items() if name in features}
+
+
+class AMESSAnchorSelection(nn.Module):
+    """Choose the anchors of one modality: the tokens that a summary of the utterance scores highest.
+
+    The gate of an anchor is the sigmoid of its score. It multiplies the token, which is how the choice learns.
+
+    Args:
+        config ([`AMESSConfig`]): The model's configuration.
+        summary_size (`int`): Width of the summary.
+    """
+
+    def __init__(self, config: PreTrainedConfig, summary_size: int):
+        super().__init__()
+        self.num_anchors = config.num_anchors
+        self.query = nn.Linear(summary_size, config.hidden_size)
+
+    def forward(
+        self, tokens: torch.Tensor, mask: torch.Tensor, summary: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Choose.
+
+        Args:
+            tokens (`torch.Tensor` of shape `(batch_size, length, hidden_size)`): Tokens of one modality.
+            mask (`torch.BoolTensor` of shape `(batch_size, length)`): True for tokens, False for padding.
+            summary (`torch.Tensor` of shape `(batch_size, summary_size)`): The utterance.
+
+        Returns:
+            `tuple`: anchors `(batch_size, num_anchors, hidden_size)`, their positions (0 where there is none), their
+            gates (0 where there is none), and which are present, each `(batch_size, num_anchors)`.
+        """
+        scores = torch.einsum("bth,bh->bt", tokens, self.query(summary)) / math.sqrt(tokens.shape[-1])
+        scores = scores.float().masked_fill(~mask, float("-inf"))
+        # With the padding, a clip shorter than `num_anchors` takes the same path as any other.
+        scores, indices = nn.functional.pad(scores, (0, self.num_anchors), value=float("-inf")).topk(self.num_anchors)
+        present = scores > float("-inf")
+        indices = indices.masked_fill(~present, 0)
+        gates = scores.masked_fill(~present, 0.0).sigmoid() * present
+        chosen = tokens.gather(1, indices.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+        return chosen * gates.unsqueeze(-1).to(tokens.dtype), indices, gates, present
+
+
+def _attention_mask(config: PreTrainedConfig, queries: torch.Tensor, memory: torch.Tensor, mask: torch.Tensor):
+    """Convert the mask of `memory` (batch, tokens) to the form that the attention implementation takes."""
+    return create_bidirectional_mask(
+        config=config,
+        inputs_embeds=queries,
+        attention_mask=mask,
+        encoder_hidden_states=memory,
+        # Looking whether the mask is all ones would make the host wait for the device.
+        allow_is_bidirectional_skip=False,
+    )
+
+
+class AMESSFusion(nn.Module):
+    """Base class of the fusions.
+
+    `forward(features, masks, summary)` takes two dictionaries from modality to tensor, which have the modalities of the
+    batch (`features`, `(batch_size, length, feature_size)`; `masks`, bool, `(batch_size, length)`), and the mean state of
+    the utterance's words (`summary`, `(batch_size, text_config.hidden_size)`), and returns a [`FusionOutput`].
+
+    Args:
+        config ([`AMESSConfig`]): The model's configuration.
+    """
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        self.config = config
+        self.embeddings = AMESSModalityEmbeddings(config)
+
+    def _concatenate(self, states: dict[str, torch.Tensor], summary: torch.Tensor):
+        """Concatenate one state (batch, hidden_size) for each modality, with zeros for those that are absent."""
+        absent = summary.new_zeros(summary.shape[0], self.config.hidden_size)
+        return torch.cat([states.get(name, absent) for name in self.embeddings], dim=-1)
+
+
+class AMESSAnchorFusion(AMESSFusion):
+    """A-ME: anchors of all modalities attend to one another and to all tokens; linear in the number of tokens."""
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__(config)
+        summary_size = config.text_config.hidden_size
+        self.selections = nn.ModuleDict({name: AMESSAnchorSelection(config, summary_size) for name in self.embeddings})
+        # Attended to when nothing else is there, so that a clip without any modality has defined attention weights.
+        self.nothing = nn.Parameter(torch.zeros(config.hidden_size))
+        self.layers = nn.ModuleList([AMESSFusionLayer(config) for _ in range(config.num_fusion_layers)])
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.out_proj = nn.Linear(config.hidden_size * len(self.embeddings), summary_size)
+
+    def forward(
+        self, features: dict[str, torch.Tensor], masks: dict[str, torch.Tensor], summary: torch.Tensor
+    ) -> FusionOutput:
+        """Fuse; see [`AMESSFusion`]."""
+        tokens = self.embeddings(features)
+        chosen = {name: self.selections[name](tokens[name], masks[name], summary) for name in tokens}
+        anchors = torch.cat([chosen[name][0] for name in tokens], dim=1)
+        present = torch.cat([chosen[name][3] for name in tokens], dim=1)
+        nothing = self.nothing.expand(anchors.shape[0], 1, -1)
+        memory = torch.cat([nothing, *tokens.values()], dim=1)
+        mask = torch.cat([present, present.new_ones(present.shape[0], 1), *[masks[name] for name in tokens]], dim=1)
+        attention_mask = _attention_mask(self.config, anchors, torch.cat([anchors, memory], dim=1), mask)
+        # Kept by hand: the hooks of transformers' `capture_outputs` cannot be compiled where a model contains another.
+        hidden_states, attentions = (anchors,), ()
+        for layer in self.layers:
+            anchors, weights = layer(anchors, memory, attention_mask, attend_to_states=True)
+            hidden_states, attentions = (*hidden_states, anchors), (*attentions, weights)
+        pooled = self._pool(self.norm(anchors), chosen)
+        indices, gates = self._by_modality(chosen, summary)
+        return FusionOutput(
+            self.out_proj(self._concatenate(pooled, summary)), indices, gates, hidden_states, attentions
+        )
+
+    def _pool(self, anchors: torch.Tensor, chosen: dict[str, tuple[torch.Tensor, ...]]):
+        """Average each modality's anchors, weighted by their gates: modality -> (batch, hidden_size)."""
+        pooled = {}
+        for name, states in zip(chosen, anchors.split(self.config.num_anchors, dim=1), strict=True):
+            gates = chosen[name][2].to(states.dtype).unsqueeze(-1)
+            pooled[name] = (states * gates).sum(1) / gates.sum(1).clamp(min=1e-6)
+        return pooled
+
+    def _by_modality(self, chosen: dict[str, tuple[torch.Tensor, ...]], summary: torch.Tensor):
+        """Positions and gates of all three modalities, (batch, 3, num_anchors) each."""
+        shape = (summary.shape[0], self.config.num_anchors)
+        indices, gates = [], []
+        for name in MODALITIES:
+            if name in chosen:
+                _, index, gate, present = chosen[name]
+                indices.append(index.masked_fill(~present, NO_ANCHOR))
+                gates.append(gate)
+            else:
+                indices.append(torch.full(shape, NO_ANCHOR, dtype=torch.long, device=summary.device))
+                gates.append(torch.zeros(shape, device=summary.device))
+        return torch.stack(indices, dim=1), torch.stack(gates, dim=1)
+
+
+class AMESSMeanFusion(AMESSFusion):
+    """Ablation: mean of each modality, concatenation, MLP."""
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__(config)
+        self.mlp = nn.Sequential(
+            nn.Linear(config.hidden_size * len(self.embeddings), config.intermediate_size),
+            ACT2FN["gelu"],
+            nn.Dropout(config.dropout),
+            nn.Linear(config.intermediate_size, config.text_config.hidden_size),
+        )
+
+    def forward(
+        self, features: dict[str, torch.Tensor], masks: dict[str, torch.Tensor], summary: torch.Tensor
+    ) -> FusionOutput:
+        """Fuse; see [`AMESSFusion`]."""
+        means = {name: masked_mean(tokens, masks[name]) for name, tokens in self.embeddings(features).items()}
+        return FusionOutput(self.mlp(self._concatenate(means, summary)))
+
+
+class AMESSCrossModalFusion(AMESSFusion):
+    """Ablation: the pairwise scheme of MulT (Tsai et al., ACL 2019, section 3), at this model's width.
+
+    Every token of a modality attends to all tokens of each other modality, then to those of its own; the means of the
+    modalities are concatenated.
+    """
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__(config)
+        names = list(self.embeddings)
+        self.cross_layers = nn.ModuleDict(
+            {
+                f"{target}_from_{source}": nn.ModuleList(
+                    [AMESSFusionLayer(config) for _ in range(config.num_fusion_layers)]
+                )
+                for target in names
+                for source in names
+                if target != source
+            }
+        )
+        self.self_layers = nn.ModuleDict({name: AMESSFusionLayer(config) for name in names})
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.out_proj = nn.Linear(config.hidden_size * len(names), config.text_config.hidden_size)
+
+    def forward(
+        self, features: dict[str, torch.Tensor], masks: dict[str, torch.Tensor], summary: torch.Tensor
+    ) -> FusionOutput:
+        """Fuse; see [`AMESSFusion`]."""
+        tokens = self.embeddings(features)
+        means = {name: masked_mean(self._attend(name, tokens, masks), masks[name]) for name in tokens}
+        return FusionOutput(self.out_proj(self._concatenate(means, summary)))
+
+    def _attend(self, target: str, tokens: dict[str, torch.Tensor], masks: dict[str, torch.Tensor]):
+        """States of `target`'s tokens after attending to the other modalities and to themselves."""
+        seen = tokens[target]
+        for source in tokens:
+            if source == target:
+                continue
+            states = tokens[target]
+            for layer in self.cross_layers[f"{target}_from_{source}"]:
+                states = self._layer(layer, states, tokens[source], masks[source])
+            # What a source adds does not depend on which other sources are there.
+            seen = seen + (states - tokens[target]) / (len(self.embeddings) - 1)
+        seen = self.norm(seen)
+        return self._layer(self.self_layers[target], seen, seen, masks[target])
+
+    def _layer(self, layer: AMESSFusionLayer, states: torch.Tensor, memory: torch.Tensor, mask: torch.Tensor):
+        # A clip that lacks the modality attends to its padding, and the result is dropped.
+        there = mask.any(1)
+        mask = mask | ~there[:, None]
+        result, _ = layer(states, memory, _attention_mask(self.config, states, memory, mask))
+        return torch.where(there[:, None, None], result, states)
+
+
+# `fusion_type` -> class; `None` is no fusion, for models of words alone.
+FUSIONS: dict[str, type[AMESSFusion] | None] = {
+    "anchor": AMESSAnchorFusion,
+    "cross_modal": AMESSCrossModalFusion,
+    "mean": AMESSMeanFusion,
+    "text": None,
+}
+FUSION_TYPES = tuple(FUSIONS)

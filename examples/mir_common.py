@@ -1,0 +1,652 @@
+"""What `run_mir.py` and `run_mir_no_trainer.py` share: arguments, clips and model, the seeds, and what a run leaves behind."""
+
+import copy
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import numpy as np
+from datasets import ClassLabel, DatasetDict, load_dataset
+from transformers import AutoTokenizer, HfArgumentParser, set_seed
+from transformers.utils import logging
+
+from amess_hf import (
+    AMESSConfig,
+    AMESSDataCollator,
+    AMESSForIntentClassification,
+    AMESSProcessor,
+    AMESSTrainingArguments,
+    OutOfScopeDetector,
+    load_mintrec,
+)
+from amess_hf.constants_amess import FEATURE_MODALITIES, OUT_OF_SCOPE_ID, OUT_OF_SCOPE_LABEL
+from amess_hf.data.clip_features import add_clip_features
+from amess_hf.data.combining import few_clips, hold_out_intents, in_labels_of, labels_of, merge_datasets
+from amess_hf.data.dataset_files import NO_FEATURES
+from amess_hf.data.labels import LABELS
+from amess_hf.data.mintrec import with_feature_arrays
+from amess_hf.descriptions_amess import describe_labels
+from amess_hf.evaluation.aggregation import (
+    aggregate_runs,
+    load_seed_results,
+    seed_folder,
+    update_results,
+    write_aggregate,
+)
+from amess_hf.evaluation.metric_names import OOS_METRICS, OPEN_METRICS
+from amess_hf.evaluation.metrics import compute_oos_metrics, compute_open_classification_metrics, generalized_accuracy
+from amess_hf.evaluation.model_card import create_model_card
+from amess_hf.evaluation.prediction import ClipOutputs, answers, write_predictions
+from amess_hf.evaluation.reporting import fit_detectors, report
+from amess_hf.files_amess import write_json
+from amess_hf.oos_amess import DETECTOR_CONFIG_NAME, DETECTOR_WEIGHTS_NAME, OOS_METHODS
+from amess_hf.recipe_amess import feature_sizes
+from amess_hf.training.checkpoint_integrity import check_output_dir
+
+
+logger = logging.get_logger("amess_hf.mir_common")
+
+# Written last into the folder of a seed: what was asked for, and is there.
+FINISHED = "finished.json"
+# Option that asks for a split, the split, the prefix of its metrics, and its name in files.
+SCORED_SPLITS = (
+    ("do_eval", "validation", "eval", "dev"),
+    ("do_predict", "test", "test", "test"),
+)
+# Fields of the configuration that the shapes of the weights depend on.
+SHAPES = ("fusion_type", "num_fusion_layers", "hidden_size", "projection_dim")
+
+
+def _config_field(help_text):
+    """A field of the model's configuration; `None` keeps the configuration's own default."""
+    return field(default=None, metadata={"help": help_text})
+
+
+@dataclass
+class ModelArguments:
+    """Which model to start from, and the fields of [`AMESSConfig`] to set."""
+
+    text_model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Pretrained text encoder to train from: a Hub repository or a folder."}
+    )
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "A saved A-MESS model to evaluate or to train further."}
+    )
+    fusion_type: str | None = _config_field(
+        "anchor (A-ME), cross_modal, mean or text; text if the data has words alone."
+    )
+    num_anchors: int | None = _config_field("Anchors of each modality.")
+    num_fusion_layers: int | None = _config_field("Fusion layers.")
+    hidden_size: int | None = _config_field("Width of the fusion module.")
+    projection_dim: int | None = _config_field("Width of the space that clips and descriptions share.")
+    dropout: float | None = _config_field("Dropout of the fusion module and before the classifier.")
+    modality_dropout: float | None = _config_field("Share of training clips of which one modality is masked.")
+    triplet_margin: float | None = _config_field("Margin of the triplet losses, in cosine similarity.")
+    label_triplet_loss_weight: float | None = _config_field("Weight of the triplet of clip and descriptions.")
+    label_contrastive_loss_weight: float | None = _config_field("Weight of the softmax over descriptions.")
+    batch_triplet_loss_weight: float | None = _config_field("Weight of the triplets between clips of a batch.")
+    consistency_loss_weight: float | None = _config_field("Weight of R-Drop, which doubles the time of a step.")
+    outlier_exposure_loss_weight: float | None = _config_field("Weight of the uniform target of out-of-scope clips.")
+    label_smoothing: float | None = _config_field("Label smoothing of the cross-entropy.")
+    label_similarity_weight: float | None = _config_field("Share of the descriptions in the answer, 0 to 1.")
+    max_text_length: int | None = _config_field("Tokens of an utterance; the data set's usual limit if not given.")
+    max_audio_length: int | None = _config_field("Audio frames; the data set's usual limit if not given.")
+    max_video_length: int | None = _config_field("Video frames; the data set's usual limit if not given.")
+
+    def config_fields(self):
+        """The fields of [`AMESSConfig`] that were given, by name."""
+        names = [item.name for item in fields(self) if not item.name.endswith("model_name_or_path")]
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+@dataclass
+class DataArguments:
+    """Which clips to train on and to evaluate."""
+
+    dataset_name: str = field(
+        default="mintrec",
+        metadata={
+            "help": "mintrec, mintrec2.0, folder or organization/name on the Hub; several, with a comma between."
+        },
+    )
+    data_dir: str | None = field(
+        default=None, metadata={"help": "Folder of the data set; several, with a comma between, in the same order."}
+    )
+    audio_features: str | None = field(default=None, metadata={"help": "Name or path of audio features, or none."})
+    video_features: str | None = field(default=None, metadata={"help": "Name or path of video features, or none."})
+    audio_encoder: str | None = field(
+        default=None, metadata={"help": "Make audio features from raw clips: log-mel, or a model on the Hub."}
+    )
+    video_encoder: str | None = field(
+        default=None, metadata={"help": "Make video features from raw clips: frame-difference, or a model on the Hub."}
+    )
+    allow_missing_features: bool = field(
+        default=False, metadata={"help": "Treat a clip without features as one without sound or picture."}
+    )
+    label_granularity: str = field(default="fine", metadata={"help": "fine (the intents) or coarse (Emotion, Goal)."})
+    label_descriptions: str | None = field(
+        default=None, metadata={"help": "JSON with descriptions of the intents; those shipped if not given."}
+    )
+    context_turns: int | None = field(
+        default=None,
+        metadata={"help": "Earlier turns of the dialogue to read too; by default none, or those of a saved model."},
+    )
+    hold_out_intents: str | None = field(
+        default=None, metadata={"help": "Intents to leave out of training, with a comma between; evaluated as unseen."}
+    )
+    train_clips_per_intent: int | None = field(
+        default=None, metadata={"help": "Train on this many clips of each intent only."}
+    )
+    out_of_scope_clips: bool = field(
+        default=False,
+        metadata={"help": "Load the data set's out-of-scope clips too: for the report, and for outlier exposure."},
+    )
+    detector: str | None = field(
+        default=None,
+        metadata={"help": "Fit this out-of-scope score on the training clips and save the detector with the model."},
+    )
+    report: bool = field(default=False, metadata={"help": "Write report/ with tables and plots."})
+    seeds: str | None = field(
+        default=None, metadata={"help": "Train once for each seed, with a comma between, and aggregate."}
+    )
+
+
+@dataclass
+class Run:
+    """What a run works on.
+
+    Attributes:
+        dataset (`DatasetDict`): The clips, with all intents.
+        seen (`DatasetDict`): The clips of the intents that are trained on, with the model's label ids.
+        held_out (`list[str]`): The other intents.
+        label_descriptions (`dict[str, list[str]]`, *optional*): Sentences for all intents.
+        model ([`AMESSForIntentClassification`]): The model.
+        processor ([`AMESSProcessor`]): Makes its batches.
+    """
+
+    dataset: DatasetDict
+    seen: DatasetDict
+    held_out: list[str]
+    label_descriptions: dict[str, list[str]] | None
+    model: AMESSForIntentClassification
+    processor: AMESSProcessor
+
+    def split(self, name: str, option: str):
+        """A split of the intents that are trained on, or a `ValueError` that says which option asked for it."""
+        if name not in self.seen:
+            raise ValueError(f"`{option}` needs the split `{name}`, but the data has only {', '.join(self.seen)}")
+        return self.seen[name]
+
+
+def parse_arguments(arguments=None, description=None):
+    """`ModelArguments`, `DataArguments` and `AMESSTrainingArguments` from the command line or one JSON file."""
+    parser = HfArgumentParser((ModelArguments, DataArguments, AMESSTrainingArguments), description=description)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if len(arguments) == 1 and arguments[0].endswith(".json"):
+        arguments = arguments_of_file(arguments[0], parser)
+    return parser.parse_args_into_dataclasses(arguments)
+
+
+def arguments_of_file(path, parser):
+    """
+    The content of a JSON file as it would stand on the command line, so that both are read and checked alike.
+
+    Raises:
+        ValueError: If the file is missing, or does not hold a JSON object.
+    """
+    if not os.path.isfile(path):
+        raise ValueError(f"{path} is missing; it should hold the arguments as JSON")
+    with open(path, encoding="utf-8") as file:
+        try:
+            values = json.load(file)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f'{path} does not hold a JSON object; write {{"data_dir": "path/to/MIntRec", ...}}')
+    lists = {name for action in parser._actions if action.nargs in ("*", "+") for name in action.option_strings}
+    arguments = []
+    for name, value in values.items():
+        option = f"--{name}"
+        if isinstance(value, list) and option in lists:
+            arguments += [option, *map(str, value)]
+        elif isinstance(value, list):
+            arguments.append(f"{option}={','.join(map(str, value))}")
+        elif value is not None:
+            arguments.append(f"{option}={json.dumps(value) if isinstance(value, dict) else value}")
+    return arguments
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """What is wrong with the input ends the program with one line."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        sys.exit(f"{os.path.basename(sys.argv[0])}: {' '.join(str(error).split())}")
+
+
+def prepare(model_args, data_args, training_args) -> Run:
+    """Clips, model and processor, as the arguments say."""
+    check_output_dir(training_args.output_dir)
+    if data_args.detector not in (None, *OOS_METHODS):
+        raise ValueError(f"`--detector` is {data_args.detector!r}; choose one of {', '.join(OOS_METHODS)}")
+    set_seed(training_args.seed)
+    saved_config = None if model_args.model_name_or_path is None else read_saved_config(model_args)
+    if saved_config is not None:
+        data_args = as_trained(data_args, saved_config)
+    # One process builds what is cached, the others read it.
+    with training_args.main_process_first(desc="loading the clips"):
+        dataset = load_clips(data_args, training_args.seed)
+    descriptions = find_label_descriptions(data_args, labels_of(dataset))
+    held_out = [name.strip() for name in (data_args.hold_out_intents or "").split(",") if name.strip()]
+    if held_out and descriptions is None:
+        raise ValueError("unseen intents are known by their descriptions: give `--label_descriptions FILE`")
+    seen = hold_out_intents(dataset, held_out) if held_out else dataset
+    if not training_args.do_train:
+        training_args.eval_strategy, training_args.load_best_model_at_end = "no", False
+    tokenizer = load_tokenizer(model_args)
+    if saved_config is None:
+        model = new_model(model_args, data_args, seen, descriptions, tokenizer)
+    else:
+        model = AMESSForIntentClassification.from_pretrained(model_args.model_name_or_path, config=saved_config)
+        check_features(saved_config, data_args, seen)
+    seen = in_labels_of(model.config, seen, data_args.dataset_name)
+    processor = AMESSProcessor.for_model(model.config, tokenizer)
+    return Run(dataset, seen, held_out, descriptions, model, processor)
+
+
+@contextmanager
+def loading(name: str) -> Iterator[None]:
+    """While `name` is loaded: a `ValueError` that names it, of which transformers' own message may say nothing."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"{name} is not a saved model that can be loaded: {' '.join(str(error).split())}") from error
+
+
+def load_tokenizer(model_args):
+    """The tokenizer that goes with the model or the text encoder."""
+    name = model_args.model_name_or_path or model_args.text_model_name_or_path
+    if name is None:
+        raise ValueError("give `--text_model_name_or_path` to train, or `--model_name_or_path` for a saved model")
+    with loading(name):
+        return AutoTokenizer.from_pretrained(name)
+
+
+def new_model(model_args, data_args, dataset, descriptions, tokenizer):
+    """A new model around a pretrained text encoder, with what follows from the clips and the fields that were given."""
+    labels = labels_of(dataset)
+    return AMESSForIntentClassification.from_text_pretrained(
+        model_args.text_model_name_or_path,
+        labels=labels,
+        label_descriptions=None if descriptions is None else {label: descriptions[label] for label in labels},
+        tokenizer=tokenizer,
+        dataset=next(iter(dataset.values())),
+        audio_encoder=data_args.audio_encoder,
+        video_encoder=data_args.video_encoder,
+        context_turns=data_args.context_turns or 0,
+        **model_args.config_fields(),
+    )
+
+
+def read_saved_config(model_args) -> AMESSConfig:
+    """
+    A saved model's configuration, with the fields that were given on the command line.
+
+    Raises:
+        ValueError: If it is not an A-MESS model, or a field is another than the saved weights fit.
+    """
+    name = model_args.model_name_or_path
+    with loading(name):
+        fields_of_config, _ = AMESSConfig.get_config_dict(name)
+    if fields_of_config.get("model_type") != AMESSConfig.model_type:
+        raise ValueError(
+            f"{name} is a {fields_of_config.get('model_type')} model; `--model_name_or_path` takes a saved A-MESS "
+            "model, and `--text_model_name_or_path` a text encoder to train one from"
+        )
+    config = AMESSConfig.from_pretrained(name)
+    for field_name, value in model_args.config_fields().items():
+        if field_name in SHAPES and value != getattr(config, field_name):
+            raise ValueError(
+                f"`--{field_name} {value}`: the saved model has {getattr(config, field_name)}, and its weights fit "
+                "nothing else; train a new one with `--text_model_name_or_path`"
+            )
+        setattr(config, field_name, value)
+    config.validate()
+    return config
+
+
+def as_trained(data_args, config):
+    """The data arguments with the encoders and the turns of context of a saved model, unless others are given."""
+    chosen = {
+        f"{modality}_encoder": getattr(config, f"{modality}_encoder")
+        for modality in FEATURE_MODALITIES
+        if getattr(data_args, f"{modality}_encoder") is None and getattr(data_args, f"{modality}_features") is None
+    }
+    if data_args.context_turns is None:
+        chosen["context_turns"] = config.context_turns
+    return replace(data_args, **chosen)
+
+
+def check_features(config, data_args, dataset):
+    """
+    See that the clips have the features that a saved model was trained with; warn of a modality that they lack.
+
+    Raises:
+        ValueError: If an encoder is another, or features have another width.
+    """
+    sizes = feature_sizes(next(iter(dataset.values())))
+    for modality in FEATURE_MODALITIES:
+        name = f"{modality}_encoder"
+        given, known = getattr(data_args, name), getattr(config, name)
+        if given is not None and given != known:
+            raise ValueError(f"`--{name} {given}` makes other features than the model was trained with ({known})")
+        given, known = sizes.get(f"{modality}_feature_size"), getattr(config, f"{modality}_feature_size")
+        if known is not None and given is None:
+            logger.warning(f"the model takes {modality}, and the data has none: it answers without")
+        elif known is not None and given != known:
+            raise ValueError(
+                f"the data's {modality} features are {given} wide, but the model was made for {known}; "
+                f"choose those that it was trained with by `--{modality}_features`"
+            )
+
+
+def data_folders(data_args) -> dict[str, str | None]:
+    """
+    The data sets that `data_args` names, each with its folder, or with `None` for one on the Hub.
+
+    Raises:
+        ValueError: If names and folders do not match, or a name stands twice.
+    """
+    names = [name.strip() for name in data_args.dataset_name.split(",")]
+    folders = [folder.strip() for folder in (data_args.data_dir or "").split(",") if folder.strip()]
+    local = [name for name in names if "/" not in name]  # organization/name is on the Hub
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"`--dataset_name {data_args.dataset_name}` names a data set twice; put its clips into one folder"
+        )
+    if len(local) != len(folders):
+        raise ValueError(
+            f"`--dataset_name` names {len(local)} local data set(s) and `--data_dir` {len(folders)} folder(s); "
+            "give one folder for each (`organization/name` is on the Hub and takes none)"
+        )
+    places = dict(zip(local, folders, strict=True))
+    return {name: places.get(name) for name in names}
+
+
+def load_clips(data_args, seed: int) -> DatasetDict:
+    """
+    Load what `data_args` names: one data set, or several with the union of their labels.
+
+    Args:
+        data_args ([`DataArguments`]): The arguments.
+        seed (`int`): Seed of the draw of `train_clips_per_intent`.
+
+    Raises:
+        ValueError: If names and folders do not match, or a data set cannot be read.
+    """
+    datasets = {
+        name: load_from_hub(name) if folder is None else load_from_folder(name, folder, data_args)
+        for name, folder in data_folders(data_args).items()
+    }
+    dataset = merge_datasets(datasets) if len(datasets) > 1 else next(iter(datasets.values()))
+    if data_args.train_clips_per_intent is not None:
+        if "train" not in dataset:
+            raise ValueError(
+                f"`--train_clips_per_intent` needs the split train, but the data has only {', '.join(dataset)}"
+            )
+        dataset["train"] = few_clips(dataset["train"], data_args.train_clips_per_intent, seed)
+    return dataset
+
+
+def load_from_folder(name, folder, data_args):
+    """One data set of this machine, with features from its files or made from its clips."""
+    dataset = load_mintrec(
+        folder,
+        name=name,
+        scope="all" if data_args.out_of_scope_clips else "in",
+        label_granularity=data_args.label_granularity,
+        audio_features=NO_FEATURES if data_args.audio_encoder else data_args.audio_features,
+        video_features=NO_FEATURES if data_args.video_encoder else data_args.video_features,
+        context_turns=data_args.context_turns or 0,
+        allow_missing_features=data_args.allow_missing_features,
+    )
+    return add_clip_features(dataset, data_args.audio_encoder, data_args.video_encoder, folder)
+
+
+def load_from_hub(name):
+    """A data set that was pushed to the Hub."""
+    dataset = with_feature_arrays(load_dataset(name))
+    for split in dataset.values():
+        missing = {"id", "text", "label"} - set(split.column_names)
+        if missing or not isinstance(split.features["label"], ClassLabel):
+            wanted = f"it lacks {', '.join(sorted(missing))}" if missing else "its `label` is not a `ClassLabel`"
+            raise ValueError(f"{name} is not a data set that `load_mintrec(...).push_to_hub` wrote: {wanted}")
+    return dataset
+
+
+def find_label_descriptions(data_args, labels) -> dict[str, list[str]] | None:
+    """
+    Descriptions of the labels: from the file that was named, or those shipped; `None` where a label has none.
+
+    Raises:
+        ValueError: If the file that was named lacks a label.
+    """
+    if data_args.label_descriptions is not None:
+        return describe_labels(labels, data_args.label_descriptions)
+    shipped = [name for name in data_folders(data_args) if name in LABELS and data_args.label_granularity == "fine"]
+    try:
+        return describe_labels(labels, shipped)
+    except ValueError:
+        logger.warning("no label descriptions: semantic synchronization is off (give `--label_descriptions FILE`)")
+        return None
+
+
+def score(
+    run: Run,
+    data_args,
+    training_args,
+    predict: Callable[[Any, str | None], ClipOutputs],
+    is_main_process: bool = True,
+    model_name_or_path: str | None = None,
+) -> dict | None:
+    """
+    Score the splits that `--do_eval` and `--do_predict` name, and the intents that were held out; write what a run leaves
+    behind: predictions, metrics, the detector, the report and the model card. Each split is predicted once.
+
+    Args:
+        run ([`Run`]): The clips and the trained model.
+        data_args ([`DataArguments`]): Whether to fit a detector, and to write a report.
+        training_args ([`AMESSTrainingArguments`]): What to do, and the output folder.
+        predict (`Callable`):
+            `predict(split, prefix)` gives the [`ClipOutputs`] of a split on every process, and writes its metrics as
+            `{prefix}_…` into `all_results.json` unless `prefix` is `None`.
+        is_main_process (`bool`): Whether this process writes.
+        model_name_or_path (`str`, *optional*): Where a saved model was loaded from: its detector is there.
+
+    Returns:
+        `dict`: The content of `all_results.json`, on the main process.
+    """
+    folder = training_args.output_dir
+    outputs = {
+        name: predict(run.split(name, f"--{option}"), prefix)
+        for option, name, prefix, _ in SCORED_SPLITS
+        if getattr(training_args, option)
+    }
+    for name in ("train", "validation") if data_args.detector else ("validation",) if data_args.report else ():
+        if name not in outputs and (data_args.detector or name in run.seen):
+            outputs[name] = predict(run.split(name, "--detector"), None)
+    if is_main_process:
+        detector = find_detector(run, data_args, training_args, outputs, model_name_or_path)
+        metrics = {}
+        for option, name, prefix, short_name in SCORED_SPLITS:
+            if getattr(training_args, option):
+                metrics |= metrics_by_data_set(run.seen[name], outputs[name], prefix)
+                in_scope = None
+                if detector is not None:
+                    in_scope = detector.predict(outputs[name].as_model_outputs()).numpy()
+                    metrics |= out_of_scope_metrics(outputs[name], detector, in_scope, prefix)
+                path = os.path.join(folder, f"predictions_{short_name}.tsv")
+                write_answers(path, outputs[name], run.model.config.id2label, in_scope)
+        reports = write_reports(run, training_args, outputs, detector) if data_args.report else {}
+        results = update_results(folder, metrics)
+        if training_args.do_train:
+            write_card(run, data_args, training_args, results, detector, reports)
+    unseen_metrics = score_unseen(run, predict) if run.held_out else {}
+    return update_results(folder, unseen_metrics) if is_main_process else None
+
+
+def metrics_by_data_set(split, outputs, prefix):
+    """Accuracy on each data set as `{prefix}_{data set}_accuracy`, where clips of several are scored together."""
+    if "dataset" not in split.column_names:
+        return {}
+    right, names = outputs.predictions == outputs.labels, np.array(split["dataset"])
+    return {f"{prefix}_{name}_accuracy": float(right[names == name].mean()) for name in np.unique(names)}
+
+
+def out_of_scope_metrics(outputs, detector, in_scope, prefix):
+    """
+    How well the detector tells in scope from out of scope, as `{prefix}_oos_…`, and how well it and the model answer
+    together, with one open class, as `{prefix}_open_…`; nothing where a split has clips of one kind only.
+
+    Args:
+        outputs ([`ClipOutputs`]): The clips of a split.
+        detector ([`OutOfScopeDetector`]): Scores them.
+        in_scope (`np.ndarray` of shape `(clips,)`, bool): What the detector says of each.
+        prefix (`str`): Of the metrics' names.
+    """
+    known = outputs.labels >= 0
+    if known.all() or not known.any():
+        return {}
+    detection = compute_oos_metrics(detector.score(outputs.as_model_outputs()).numpy(), known.astype(int))
+    metrics = {f"{prefix}_oos_{name}": detection[name] for name in OOS_METRICS}
+    predictions = np.where(in_scope, outputs.predictions, OUT_OF_SCOPE_ID)
+    together = compute_open_classification_metrics(predictions, outputs.labels)
+    return metrics | {f"{prefix}_open_{name}": together[name] for name in OPEN_METRICS}
+
+
+def find_detector(run, data_args, training_args, outputs, model_name_or_path):
+    """The detector to answer with: the one that was asked for, fitted now and saved; else the saved model's; else none."""
+    folder = training_args.output_dir
+    if data_args.detector is not None:
+        (detector,) = fit_detectors(run.model, outputs["train"], outputs["validation"], methods=[data_args.detector])
+        detector.save_pretrained(folder)
+        return detector
+    if not training_args.do_train:
+        return model_name_or_path and OutOfScopeDetector.from_pretrained(model_name_or_path, missing_ok=True)
+    for name in (DETECTOR_CONFIG_NAME, DETECTOR_WEIGHTS_NAME):  # an earlier run's, which would answer for this model
+        if os.path.exists(os.path.join(folder, name)):
+            os.remove(os.path.join(folder, name))
+    return None
+
+
+def write_answers(path, outputs, names, in_scope=None):
+    """
+    The answers to the clips of a split, as [`~amess_hf.evaluation.prediction.write_predictions`] writes them.
+
+    Args:
+        path (`str`): The file.
+        outputs ([`ClipOutputs`]): The clips and their scores.
+        names (`dict[int, str]`): Names of the label ids.
+        in_scope (`np.ndarray` of shape `(clips,)`, bool, *optional*): What a detector says; the others' answer is `UNK`.
+    """
+    predictions, scores = answers(outputs.logits, names)
+    if in_scope is not None:
+        predictions = [
+            name if known else OUT_OF_SCOPE_LABEL for name, known in zip(predictions, in_scope, strict=True)
+        ]
+    labels = [names.get(int(label), OUT_OF_SCOPE_LABEL) for label in outputs.labels]
+    write_predictions(path, outputs.ids, labels, predictions, scores)
+
+
+def write_reports(run, training_args, outputs, detector):
+    """`report/dev` and `report/test`, for the splits that are scored. Returns split → what `report` returned."""
+    return {
+        short_name: report(
+            run.model,
+            run.seen[name],
+            AMESSDataCollator(run.processor),
+            os.path.join(training_args.output_dir, "report", short_name),
+            short_name,
+            outputs=outputs[name],
+            calibration_outputs=outputs.get("validation"),
+            detectors=() if detector is None else (detector,),
+        )
+        for option, name, _, short_name in SCORED_SPLITS
+        if getattr(training_args, option)
+    }
+
+
+def write_card(run, data_args, training_args, results, detector, reports):
+    """The model card, with the metrics of this run."""
+    names = ",".join(
+        os.path.basename(os.path.abspath(folder)) if name == "folder" else name  # a folder goes by its own name
+        for name, folder in data_folders(data_args).items()
+    )
+    last_report = reports.get("test", reports.get("dev"))
+    try:
+        card = create_model_card(run.model, results, names, training_args.hub_model_id, detector, last_report)
+    except ImportError as error:
+        logger.warning(f"no model card is written: {error}")
+        return
+    card.save(os.path.join(training_args.output_dir, "README.md"))
+
+
+def score_unseen(run, predict):
+    """Accuracy on seen and unseen intents among all, by similarity alone and together with the classifier."""
+    config = run.model.config
+    run.model.set_label_descriptions(run.label_descriptions, run.processor.tokenizer)
+    labels, wanted = labels_of(run.dataset), {intent.casefold() for intent in run.held_out}
+    unseen = [index for index, label in enumerate(labels) if label.casefold() in wanted]
+    metrics, weight = {}, config.label_similarity_weight
+    for path, share in (("similarity", 1.0), ("combined", weight)):
+        config.label_similarity_weight = share
+        outputs = predict(run.dataset["validation"], None)
+        for name, value in generalized_accuracy(outputs.predictions, outputs.labels, unseen).items():
+            metrics[f"eval_{path}_{name}"] = value
+    config.label_similarity_weight = weight
+    return metrics
+
+
+def run_for_each_seed(run, model_args, data_args, training_args, output_dir=None):
+    """
+    `run(model_args, data_args, training_args)`; with `--seeds` once for each, in a folder of its own, and then
+    `aggregate.csv` and `aggregate.md` over them. A seed that has its metrics is not run again, and one that was stopped
+    goes on from its last whole checkpoint.
+    """
+    logging.set_verbosity(training_args.get_process_log_level())
+    output_dir = training_args.output_dir if output_dir is None else output_dir
+    if data_args.seeds is None:
+        return run(model_args, data_args, training_args)
+    for seed in (int(seed) for seed in data_args.seeds.split(",")):
+        args = copy.deepcopy(training_args)
+        args.seed, args.output_dir = seed, seed_folder(output_dir, seed)
+        args.resume_from_checkpoint = "True"
+        if not is_finished(args, data_args):
+            run(model_args, data_args, args)
+            if args.process_index == 0:
+                write_json(os.path.join(args.output_dir, FINISHED), what_is_asked(args, data_args))
+    results = load_seed_results(output_dir)
+    if training_args.process_index == 0:
+        write_aggregate(aggregate_runs(results), output_dir)
+    return results
+
+
+def what_is_asked(training_args, data_args):
+    """The arguments that say what a run leaves behind."""
+    asked = {name: getattr(training_args, name) for name in ("do_train", "do_eval", "do_predict")}
+    return asked | {name: getattr(data_args, name) for name in ("hold_out_intents", "detector", "report")}
+
+
+def is_finished(training_args, data_args):
+    """Whether a run has ended in the output folder that did all that the arguments ask for."""
+    try:
+        with open(os.path.join(training_args.output_dir, FINISHED), encoding="utf-8") as file:
+            done = json.load(file)
+    except (OSError, ValueError):
+        return False
+    return all(not value or done.get(name) == value for name, value in what_is_asked(training_args, data_args).items())

@@ -1,0 +1,55 @@
+"""What a model takes over from a data set."""
+
+import pytest
+from demo_corpus import AUDIO_WIDTH, VIDEO_WIDTH, write_demo_corpus
+from utils import write_table_folder
+
+from amess_hf import load_mintrec
+from amess_hf.recipe_amess import config_fields_for, label_names, usual_limits
+
+
+def test_features_and_lengths(tmp_path):
+    write_demo_corpus(tmp_path / "corpus", clips_per_split={"train": 20, "dev": 20})
+    train = load_mintrec(tmp_path / "corpus")["train"]
+    fields = config_fields_for(train)
+    assert fields == {
+        "context_turns": 0,
+        "max_text_length": 30,
+        "max_audio_length": 480,
+        "max_video_length": 230,
+        "audio_feature_size": AUDIO_WIDTH,
+        "video_feature_size": VIDEO_WIDTH,
+    }
+    assert label_names(train)[0] == "Complain"
+    assert config_fields_for(train.remove_columns("audio_features")).keys() == fields.keys() - {"audio_feature_size"}
+
+
+def test_words_alone_are_not_fused(tmp_path):
+    folder = write_table_folder(tmp_path / "data", train=[("hello you", "Greet"), ("so late", "Complain")])
+    assert config_fields_for(load_mintrec(folder, name="folder")["train"]) == {
+        "context_turns": 0,
+        "fusion_type": "text",
+    }
+
+
+def test_context_takes_room(tmp_path):
+    (tmp_path / "train.tsv").write_text(
+        "Dialogue_id\tUtterance_id\tSource\tText\tLabel\n" + "".join(f"0\t{n}\tFriends\tno\tDoubt\n" for n in range(4))
+    )
+    train = load_mintrec(tmp_path, name="mintrec2.0", context_turns=2)["train"]
+    fields = config_fields_for(train)
+    assert (fields["context_turns"], fields["max_text_length"]) == (2, 150)
+    assert config_fields_for(train, context_turns=1)["max_text_length"] == 100
+
+
+def test_largest_of_several():
+    limits = usual_limits(["mintrec", "mintrec2.0", "folder"])
+    assert limits == {"max_text_length": 50, "max_audio_length": 480, "max_video_length": 230}
+    assert usual_limits(["folder"], context_turns=3) == {}
+
+
+def test_labels_must_be_named(tmp_path):
+    folder = write_table_folder(tmp_path / "data", train=[("hello you", "Greet")])
+    train = load_mintrec(folder, name="folder")["train"]
+    with pytest.raises(ValueError, match="not a `ClassLabel`"):
+        label_names(train.remove_columns("label"))
