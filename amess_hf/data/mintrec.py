@@ -392,8 +392,9 @@ def _feature_columns(features: datasets.Features) -> list[str]:
 def dataset_name(split: datasets.Dataset) -> str | None:
     """Return which data set the rows of `split` came from: `"mintrec"`, `"mintrec2.0"` or `"folder"`.
 
-    [`load_mintrec`] leaves the name in `split.info`, where selected, filtered, mapped and saved rows keep it. The Hub
-    and Parquet files do not keep it; then the official label lists tell MIntRec and MIntRec2.0.
+    [`load_mintrec`] leaves the name in `split.info.config_name`, where selected, filtered, mapped and saved rows keep it,
+    and the Hub after `push_to_hub(repo, config_name=name)`. Parquet files and a plain `push_to_hub` do not keep it; then
+    the official label lists tell MIntRec and MIntRec2.0.
 
     Args:
         split (`datasets.Dataset`): One split.
