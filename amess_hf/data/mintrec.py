@@ -116,20 +116,17 @@ class BuildPlan:
 
 
 def read_clips(files: DatasetFiles, name: str) -> list[Clip]:
-    """Read all annotation tables of the data set `name`; every clip knows its split."""
-    clips = []
-    for split, path in files.tables:
-        found = read_table(path, name, split)
-        for clip in found:
-            clip.split = split
-        clips += found
-    return clips
+    """Read all annotation tables of the data set `name`."""
+    return [clip for split, path in files.tables for clip in read_table(path, name, split)]
 
 
 def read_table(path: Path, name: str, split: str) -> list[Clip]:
-    """Read one annotation table of the data set `name`."""
+    """Read one annotation table of the data set `name`; every clip knows its split."""
     readers = {"mintrec": read_mintrec, "mintrec2.0": read_mintrec2}
-    return readers[name](path) if name in readers else read_custom_table(path, split)
+    clips = readers[name](path) if name in readers else read_custom_table(path, split)
+    for clip in clips:
+        clip.split = split
+    return clips
 
 
 def make_plan(config: MIntRecConfig, cache_dir: Path) -> BuildPlan:
@@ -395,8 +392,9 @@ def _feature_columns(features: datasets.Features) -> list[str]:
 def dataset_name(split: datasets.Dataset) -> str | None:
     """Return which data set the rows of `split` came from: `"mintrec"`, `"mintrec2.0"` or `"folder"`.
 
-    [`load_mintrec`] leaves the name in `split.info`, where selected, filtered, mapped and saved rows keep it. The Hub
-    and Parquet files do not keep it; then the official label lists tell MIntRec and MIntRec2.0.
+    [`load_mintrec`] leaves the name in `split.info.config_name`, where selected, filtered, mapped and saved rows keep it,
+    and the Hub after `push_to_hub(repo, config_name=name)`. Parquet files and a plain `push_to_hub` do not keep it; then
+    the official label lists tell MIntRec and MIntRec2.0.
 
     Args:
         split (`datasets.Dataset`): One split.

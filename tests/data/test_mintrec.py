@@ -644,7 +644,7 @@ class TestDatasetName:
         assert dataset_name(concatenate_datasets(plain)) is None
 
     def test_parquet_has_the_label_lists_only(self, load, tmp_path):
-        """So has what `push_to_hub` writes."""
+        """So has what `push_to_hub` writes, unless it is given a `config_name`."""
         write_table(tmp_path / "own", "train", "text\tlabel", ["hi\tJoke"])
         for rows, name in (
             (load(write_mintrec(tmp_path / "MIntRec"))["train"], "mintrec"),
