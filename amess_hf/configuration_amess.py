@@ -1,6 +1,7 @@
 """A-MESS model configuration."""
 
 import copy
+import functools
 import math
 import os
 import shutil
@@ -77,16 +78,18 @@ def _plain_errors(cls: type) -> type:
     """Make the checks of `@strict` raise a `ValueError` in one line that names the field; report renamed fields."""
     set_strictly, validate_strictly = cls.__setattr__, cls.validate
 
+    @functools.wraps(set_strictly)
     def __setattr__(self: Any, name: str, value: Any):
-        if name in cls.attribute_map:
-            logger.warning_once(f"`{name}` is now called `{cls.attribute_map[name]}`; the old name still works")
-            name = cls.attribute_map[name]
+        if name in self.attribute_map:
+            logger.warning_once(f"`{name}` is now called `{self.attribute_map[name]}`; the old name still works")
+            name = self.attribute_map[name]
         try:
             set_strictly(self, name, value)
         except StrictDataclassFieldValidationError as error:
             problem = str(error.__cause__).split(". Errors: ")[0].rstrip(".")
             raise ValueError(f"`{name}`: {problem[0].lower()}{problem[1:]}") from None
 
+    @functools.wraps(validate_strictly)
     def validate(self: Any):
         try:
             validate_strictly(self)
