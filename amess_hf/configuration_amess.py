@@ -133,7 +133,7 @@ class AMESSConfig(PreTrainedConfig):
             `"anchor"` (A-ME), `"cross_modal"` (pairwise cross-modal attention, as in MulT), `"mean"` (pooling,
             concatenation, MLP) or `"text"` (no fusion); see `fusion_amess.py`.
         projection_dim (`int`, *optional*, defaults to 256):
-            Width of `multimodal_embeds` and `label_embeds`.
+            Width of `multimodal_embeds` and `label_embeds`; 0 is no projection: they are in the text encoder's own space.
         dropout (`float`, *optional*, defaults to 0.3):
             Dropout of the fusion module and before the classifier.
         modality_dropout (`float`, *optional*, defaults to 0.1):
@@ -222,7 +222,7 @@ class AMESSConfig(PreTrainedConfig):
     num_fusion_layers: int = _count(default=2)
     num_anchors: int = _count(default=8)
     fusion_type: str = "anchor"
-    projection_dim: int = _count(default=256)
+    projection_dim: int = interval(min=0)(default=256)
     dropout: float | int = _share(default=0.3)
     modality_dropout: float | int = _share(default=0.1)
     layer_norm_eps: float | int = _non_negative(default=1e-5)
@@ -271,6 +271,11 @@ class AMESSConfig(PreTrainedConfig):
             for config in (self, other)
         )
         return first == second
+
+    @property
+    def embedding_dim(self) -> int:
+        """The width of `multimodal_embeds` and `label_embeds`."""
+        return self.projection_dim or self.text_config.hidden_size
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields, and where in a checkpoint's folder the code is that reads them."""

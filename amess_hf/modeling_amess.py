@@ -179,7 +179,9 @@ class AMESSModel(AMESSPreTrainedModel):
         self._drop_pooler()
         fusion = FUSIONS[config.fusion_type]
         self.fusion = None if fusion is None else fusion(config)
-        self.projection = AMESSProjection(config.text_config.hidden_size, config.projection_dim, bias=False)
+        width = config.text_config.hidden_size
+        # Without a projection clips and descriptions are compared in the space that the encoder was pretrained for.
+        self.projection = AMESSProjection(width, config.projection_dim, bias=False) if config.projection_dim else None
         self.post_init()
 
     def _drop_pooler(self):
@@ -229,7 +231,8 @@ class AMESSModel(AMESSPreTrainedModel):
 
     def project(self, pooled: torch.Tensor) -> torch.Tensor:
         """Map `(batch_size, text_config.hidden_size)` to unit vectors `(batch_size, projection_dim)`, in float32."""
-        return nn.functional.normalize(self.projection(pooled).float(), dim=-1)
+        projected = pooled if self.projection is None else self.projection(pooled)
+        return nn.functional.normalize(projected.float(), dim=-1)
 
     @can_return_tuple
     def forward(
@@ -318,7 +321,8 @@ class AMESSModel(AMESSPreTrainedModel):
         """Return the summary of a batch without words, with as many clips as `frames`."""
         if frames is None:
             raise ValueError("no modality given; pass `input_ids`, `audio_features` or `video_features`")
-        return self.projection.weight.new_zeros(frames.shape[0], self.config.text_config.hidden_size)
+        like = frames.to(self.dtype) if self.projection is None else self.projection.weight
+        return like.new_zeros(frames.shape[0], self.config.text_config.hidden_size)
 
     def _check_attentions(self, output_attentions: bool):
         if not output_attentions:
@@ -379,7 +383,7 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
         self.classifier = nn.Linear(config.text_config.hidden_size, config.num_labels)
         # One number in one dimension: FSDP shards no scalars.
         self.logit_scale = nn.Parameter(torch.full((1,), float(config.logit_scale_init_value)))
-        self.register_buffer("label_embeds", torch.zeros(config.num_labels, config.projection_dim))
+        self.register_buffer("label_embeds", torch.zeros(config.num_labels, config.embedding_dim))
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:

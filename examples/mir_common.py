@@ -82,7 +82,9 @@ class ModelArguments:
     num_anchors: int | None = _config_field("Anchors of each modality.")
     num_fusion_layers: int | None = _config_field("Fusion layers.")
     hidden_size: int | None = _config_field("Width of the fusion module.")
-    projection_dim: int | None = _config_field("Width of the space that clips and descriptions share.")
+    projection_dim: int | None = _config_field(
+        "Width of the space that clips and descriptions share; 0 is the text encoder's own."
+    )
     dropout: float | None = _config_field("Dropout of the fusion module and before the classifier.")
     modality_dropout: float | None = _config_field("Share of training clips of which one modality is masked.")
     triplet_margin: float | None = _config_field("Margin of the triplet losses, in cosine similarity.")
