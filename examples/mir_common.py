@@ -25,7 +25,7 @@ from amess_hf import (
 )
 from amess_hf.constants_amess import FEATURE_MODALITIES, OUT_OF_SCOPE_ID, OUT_OF_SCOPE_LABEL
 from amess_hf.data.clip_features import add_clip_features
-from amess_hf.data.combining import few_clips, hold_out_intents, in_labels_of, labels_of, merge_datasets
+from amess_hf.data.combining import few_clips, hold_out_intents, in_labels_of, intents_to_hold_out, labels_of, merge_datasets
 from amess_hf.data.dataset_files import NO_FEATURES
 from amess_hf.data.labels import LABELS
 from amess_hf.data.mintrec import with_feature_arrays
@@ -138,7 +138,10 @@ class DataArguments:
         metadata={"help": "Earlier turns of the dialogue to read too; by default none, or those of a saved model."},
     )
     hold_out_intents: str | None = field(
-        default=None, metadata={"help": "Intents to leave out of training, with a comma between; evaluated as unseen."}
+        default=None,
+        metadata={
+            "help": "Intents to leave out of training, with a comma between, or fold:K/N; they are evaluated as unseen."
+        },
     )
     train_clips_per_intent: int | None = field(
         default=None, metadata={"help": "Train on this many clips of each intent only."}
@@ -244,7 +247,7 @@ def prepare(model_args, data_args, training_args) -> Run:
     with training_args.main_process_first(desc="loading the clips"):
         dataset = load_clips(data_args, training_args.seed)
     descriptions = find_label_descriptions(data_args, labels_of(dataset))
-    held_out = [name.strip() for name in (data_args.hold_out_intents or "").split(",") if name.strip()]
+    held_out = intents_to_hold_out(data_args.hold_out_intents or "", labels_of(dataset))
     if held_out and descriptions is None:
         raise ValueError("unseen intents are known by their descriptions: give `--label_descriptions FILE`")
     seen = hold_out_intents(dataset, held_out) if held_out else dataset

@@ -137,6 +137,30 @@ def few_clips(split: Dataset, clips_per_intent: int, seed: int) -> Dataset:
     return split.select(sorted(kept))
 
 
+def intents_to_hold_out(names: str, labels: list[str]) -> list[str]:
+    """Return the intents that `--hold_out_intents` names.
+
+    Args:
+        names (`str`):
+            Names with a comma between, or `fold:K/N`: of N folds the K-th, from 1 on, which has every N-th label from
+            the K-th on, so that each intent is held out in exactly one fold.
+        labels (`list[str]`): All intents, in the order of their ids.
+
+    Raises:
+        ValueError: If there is no such fold.
+    """
+    if not names.startswith("fold:"):
+        return [name.strip() for name in names.split(",") if name.strip()]
+    found = re.fullmatch(r"fold:(\d+)/(\d+)", names)
+    fold, folds = map(int, found.groups()) if found else (0, 0)
+    if not 1 <= fold <= folds or not 2 <= folds <= len(labels):
+        raise ValueError(
+            f"`--hold_out_intents` is {names!r}; a fold is fold:K/N with K from 1 to N and N from 2 to {len(labels)}, the "
+            "number of intents"
+        )
+    return labels[fold - 1 :: folds]
+
+
 def hold_out_intents(dataset: DatasetDict, intents: list[str]) -> DatasetDict:
     """Return the data set without some intents: the label set, and the clips of the others.
 
@@ -204,4 +228,4 @@ def in_labels_of(config: AMESSConfig, dataset: DatasetDict, dataset_name: str) -
     return DatasetDict(splits)
 
 
-__all__ = ["few_clips", "hold_out_intents", "in_labels_of", "labels_of", "merge_datasets", "with_labels"]
+__all__ = ["few_clips", "hold_out_intents", "in_labels_of", "intents_to_hold_out", "labels_of", "merge_datasets", "with_labels"]
