@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """
-The README's tables of accuracy, from the figures of every run in results/accuracy.csv.
+The README's tables of accuracy, from the metrics of every run in results/accuracy.csv.
 
     python examples/experiments/summarize_results.py
 """
