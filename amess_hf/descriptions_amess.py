@@ -71,7 +71,7 @@ def validate_label_descriptions(
         if missing:
             raise ValueError(
                 f"{source}: no description for {', '.join(f'`{label}`' for label in missing)}; add them or write them "
-                "with examples/generate_label_descriptions.py."
+                "with examples/generate_label_descriptions.py"
             )
         descriptions = {label: descriptions[label] for label in labels}
     for label, sentences in descriptions.items():
