@@ -99,7 +99,7 @@ def train_model(folder: Path, text_encoder: str | None = None, clips_per_intent:
     trainer.train()
     outputs = {name: outputs_of(model, collator, rows) for name, rows in (("train", train), ("dev", held_back))}
     right = (outputs["dev"].logits.argmax(-1) == torch.tensor([row["label"] for row in held_back])).float().mean()
-    logger.warning(f"Trained; it is right about {right:.0%} of clips that it has not seen.")
+    logger.warning(f"Trained; it is right about {right:.0%} of clips that it has not seen")
     detector = OutOfScopeDetector("mahalanobis")
     detector.fit(outputs["train"], torch.tensor([row["label"] for row in train]), model)
     save_for_hub(folder, model, processor, detector.calibrate(outputs["dev"], keep=1.0))
