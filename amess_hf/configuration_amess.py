@@ -170,6 +170,9 @@ class AMESSConfig(PreTrainedConfig):
             Sentences that describe each label.
         zero_shot_labels (`list[str]`, *optional*):
             Labels that the classifier has not been trained on; they are scored by their descriptions alone.
+        zero_shot_offset (`float`, *optional*, defaults to 0.0):
+            What is added to the scaled similarities of `zero_shot_labels`, so that trained labels do not outshout them;
+            [`~AMESSForIntentClassification.set_label_descriptions`] finds it.
         audio_encoder (`str`, *optional*):
             What turned sound into `audio_features`: a Hub model, `"log-mel"`, or `None` where it is not known.
         video_encoder (`str`, *optional*):
@@ -241,6 +244,7 @@ class AMESSConfig(PreTrainedConfig):
     label2id: dict | None = None
     label_descriptions: dict | None = None
     zero_shot_labels: list[str] | None = None
+    zero_shot_offset: float | int = interval(min=-1e6, max=1e6)(default=0.0)
     audio_encoder: str | None = None
     video_encoder: str | None = None
     format_version: int = _count(default=FORMAT_VERSION)

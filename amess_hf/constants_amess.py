@@ -25,3 +25,8 @@ LOSS_PARTS = (
     "consistency_loss",
     "outlier_exposure_loss",
 )
+
+# Sentences of a label that training draws from, the first ones: those that say what the intent is. The stored embedding is
+# the mean of all. On MIntRec, drawing from 24 bare example utterances too gave 67.9 ± 0.8 on dev instead of 68.8 ± 0.2 (three
+# seeds), and having them in the mean alone lifted the accuracy on unseen intents from 8 to 18 % (one seed; combined answer).
+TRAINING_SENTENCES = 9

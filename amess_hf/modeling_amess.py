@@ -6,7 +6,9 @@
 import inspect
 import math
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_amess import AMESSConfig, text_positions
-from .constants_amess import LOSS_PARTS, OUT_OF_SCOPE_ID
+from .constants_amess import LOSS_PARTS, OUT_OF_SCOPE_ID, TRAINING_SENTENCES
 from .descriptions_amess import describe_labels
 from .distributed_amess import gather_clips, mean_over_processes
 from .fusion_amess import FUSIONS, AMESSAnchorFusion, AMESSModalityEmbedding, FusionOutput, masked_mean
@@ -30,6 +32,7 @@ from .loss_amess import (
 )
 from .padding_amess import encode_texts
 from .recipe_amess import config_fields_for, label_names
+from .zero_shot_amess import PROBES, balancing_offset, kept_share
 
 
 @dataclass
@@ -490,24 +493,23 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
         Raises:
             `ValueError`: If a label has no sentence, or an empty one.
         """
-        if not label_descriptions:
-            raise ValueError("`label_descriptions` is empty, so no intent is described; describe at least one")
-        groups = [[texts] if isinstance(texts, str) else list(texts) for texts in label_descriptions.values()]
-        for label, group in zip(label_descriptions, groups, strict=True):
-            if not group or not all(isinstance(text, str) and text.strip() for text in group):
-                raise ValueError(
-                    f"`label_descriptions` has {group!r} for {label!r}; it must be a list of at least one sentence"
-                )
-        sentences = [sentence for group in groups for sentence in group]
+        groups = list(_sentences_by_label(label_descriptions).values())
+        embeds = self._embed_sentences([text for group in groups for text in group], tokenizer, batch_size)[0]
+        return _mean_directions(embeds.split([len(group) for group in groups]))
+
+    @torch.no_grad()
+    def _embed_sentences(self, sentences: list[str], tokenizer: PreTrainedTokenizerBase, batch_size: int = 64):
+        """Return `multimodal_embeds` and `pooler_output` of sentences, without dropout."""
         was_training = self.training
         self.eval()
-        embeds = [
+        outputs = [
             self._encode_sentences(**self._tokenize(sentences[first : first + batch_size], tokenizer))
             for first in range(0, len(sentences), batch_size)
         ]
         self.train(was_training)
-        means = [group.mean(0) for group in torch.cat(embeds).split([len(group) for group in groups])]
-        return nn.functional.normalize(torch.stack(means), dim=-1)
+        return tuple(
+            torch.cat([output[name] for output in outputs]) for name in ("multimodal_embeds", "pooler_output")
+        )
 
     def _tokenize(self, sentences: list[str], tokenizer: PreTrainedTokenizerBase):
         batch = encode_texts(tokenizer, sentences, max_length=min(text_positions(self.config.text_config), 128))
@@ -515,7 +517,7 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
 
     def _encode_sentences(self, input_ids: torch.Tensor, attention_mask: torch.Tensor):
         # Through the whole model, as a clip of words alone, so that clips and descriptions are comparable.
-        return self.amess(input_ids=input_ids, attention_mask=attention_mask, return_dict=True).multimodal_embeds
+        return self.amess(input_ids=input_ids, attention_mask=attention_mask, return_dict=True)
 
     def update_label_embeds(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Embed `config.label_descriptions` again and store them with the model: after training, before saving.
@@ -534,7 +536,8 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
         """Replace the label set by described intents, without training.
 
         Intents that the classifier knows by the same name keep their weights; the others are scored by their
-        descriptions alone.
+        descriptions alone. A constant balances both (`config.zero_shot_offset`): so large that most sentences which
+        describe the trained intents, and which training did not draw from, are still answered right.
 
         Args:
             label_descriptions (`dict[str, list[str] | str]`): Sentences for each intent.
@@ -548,21 +551,62 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
             if not self.config._name_or_path:
                 raise ValueError("this model was not loaded from a folder that has a tokenizer; pass `tokenizer`")
             tokenizer = AutoTokenizer.from_pretrained(self.config._name_or_path, **self.hub_kwargs)
-        label_embeds = self.encode_label_descriptions(label_descriptions, tokenizer)
+        descriptions = _sentences_by_label(label_descriptions)
         trained = {self.config.id2label[index]: index for index in self._trained_labels()}
-        classifier = nn.Linear(self.classifier.in_features, len(label_descriptions)).to(self.classifier.weight)
-        for row, name in enumerate(label_descriptions):
+        # What a trained intent is probed with: the sentences that the model was trained with, where it has them.
+        own = {**descriptions, **(self.config.label_descriptions or {})}
+        probes = {
+            row: (own[name][TRAINING_SENTENCES:] or own[name])[:PROBES]
+            for row, name in enumerate(descriptions)
+            if name in trained and len(trained.keys() & descriptions) < len(descriptions)
+        }
+        # By length: less padding.
+        sentences = sorted({*chain(*descriptions.values(), *probes.values())}, key=lambda text: (len(text), text))
+        place = {sentence: index for index, sentence in enumerate(sentences)}
+        embeds, pooled = self._embed_sentences(sentences, tokenizer)
+        members = [[place[sentence] for sentence in group] for group in descriptions.values()]
+        label_embeds = _mean_directions(embeds[group] for group in members)
+        offset = 0.0
+        if probes:
+            ids = [trained[name] for name in descriptions if name in trained]
+            asked = [(row, place[sentence]) for row, group in probes.items() for sentence in group]
+            offset = self._balancing_offset(embeds, self.classifier(pooled)[:, ids], label_embeds, members, asked)
+        classifier = nn.Linear(self.classifier.in_features, len(descriptions)).to(self.classifier.weight)
+        for row, name in enumerate(descriptions):
             known = trained.get(name)
             classifier.weight[row] = 0.0 if known is None else self.classifier.weight[known]
             classifier.bias[row] = 0.0 if known is None else self.classifier.bias[known]
         self.classifier = classifier
         self.label_embeds = label_embeds.to(self.label_embeds)
-        self.config.id2label = dict(enumerate(label_descriptions))
-        self.config.label2id = {name: index for index, name in enumerate(label_descriptions)}
-        self.config.label_descriptions = {
-            name: [texts] if isinstance(texts, str) else list(texts) for name, texts in label_descriptions.items()
-        }
-        self.config.zero_shot_labels = [name for name in label_descriptions if name not in trained] or None
+        self.config.id2label = dict(enumerate(descriptions))
+        self.config.label2id = {name: index for index, name in enumerate(descriptions)}
+        self.config.label_descriptions = descriptions
+        self.config.zero_shot_labels = [name for name in descriptions if name not in trained] or None
+        self.config.zero_shot_offset = offset
+
+    def _balancing_offset(
+        self,
+        embeds: torch.Tensor,
+        class_logits: torch.Tensor,
+        label_embeds: torch.Tensor,
+        members: list[list[int]],
+        asked: list[tuple[int, int]],
+    ) -> float:
+        """Find the constant from sentences that describe trained labels, each with its label in `asked`.
+
+        `members` are the sentences of all labels. A sentence never meets itself: it is compared with the others of its label.
+        """
+        rows, places = zip(*asked, strict=True)
+        known = sorted(set(rows))
+        described = [row for row in range(len(members)) if row not in known]
+        similarities = self.similarity_logits(embeds[list(places)], label_embeds)
+        for sentence, (row, place) in enumerate(asked):
+            others = [member for member in members[row] if member != place] or members[row]
+            own = _mean_directions([embeds[others]])
+            similarities[sentence, row] = self.similarity_logits(embeds[place][None], own)[0, 0]
+        scores = self._known_scores(class_logits[list(places)], similarities[:, known])
+        targets = torch.tensor([known.index(row) for row in rows], device=scores.device)
+        return balancing_offset(scores, similarities[:, described], targets, kept_share(len(known), len(described)))
 
     def _trained_labels(self):
         """List the ids of the labels that the classifier was trained on."""
@@ -572,8 +616,8 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
     def combine_logits(self, class_logits: torch.Tensor, similarity_logits: torch.Tensor) -> torch.Tensor:
         """Combine the scores of the classifier with those of the descriptions.
 
-        The similarities divide the probability between the labels that the classifier knows and those that it does not;
-        among the known ones it is the geometric mean of both, with `config.label_similarity_weight` for the similarity.
+        The similarities divide the probability between the labels that the classifier knows and those that it does not,
+        with `config.zero_shot_offset` in favour of the latter; among the known ones it is the geometric mean of both, with `config.label_similarity_weight` for the similarity.
 
         Args:
             class_logits (`torch.Tensor` of shape `(batch_size, num_labels)`): The classifier's scores.
@@ -589,14 +633,19 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
         if len(trained) == self.config.num_labels:
             # Not normalised: out-of-scope scores need to know how sure both are of a clip.
             return (1 - weight) * class_logits.float() + weight * similarity_logits
-        by_similarity = similarity_logits.log_softmax(-1)
         if not trained:
-            return by_similarity
+            return similarity_logits.log_softmax(-1)
         index = torch.tensor(trained, device=class_logits.device)
-        known = by_similarity.index_select(1, index)
-        share = known.logsumexp(-1, keepdim=True)
-        by_class = class_logits.float().index_select(1, index).log_softmax(-1) + share
-        return by_similarity.index_copy(1, index, (1 - weight) * by_class + weight * known)
+        offsets = torch.full_like(similarity_logits[:1], self.config.zero_shot_offset).index_fill(1, index, 0.0)
+        by_similarity = (similarity_logits + offsets).log_softmax(-1)
+        known = self._known_scores(class_logits.index_select(1, index), by_similarity.index_select(1, index))
+        return by_similarity.index_copy(1, index, known)
+
+    def _known_scores(self, class_logits: torch.Tensor, similarities: torch.Tensor) -> torch.Tensor:
+        """Combine both scores of trained labels, which have as much probability as their similarities give them."""
+        weight = self.config.label_similarity_weight
+        by_class = class_logits.float().log_softmax(-1) + similarities.logsumexp(-1, keepdim=True)
+        return (1 - weight) * by_class + weight * similarities
 
     def _refreshed_label_embeds(
         self, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, indices: torch.Tensor | None
@@ -604,7 +653,7 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
         """Encode the descriptions of the labels `indices` again, with gradient; the others come from memory."""
         if input_ids is None:
             return self.label_embeds.clone()
-        fresh = self._encode_sentences(input_ids, attention_mask).to(self.label_embeds.dtype)
+        fresh = self._encode_sentences(input_ids, attention_mask).multimodal_embeds.to(self.label_embeds.dtype)
         label_embeds = self.label_embeds.index_copy(0, indices, fresh)
         if self.training:
             # In place: DDP keeps the processes' buffers alike by the tensors it saw first.
@@ -749,6 +798,24 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
         if self.training:
             return mean_over_processes(values, mask)
         return values.where(mask, 0.0).sum() / mask.sum().clamp(min=1)
+
+
+def _sentences_by_label(label_descriptions: dict[str, list[str] | str]) -> dict[str, list[str]]:
+    """Return the sentences of each label as a list, or raise a `ValueError` where one has none."""
+    if not label_descriptions:
+        raise ValueError("`label_descriptions` is empty, so no intent is described; describe at least one")
+    groups = {label: [texts] if isinstance(texts, str) else list(texts) for label, texts in label_descriptions.items()}
+    for label, group in groups.items():
+        if not group or not all(isinstance(text, str) and text.strip() for text in group):
+            raise ValueError(
+                f"`label_descriptions` has {group!r} for {label!r}; it must be a list of at least one sentence"
+            )
+    return groups
+
+
+def _mean_directions(groups: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Return the mean of each group of vectors, scaled to unit length."""
+    return nn.functional.normalize(torch.stack([group.mean(0) for group in groups]), dim=-1)
 
 
 def _repeat(tensor: torch.Tensor | None, times: int):

@@ -1,4 +1,4 @@
-"""Out-of-scope detection for A-MESS: seven scores, a threshold, and the detector that keeps both."""
+"""Out-of-scope detection for A-MESS: nine scores, a threshold, and the detector that keeps both."""
 
 import json
 import math
@@ -29,8 +29,13 @@ _STATE = {
     "residual": ("origin", "null_space"),
     "vim": ("origin", "null_space", "residual_scale", "classifier_weight", "classifier_bias"),
     "label_similarity": (),
+    "knn": ("neighbours",),
+    "knn_energy": ("neighbours", "means", "deviations"),
 }
 OOS_METHODS = tuple(_STATE)
+
+# The neighbour whose similarity counts.
+NEIGHBOUR = 5
 
 
 def _field(outputs: Outputs, name: str) -> torch.Tensor:
@@ -67,6 +72,8 @@ class OutOfScopeDetector:
     | `residual` | minus the length of the part of `f - o` outside the principal subspace of the training features |
     | `vim` | `logsumexp(W f + b) - a * residual length`: virtual-logit matching |
     | `label_similarity` | the greatest cosine of `m` and a description's embedding |
+    | `knn` | the fifth greatest cosine of `f` and a training clip's features (Sun et al., ICML 2022) |
+    | `knn_energy` | `knn + energy`, each less its mean over the training clips and over its deviation there |
 
     `W` and `b` are the classifier's, `o = -pinv(W) b`, and `a` makes the mean residual of the training clips equal to
     their mean greatest logit. These are the definitions of `ood_detection/single_turn/` in thuiar/MIntRec2.0, except for the
@@ -148,7 +155,12 @@ class OutOfScopeDetector:
         features, labels = features[known], _label_tensor(labels)[known]
         if not len(features):
             raise ValueError("`labels` has no in-scope clip to learn from, only negative ids; give labelled clips")
-        if self.method == "mahalanobis":
+        if self.method == "knn":
+            state = {"neighbours": _unit(features)}
+        elif self.method == "knn_energy":
+            energy = _field(outputs, "logits")[known].logsumexp(-1)
+            state = _fit_neighbours(_unit(features), energy)
+        elif self.method == "mahalanobis":
             state = _fit_mahalanobis(features, labels)
         elif model is None:
             raise ValueError(f"`{self.method}` reads the classifier's weights; give `model` to `fit`")
@@ -183,12 +195,18 @@ class OutOfScopeDetector:
             return logits.amax(-1) if self.method == "max_logit" else logits.logsumexp(-1)
 
         features = _field(outputs, "pooler_output")
-        width = len(self.state["whitening" if self.method == "mahalanobis" else "origin"])
+        width = self._width()
         if features.shape[-1] != width:
             raise ValueError(
                 f"`pooler_output` is {features.shape[-1]} wide and this detector was fitted on {width}; take the detector "
                 "of this model, or call `fit`"
             )
+        if self.method.startswith("knn"):
+            nearness = _nearness(_unit(features), self.state["neighbours"])
+            if self.method == "knn":
+                return nearness
+            scores = torch.stack([nearness, _field(outputs, "logits").logsumexp(-1)], dim=-1)
+            return ((scores - self.state["means"]) / self.state["deviations"]).sum(-1)
         if self.method == "mahalanobis":
             return -_squared_distances(features @ self.state["whitening"], self.state["whitened_means"]).amin(-1)
         residual = torch.linalg.vector_norm((features - self.state["origin"]) @ self.state["null_space"], dim=-1)
@@ -196,6 +214,12 @@ class OutOfScopeDetector:
             return -residual
         logits = features @ self.state["classifier_weight"].T + self.state["classifier_bias"]
         return logits.logsumexp(-1) - self.state["residual_scale"] * residual
+
+    def _width(self) -> int:
+        """Return the width of the features that the detector was fitted on."""
+        if self.method.startswith("knn"):
+            return self.state["neighbours"].shape[-1]
+        return len(self.state["whitening" if self.method == "mahalanobis" else "origin"])
 
     def calibrate(
         self, outputs: Outputs, keep: float = 0.95, labels: torch.Tensor | Sequence | None = None
@@ -310,7 +334,8 @@ class OutOfScopeDetector:
         detector.threshold, detector.keep = settings.get("threshold"), settings.get("keep")
         detector.calibration_clips = settings.get("calibration_clips")
         try:
-            detector.state = load_file(weights_file)
+            # Copied out of the file, where a tensor may begin anywhere: another alignment rounds sums otherwise.
+            detector.state = {name: tensor.clone() for name, tensor in load_file(weights_file).items()}
         except Exception as error:  # safetensors has its own exception class, outside the standard ones
             raise ValueError(
                 f"`{weights_file}` cannot be read as safetensors: {error}; save the detector again"
@@ -334,6 +359,25 @@ def _in_scope(labels: torch.Tensor | Sequence, clips: int) -> torch.Tensor:
 def _squared_distances(points: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
     """Map (clips, width) and (classes, width) to (clips, classes), by differences: products would cancel digits."""
     return torch.cdist(points, centres, compute_mode="donot_use_mm_for_euclid_dist").square()
+
+
+def _unit(features: torch.Tensor) -> torch.Tensor:
+    return nn.functional.normalize(features, dim=-1)
+
+
+def _nearness(features: torch.Tensor, neighbours: torch.Tensor, skip: int = 0) -> torch.Tensor:
+    """Return the cosine to the `NEIGHBOUR`-th nearest of `neighbours`, of which the `skip` nearest do not count."""
+    rank = min(NEIGHBOUR + skip, len(neighbours))
+    parts = [(part @ neighbours.T).topk(rank).values[:, -1] for part in features.split(1024)]
+    return torch.cat(parts) if parts else features.new_zeros(0)
+
+
+def _fit_neighbours(features: torch.Tensor, energy: torch.Tensor) -> dict:
+    """Keep the training clips, and the mean and deviation of both scores over them; no clip is its own neighbour."""
+    scores = torch.stack([_nearness(features, features, skip=1), energy], dim=-1)
+    # A score that is the same for all clips tells nothing, and must not be divided by zero.
+    deviations = scores.std(0, correction=0).clamp(min=1e-9)
+    return {"neighbours": features, "means": scores.mean(0), "deviations": deviations}
 
 
 def _fit_mahalanobis(features: torch.Tensor, labels: torch.Tensor) -> dict:

@@ -25,7 +25,14 @@ from amess_hf import (
 )
 from amess_hf.constants_amess import FEATURE_MODALITIES, OUT_OF_SCOPE_ID, OUT_OF_SCOPE_LABEL
 from amess_hf.data.clip_features import add_clip_features
-from amess_hf.data.combining import few_clips, hold_out_intents, in_labels_of, intents_to_hold_out, labels_of, merge_datasets
+from amess_hf.data.combining import (
+    few_clips,
+    hold_out_intents,
+    in_labels_of,
+    intents_to_hold_out,
+    labels_of,
+    merge_datasets,
+)
 from amess_hf.data.dataset_files import NO_FEATURES
 from amess_hf.data.labels import LABELS
 from amess_hf.data.mintrec import with_feature_arrays
@@ -154,6 +161,9 @@ class DataArguments:
         default=None,
         metadata={"help": "Fit this out-of-scope score on the training clips and save the detector with the model."},
     )
+    detector_keep: float = field(
+        default=0.95, metadata={"help": "Share of the known dev clips that the detector's threshold keeps."}
+    )
     report: bool = field(default=False, metadata={"help": "Write report/ with tables and plots."})
     seeds: str | None = field(
         default=None, metadata={"help": "Train once for each seed, with a comma between, and aggregate."}
@@ -239,6 +249,8 @@ def prepare(model_args, data_args, training_args) -> Run:
     check_output_dir(training_args.output_dir)
     if data_args.detector not in (None, *OOS_METHODS):
         raise ValueError(f"`--detector` is {data_args.detector!r}; choose one of {', '.join(OOS_METHODS)}")
+    if not 0 < data_args.detector_keep <= 1:
+        raise ValueError(f"`--detector_keep` is {data_args.detector_keep}; it is a share above 0 and at most 1")
     set_seed(training_args.seed)
     saved_config = None if model_args.model_name_or_path is None else read_saved_config(model_args)
     if saved_config is not None:
@@ -529,6 +541,8 @@ def out_of_scope_metrics(outputs, detector, in_scope, prefix):
         return {}
     detection = compute_oos_metrics(detector.score(outputs.as_model_outputs()).numpy(), known.astype(int))
     metrics = {f"{prefix}_oos_{name}": detection[name] for name in OOS_METRICS}
+    metrics[f"{prefix}_oos_caught"] = float((~in_scope[~known]).mean())
+    metrics[f"{prefix}_oos_kept"] = float(in_scope[known].mean())
     predictions = np.where(in_scope, outputs.predictions, OUT_OF_SCOPE_ID)
     together = compute_open_classification_metrics(predictions, outputs.labels)
     return metrics | {f"{prefix}_open_{name}": together[name] for name in OPEN_METRICS}
@@ -538,7 +552,9 @@ def find_detector(run, data_args, training_args, outputs, model_name_or_path):
     """The detector to answer with: the one that was asked for, fitted now and saved; else the saved model's; else none."""
     folder = training_args.output_dir
     if data_args.detector is not None:
-        (detector,) = fit_detectors(run.model, outputs["train"], outputs["validation"], methods=[data_args.detector])
+        (detector,) = fit_detectors(
+            run.model, outputs["train"], outputs["validation"], data_args.detector_keep, [data_args.detector]
+        )
         detector.save_pretrained(folder)
         return detector
     if not training_args.do_train:

@@ -42,7 +42,7 @@ from amess_hf.training.checkpoint_integrity import (
 from amess_hf.training.dataloader import mark_dynamic_lengths, training_dataloader
 from amess_hf.training.description_sampling import description_sampler, start_label_embeds
 from amess_hf.training.parameter_groups import freeze_word_embeddings
-from amess_hf.training.weight_averaging import averaged_weights
+from amess_hf.training.weight_averaging import averaged_weights, encoder_weights, mix_encoder_weights
 
 
 logger = logging.get_logger("amess_hf.run_mir_no_trainer")
@@ -95,6 +95,7 @@ class Training:
         self.accelerator, self.args, self.eval_dataset = accelerator, args, eval_dataset
         self.model, self.tokenizer = model.to(accelerator.device), processor.tokenizer
         self.collator = AMESSDataCollator(processor)
+        self.pretrained = encoder_weights(self.model) if args.pretrained_share else None
         start_label_embeds(self.model, self.tokenizer)
         self.loader = training_dataloader(
             train_dataset, self.collator, args, accelerator, self.tokenizer, self.model.config
@@ -273,6 +274,8 @@ class Training:
                 self.average.load(best)
         if self.average is not None:
             self.average.apply()
+        if self.pretrained is not None:
+            mix_encoder_weights(self.model, self.pretrained, self.args.pretrained_share)
         if self.model.config.label_descriptions is not None:
             self.model.update_label_embeds(self.tokenizer)
 

@@ -392,6 +392,15 @@ class TestDescriptions:
         batch = random_batch(model.config, labels=False)
         close(loaded(**batch).logits, model(**batch).logits, 0)
 
+    def test_no_projection(self, tokenizer):
+        model = tiny_model(projection_dim=0)
+        model.update_label_embeds(tokenizer)
+        outputs = model(**random_batch(model.config))
+        assert outputs.label_embeds.shape == (4, 32)
+        close(outputs.multimodal_embeds, torch.nn.functional.normalize(outputs.pooler_output, dim=-1))
+        sound = {name: value for name, value in random_batch(model.config, labels=False).items() if "audio" in name}
+        assert model(**sound).multimodal_embeds.shape == (3, 32)
+
     def test_empty_description(self, tokenizer):
         with pytest.raises(ValueError, match="'Dance'"):
             tiny_model().set_label_descriptions({"Dance": ["hello", " "]}, tokenizer)

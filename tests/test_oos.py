@@ -73,6 +73,16 @@ def formula(method, train, train_labels, model, outputs):
     if method == "label_similarity":
         descriptions = np.asarray(outputs["label_embeds"], dtype=np.float64)
         return np.array([max(sum(a * b for a, b in zip(row, d, strict=True)) for d in descriptions) for row in embeds])
+    if method.startswith("knn"):
+        units = train_features / np.linalg.norm(train_features, axis=-1, keepdims=True)
+        cosines = [sorted(units @ (row / np.linalg.norm(row)), reverse=True) for row in features]
+        if method == "knn":
+            return np.array([row[4] for row in cosines])
+        energy = np.log(np.exp(np.asarray(train["logits"], dtype=np.float64)[known]).sum(-1))
+        nearness = np.array([sorted(units @ row, reverse=True)[5] for row in units])  # the first is the clip itself
+        return (np.array([row[4] for row in cosines]) - nearness.mean()) / nearness.std() + (
+            np.log(np.exp(logits).sum(-1)) - energy.mean()
+        ) / energy.std()
     if method == "mahalanobis":
         means = {label: train_features[train_labels == label].mean(0) for label in set(train_labels.tolist())}
         covariance = np.zeros((features.shape[1], features.shape[1]))

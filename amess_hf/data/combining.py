@@ -228,4 +228,12 @@ def in_labels_of(config: AMESSConfig, dataset: DatasetDict, dataset_name: str) -
     return DatasetDict(splits)
 
 
-__all__ = ["few_clips", "hold_out_intents", "in_labels_of", "intents_to_hold_out", "labels_of", "merge_datasets", "with_labels"]
+__all__ = [
+    "few_clips",
+    "hold_out_intents",
+    "in_labels_of",
+    "intents_to_hold_out",
+    "labels_of",
+    "merge_datasets",
+    "with_labels",
+]

@@ -43,6 +43,9 @@ class AMESSTrainingArguments(TrainingArguments):
             between, the memory of its last embedding stands in. The labels take turns, about ten at a time.
         weight_averaging (`float`, *optional*, defaults to 0.99):
             Decay per step of the moving average of the weights that is evaluated and kept; 0 is none.
+        pretrained_share (`float`, *optional*, defaults to 0.0):
+            Share of the text encoder's pretrained weights in those that are kept when training ends (WiSE-FT). 0.5 is for
+            models that are to find intents which are only described; it costs a little on those trained on.
         early_stopping_patience (`int`, *optional*):
             Evaluations without a better `metric_for_best_model` after which training stops.
         dataloader_num_workers (`int`, *optional*):
@@ -79,6 +82,12 @@ class AMESSTrainingArguments(TrainingArguments):
     )
     weight_averaging: float = field(
         default=0.99, metadata={"help": "Decay per step of the moving average of the weights; 0 is none."}
+    )
+    pretrained_share: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of the pretrained text encoder in the weights that are kept; 0.5 for unseen intents."
+        },
     )
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Evaluations without improvement after which training stops."}
@@ -147,6 +156,8 @@ class AMESSTrainingArguments(TrainingArguments):
             raise ValueError(f"`layer_decay` is {self.layer_decay}; it must be above 0 and at most 1")
         if not 0 <= self.weight_averaging < 1:
             raise ValueError(f"`weight_averaging` is {self.weight_averaging}; it must be at least 0 and below 1")
+        if not 0 <= self.pretrained_share <= 1:
+            raise ValueError(f"`pretrained_share` is {self.pretrained_share}; it must be at least 0 and at most 1")
         self.label_update = str(self.label_update)
         if self.label_update not in ("step", "epoch") and not (
             self.label_update.isdigit() and int(self.label_update) > 0

@@ -36,7 +36,7 @@ from .checkpoint_integrity import (
 from .dataloader import mark_dynamic_lengths, training_dataloader
 from .description_sampling import description_sampler, start_label_embeds, update_label_embeds
 from .parameter_groups import freeze_word_embeddings, parameter_groups
-from .weight_averaging import WeightAverage, averaged_weights
+from .weight_averaging import WeightAverage, averaged_weights, encoder_weights, mix_encoder_weights
 
 
 def prediction_metrics(prediction: EvalPrediction) -> dict[str, float]:
@@ -146,11 +146,12 @@ class AMESSTrainer(PushesToHub, Trainer):
             **kwargs,
         )
         self.tokenizer = processor.tokenizer
-        if self.args.weight_averaging and (self.is_fsdp_enabled or is_deepspeed_zero3_enabled()):
-            raise ValueError(
-                f"`weight_averaging` is {self.args.weight_averaging}, but with FSDP and DeepSpeed ZeRO-3 no process has "
-                "whole weights to average; give `--weight_averaging 0`"
-            )
+        for name in ("weight_averaging", "pretrained_share"):
+            if getattr(self.args, name) and (self.is_fsdp_enabled or is_deepspeed_zero3_enabled()):
+                raise ValueError(
+                    f"`{name}` is {getattr(self.args, name)}, but with FSDP and DeepSpeed ZeRO-3 no process has whole "
+                    f"weights to average; give `--{name} 0`"
+                )
         self.average = None
         self._sampler = None  # of descriptions
         self._parts = defaultdict(list)
@@ -198,6 +199,7 @@ class AMESSTrainer(PushesToHub, Trainer):
         if self.args.weight_averaging and self.average is None:
             self.average = WeightAverage(self.model, self.args.weight_averaging)
             self.add_callback(_AverageWeights(self))
+        pretrained = encoder_weights(self.model) if self.args.pretrained_share else None
         start_label_embeds(self.model, self.tokenizer)
         result = super().train(resume_from_checkpoint=checkpoint, **kwargs)
         if self.average is not None:
@@ -205,6 +207,8 @@ class AMESSTrainer(PushesToHub, Trainer):
                 self.average.apply()
             self.pop_callback(_AverageWeights)
             self.average = None
+        if pretrained is not None:
+            mix_encoder_weights(self.model, pretrained, self.args.pretrained_share)
         self._update_label_embeds()
         return result
 

@@ -1,4 +1,4 @@
-"""A moving average of the weights, kept next to the model."""
+"""Averages of weights: over the steps of training, and with the pretrained text encoder."""
 
 import os
 from collections.abc import Iterator
@@ -111,3 +111,26 @@ def averaged_weights(
             model.update_label_embeds(tokenizer)
         yield
     model.label_embeds.copy_(memory)
+
+
+def encoder_weights(model: AMESSForIntentClassification) -> dict[str, torch.Tensor]:
+    """Return a copy of the text encoder's weights."""
+    return {name: weight.detach().clone() for name, weight in model.amess.text_encoder.named_parameters()}
+
+
+@torch.no_grad()
+def mix_encoder_weights(
+    model: AMESSForIntentClassification, pretrained: dict[str, torch.Tensor], share: float
+) -> None:
+    """Give the text encoder weights between its own and those it had before (WiSE-FT; Wortsman et al., CVPR 2022).
+
+    What fine-tuning made the encoder forget of intents that it was not trained on comes back in part. The stored label
+    embeddings do not follow by themselves: see [`AMESSForIntentClassification.update_label_embeds`].
+
+    Args:
+        model ([`AMESSForIntentClassification`]): The trained model.
+        pretrained (`dict[str, torch.Tensor]`): What `encoder_weights` gave before training.
+        share (`float`): Share of `pretrained`, from 0 (the trained weights) to 1.
+    """
+    for name, weight in model.amess.text_encoder.named_parameters():
+        weight.lerp_(pretrained[name].to(weight), share)

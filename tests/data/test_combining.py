@@ -10,6 +10,7 @@ from amess_hf.data.combining import (
     few_clips,
     hold_out_intents,
     in_labels_of,
+    intents_to_hold_out,
     labels_of,
     merge_datasets,
     with_labels,
@@ -52,6 +53,24 @@ class TestFewClips:
     def test_the_seed_draws(self, dataset):
         draws = [few_clips(dataset["train"], 1, seed=seed)["id"][:] for seed in (0, 0, 1)]
         assert draws[0] == draws[1] != draws[2]
+
+
+class TestIntentsToHoldOut:
+    @pytest.mark.parametrize(("labels", "folds"), [(20, 4), (30, 5), (7, 3)])
+    def test_each_is_in_one_fold(self, labels, folds):
+        names = [f"intent {index}" for index in range(labels)]
+        parts = [intents_to_hold_out(f"fold:{k}/{folds}", names) for k in range(1, folds + 1)]
+        assert sorted(sum(parts, [])) == sorted(names)
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+    def test_names(self):
+        assert intents_to_hold_out(" Joke, Ask for help ,", ["Joke"]) == ["Joke", "Ask for help"]
+        assert intents_to_hold_out("", ["Joke"]) == []
+
+    @pytest.mark.parametrize("names", ["fold:0/2", "fold:3/2", "fold:1/4", "fold:1/1", "fold:1", "fold:a/b"])
+    def test_no_such_fold(self, names):
+        with pytest.raises(ValueError, match="fold:K/N with K from 1 to N and N from 2 to 3"):
+            intents_to_hold_out(names, ["Joke", "Care", "Leave"])
 
 
 class TestHoldOutIntents:

@@ -25,6 +25,7 @@ class TestArguments:
             ("layer_decay", 0.0),
             ("layer_decay", 1.1),
             ("weight_averaging", 1.0),
+            ("pretrained_share", 1.5),
             ("head_learning_rate", -1e-3),
         ],
     )
