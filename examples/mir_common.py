@@ -36,6 +36,7 @@ from amess_hf.data.combining import (
 from amess_hf.data.dataset_files import NO_FEATURES
 from amess_hf.data.labels import LABELS
 from amess_hf.data.mintrec import with_feature_arrays
+from amess_hf.data.outliers import with_outliers
 from amess_hf.descriptions_amess import describe_labels
 from amess_hf.evaluation.aggregation import (
     aggregate_runs,
@@ -157,6 +158,12 @@ class DataArguments:
         default=False,
         metadata={"help": "Load the data set's out-of-scope clips too: for the report, and for outlier exposure."},
     )
+    outliers: bool = field(
+        default=False,
+        metadata={
+            "help": "Train on the shipped utterances that have none of the intents too, with outlier_exposure_loss_weight."
+        },
+    )
     detector: str | None = field(
         default=None,
         metadata={"help": "Fit this out-of-scope score on the training clips and save the detector with the model."},
@@ -272,6 +279,10 @@ def prepare(model_args, data_args, training_args) -> Run:
         model = AMESSForIntentClassification.from_pretrained(model_args.model_name_or_path, config=saved_config)
         check_features(saved_config, data_args, seen)
     seen = in_labels_of(model.config, seen, data_args.dataset_name)
+    if data_args.outliers and "train" in seen:
+        if not model.config.outlier_exposure_loss_weight:
+            raise ValueError("`--outliers` is for `--outlier_exposure_loss_weight`, which is 0; give a weight, as 0.5")
+        seen["train"] = with_outliers(seen["train"])
     processor = AMESSProcessor.for_model(model.config, tokenizer)
     return Run(dataset, seen, held_out, descriptions, model, processor)
 

@@ -103,7 +103,7 @@ def _check_widths(datasets: dict[str, DatasetDict]) -> None:
             )
 
 
-def _words(text: str) -> str:
+def words_of(text: str) -> str:
     """The words of a text, whatever its case and punctuation; a text without words stands for itself."""
     return " ".join(re.findall(r"\w+", re.sub("['’]", "", text.lower()))) or text.strip()
 
@@ -111,14 +111,14 @@ def _words(text: str) -> str:
 def _without_words_of(split: Dataset, name: str, datasets: dict[str, DatasetDict]) -> Dataset:
     """`split` without the clips whose words occur in what another data set is evaluated on."""
     evaluated = {
-        _words(text)
+        words_of(text)
         for other, dataset in datasets.items()
         if other != name
         for split_name, other_split in dataset.items()
         if split_name != "train"
         for text in other_split["text"]
     }
-    kept = [row for row, text in enumerate(split["text"]) if _words(text) not in evaluated]
+    kept = [row for row, text in enumerate(split["text"]) if words_of(text) not in evaluated]
     logger.warning(
         f"{name}: {len(split) - len(kept)} training clips left out, whose words another data set is scored on"
     )
@@ -236,4 +236,5 @@ __all__ = [
     "labels_of",
     "merge_datasets",
     "with_labels",
+    "words_of",
 ]
