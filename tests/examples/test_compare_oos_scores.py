@@ -67,7 +67,7 @@ def test_table_is_sorted_and_compares_with_the_baseline(compared):
     means = [np.mean([result[seed][method]["auroc"] for seed in (0, 3)]) for method in methods]
     assert means == sorted(means, reverse=True) and set(methods) == set(OOS_METHODS)
     (baseline,) = [line for line in lines if "`msp`" in line]
-    assert baseline.endswith("| – |")
+    assert baseline.endswith("| – | – |")
     gain = 100 * np.mean([result[seed]["energy"]["auroc"] - result[seed]["msp"]["auroc"] for seed in (0, 3)])
     (energy,) = [line for line in lines if "`energy`" in line]
     assert f"| {gain:.1f} ± " in energy
@@ -87,4 +87,36 @@ def test_missing_split(compared, tmp_path):
         compare_oos_scores.main(
             ["--data_dir", str(folder / "corpus"), "--model_name_or_path", str(folder / "runs")]
             + ["--output_dir", str(tmp_path), "--split", "test"]
+        )
+
+
+def test_interval_of_a_difference():
+    generator = np.random.default_rng(0)
+    in_scope = generator.random(400) < 0.5
+    good, bad = in_scope + generator.normal(0, 1, 400), generator.normal(0, 1, 400)
+    low, high = compare_oos_scores.auroc_interval(good, bad, in_scope)
+    assert 0 < low < high
+    assert compare_oos_scores.auroc_interval(bad, bad, in_scope).tolist() == [0, 0]
+    levels = np.unique(good, return_inverse=True)[1]
+    from amess_hf.evaluation.metrics import compute_oos_metrics
+
+    expected = compute_oos_metrics(good, in_scope.astype(int))["auroc"]
+    assert compare_oos_scores._auroc(levels, np.flatnonzero(in_scope), np.flatnonzero(~in_scope)) == pytest.approx(
+        expected
+    )
+
+
+def test_clips_of_another_data_set(compared, tmp_path, capsys):
+    folder, _ = compared
+    result = compare_oos_scores.main(
+        ["--data_dir", str(folder / "corpus"), "--model_name_or_path", str(folder / "runs" / "seed-0")]
+        + ["--output_dir", str(tmp_path), "--clips_of", f"mintrec={folder / 'corpus'}"]
+    )
+    assert "scored: " in capsys.readouterr().out
+    assert set(result[0]) == set(OOS_METHODS)
+    assert 0 <= result[0]["knn"]["caught"] <= 1
+    with pytest.raises(ValueError, match="give NAME=FOLDER"):
+        compare_oos_scores.main(
+            ["--data_dir", str(folder / "corpus"), "--model_name_or_path", str(folder / "runs" / "seed-0")]
+            + ["--output_dir", str(tmp_path), "--clips_of", "mintrec2.0"]
         )
