@@ -84,7 +84,7 @@ class OutOfScopeDetector:
     All computation is in float64 on the CPU.
 
     Args:
-        method (`str`, *optional*, defaults to `"vim"`): One of `OOS_METHODS`.
+        method (`str`, *optional*, defaults to `"knn_energy"`): One of `OOS_METHODS`.
 
     Attributes:
         threshold (`float`, *optional*): The lowest score in scope; `None` before `calibrate`.
@@ -97,13 +97,13 @@ class OutOfScopeDetector:
 
     Example:
     ```python
-    detector = OutOfScopeDetector("vim").fit(train_outputs, train_labels, model).calibrate(dev_outputs, keep=0.95)
+    detector = OutOfScopeDetector().fit(train_outputs, train_labels, model).calibrate(dev_outputs, keep=0.95)
     detector.predict(model(**batch))  # tensor([True, False, ...])
     detector.save_pretrained(folder)
     ```
     """
 
-    def __init__(self, method: str = "vim"):
+    def __init__(self, method: str = "knn_energy"):
         if method not in OOS_METHODS:
             raise ValueError(f"`method` is {method!r}; it must be one of {', '.join(OOS_METHODS)}")
         self.method = method
