@@ -259,27 +259,28 @@ class AMESSTrainer(PushesToHub, Trainer):
 
     def _train(self, resume_from_checkpoint: str | bool | None, **kwargs):
         checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
+        request = self.request  # made now, before the weights change
         if checkpoint is not None:
-            check_checkpoint(checkpoint, self.request)
+            check_checkpoint(checkpoint, request)
         if self.args.should_save:
             check_free_space(self.args, self.model)
-        callbacks = [TrainLoss(), _RestoreCounts(self)]
-        if self.args.weight_averaging and self.average is None:
+        if self.args.weight_averaging:
             self.average = WeightAverage(self.model, self.args.weight_averaging)
-            callbacks.append(_AverageWeights(self))
+        self._guard = DivergenceGuard(self.model, self.args)
+        callbacks = [TrainLoss(), _RestoreCounts(self), *([_AverageWeights(self)] if self.average else [])]
         for callback in callbacks:
             self.add_callback(callback)
-        self._guard = DivergenceGuard(self.model, self.args)
         start_label_embeds(self.model, self.tokenizer)
-        with Preemption() as self._preemption:
-            result = super().train(resume_from_checkpoint=checkpoint, **kwargs)
-        self._guard.check(self.state.global_step, weights=True)
-        if self.average is not None:
-            if not self.args.load_best_model_at_end:
+        try:
+            with Preemption() as self._preemption:
+                result = super().train(resume_from_checkpoint=checkpoint, **kwargs)
+            self._guard.check(self.state.global_step, weights=True)
+            if self.average is not None and not self.args.load_best_model_at_end:
                 self.average.apply()
+        finally:
             self.average = None
-        for callback in callbacks:
-            self.pop_callback(type(callback))
+            for callback in callbacks:
+                self.pop_callback(type(callback))
         self._update_label_embeds()
         return result._replace(training_loss=result.metrics["train_loss"])
 
