@@ -196,7 +196,9 @@ def add_clip_features(
     for name, split in dataset.items():
         paths = split.select_columns([column for column in JOB_COLUMNS if column in split.column_names])
         jobs = clip_jobs(paths.with_format(None), data_dir)
-        encoded[name] = _encode_split(split, name, jobs, audio, video, limits, failures)
+        encoded[name] = _encode_split(split, name, jobs, audio, video, limits, skip_errors=failures is not None)
+        if failures is not None:
+            encoded[name] = _leave_out(encoded[name], failures)
     return with_feature_arrays(datasets.DatasetDict(encoded))
 
 
@@ -207,13 +209,12 @@ def _encode_split(
     audio: AudioEncoder | None,
     video: VideoEncoder | None,
     limits: dict[str, int | None],
-    failures: dict[str, str] | None = None,
+    skip_errors: bool = False,
 ) -> datasets.Dataset:
     encoders = {key: encoder for key, encoder in (("audio", audio), ("video", video)) if encoder is not None}
     features = split.features.copy()
     for modality, encoder in encoders.items():
         features[f"{modality}_features"] = datasets.Array2D((None, encoder.feature_size), "float32")
-    skip_errors = failures is not None
     if skip_errors:
         features[_ERROR_COLUMN] = datasets.Value("string")
 
@@ -228,7 +229,7 @@ def _encode_split(
     files = {Path(path) for job in jobs for path in (job.audio, job.video) if path is not None}
     names = [(key, encoder.name, encoder.frame_rate, encoder.feature_size) for key, encoder in encoders.items()]
     state = [split._fingerprint, repr(jobs), fingerprint(filter(Path.is_file, files)), names, sorted(limits.items())]
-    encoded = split.with_format(None).map(
+    return split.with_format(None).map(
         encode,
         with_indices=True,
         batched=True,
@@ -238,8 +239,10 @@ def _encode_split(
         desc=f"Encoding the clips of {name}",
         new_fingerprint=Hasher.hash([*state, skip_errors]),
     )
-    if not skip_errors:
-        return encoded
+
+
+def _leave_out(encoded: datasets.Dataset, failures: dict[str, str]) -> datasets.Dataset:
+    """Return the clips that could be read, and add the others to `failures`."""
     errors = encoded[_ERROR_COLUMN]
     failures |= {clip_id: error for clip_id, error in zip(encoded["id"], errors, strict=True) if error is not None}
     readable = [row for row, error in enumerate(errors) if error is None]

@@ -216,8 +216,6 @@ class AMESSTrainer(PushesToHub, Trainer):
             raise ValueError("training needs clips: pass `train_dataset`")
         if not has_length(self.train_dataset):
             # A stream: what the next batch is nobody knows, and accelerate shares it out.
-            if self.args.max_steps < 1:
-                raise ValueError("a streamed `train_dataset` has no length: give `max_steps`")
             if self.args.label_update == "epoch":
                 raise ValueError("a streamed `train_dataset` has no epochs: give `label_update` as a number of steps")
             return super().get_train_dataloader()
