@@ -364,9 +364,10 @@ def check_splits(data_args, training_args, dataset):
 
 def warn_of_unknown_labels(dataset):
     """Name the labels that are scored and never trained on."""
-    labels, trained = labels_of(dataset), set(dataset["train"].unique("label"))
-    for name, split in dataset.items():
-        unknown = [labels[number] for number in sorted(set(split.unique("label")) - trained) if number >= 0]
+    names = labels_of(dataset)
+    ids = {name: set(split.select_columns(["label"])["label"][:]) for name, split in dataset.items()}
+    for name, scored in ids.items():
+        unknown = [names[number] for number in sorted(scored - ids["train"]) if number >= 0]
         if unknown:
             logger.warning(
                 f"the split {name} has labels that train lacks, and no clip of them will be right: {unknown}"
@@ -427,15 +428,13 @@ def is_finished(run: Run, model_args, data_args, written_by: str) -> bool:
     if scores_its_own(model_args, args):
         return False
     request = what_is_asked(run, written_by)
-    before = read_record(folder)
-    reason = None
-    if before is not None:
-        changed = differences(before, request)
-        reason = f"was asked for something else: {listed(changed)}" if changed else None
-    elif any(Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*")) or os.path.isfile(
-        os.path.join(folder, ALL_RESULTS_NAME)
-    ):
+    before, reason = read_record(folder), None
+    if before is not None and (changed := differences(before, request)):
+        reason = f"was asked for something else: {listed(changed)}"
+    elif before is None:
         reason = f"has no {RUN_RECORD_NAME} that says what it was asked for"
+    if not holds_results(folder):  # what ended before it had any is in nobody's way
+        reason = None
     if reason is not None and not data_args.overwrite_run:
         raise ValueError(
             f"{folder} holds a run that {reason}; give another `--output_dir`, or `--overwrite_run` to begin anew"
@@ -446,6 +445,13 @@ def is_finished(run: Run, model_args, data_args, written_by: str) -> bool:
         write_record(folder, request)
         write_left_out(folder, run.left_out)
     return reason is None and data_args.seeds is not None and has_done(run, data_args)
+
+
+def holds_results(folder):
+    """Whether a run has left a checkpoint or figures in the folder."""
+    return any(Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*")) or os.path.isfile(
+        os.path.join(folder, ALL_RESULTS_NAME)
+    )
 
 
 def scores_its_own(model_args, training_args):

@@ -451,6 +451,7 @@ def test_three_lines_of_python_give_the_same(inputs, tmp_path):
     assert configs[0] == configs[1]
 
 
+@pytest.mark.slow
 class TestRunsThatWouldMix:
     """A folder whose run was asked for something else is not gone on with, and its figures are nobody else's."""
 
@@ -495,8 +496,9 @@ class TestRunsThatWouldMix:
         """A table whose words have changed, in the same place."""
         data = shutil.copytree(copied["data_dir"], tmp_path / "data")
         table = data / "train.tsv"
-        lines = table.read_text(encoding="utf-8").splitlines(keepends=True)
-        table.write_text("".join(lines[:-1]) + lines[-1].replace("\t", "\tplease ", 4), encoding="utf-8")
+        *lines, last = table.read_text(encoding="utf-8").splitlines(keepends=True)
+        *cells, text, label = last.split("\t")
+        table.write_text("".join(lines) + "\t".join([*cells, f"please {text}", label]), encoding="utf-8")
         with pytest.raises(ValueError, match="`train_clips`"):
             run_script("run_mir", {**copied, "data_dir": data}, ("do_train", "do_eval"))
 
@@ -538,6 +540,16 @@ class TestRunsThatWouldMix:
         (copied["output_dir"] / "seed-5" / "run.json").unlink()
         with pytest.raises(ValueError, match=r"has no run\.json that says what it was asked for; give another"):
             run_script("run_mir", copied, ("do_train", "do_eval"))
+
+    def test_what_ended_before_it_had_results(self, copied, tmp_path):
+        """After training that diverged before the first checkpoint, a lower rate needs no permission."""
+        values = {**copied, "output_dir": tmp_path / "new"}
+        with pytest.raises(
+            ValueError, match=r"the loss of step \d+ is not a finite number: `learning_rate` is 1e\+30"
+        ):
+            run_script("run_mir", {**values, "learning_rate": 1e30, "max_steps": 9, "save_steps": 9}, ("do_train",))
+        assert not list((tmp_path / "new" / "seed-5").glob("*.safetensors"))
+        run_script("run_mir", values, ("do_train",))
 
     def test_nothing_of_it_goes_to_the_hub(self, copied):
         names = files_for_hub(copied["output_dir"] / "seed-5")
