@@ -187,7 +187,7 @@ class DataArguments:
     )
     overwrite_run: bool = field(
         default=False,
-        metadata={"help": "Where the output folder holds a run that was asked for something else, begin anew."},
+        metadata={"help": "Where the output folder holds a run that was asked for something else, start again."},
     )
     on_error: str = field(
         default="stop",
@@ -437,7 +437,7 @@ def is_finished(run: Run, model_args, data_args, written_by: str) -> bool:
         reason = None
     if reason is not None and not data_args.overwrite_run:
         raise ValueError(
-            f"{folder} holds a run that {reason}; give another `--output_dir`, or `--overwrite_run` to begin anew"
+            f"{folder} holds a run that {reason}; give another `--output_dir`, or `--overwrite_run` to start again"
         )
     if main:
         if reason is not None:
@@ -448,14 +448,14 @@ def is_finished(run: Run, model_args, data_args, written_by: str) -> bool:
 
 
 def holds_results(folder):
-    """Whether a run has left a checkpoint or figures in the folder."""
+    """Whether a run has left a checkpoint or metrics in the folder."""
     return any(Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*")) or os.path.isfile(
         os.path.join(folder, ALL_RESULTS_NAME)
     )
 
 
 def scores_its_own(model_args, training_args):
-    """Whether a trained model is scored in the folder of its own run, whose figures are about it."""
+    """Whether a trained model is scored in the folder of its own run, whose metrics are about it."""
     source = model_args.model_name_or_path
     return (
         not training_args.do_train
@@ -465,7 +465,7 @@ def scores_its_own(model_args, training_args):
 
 
 def what_is_asked(run, written_by):
-    """All that the model in the output folder, or the figures of a model that is only scored, depend on."""
+    """All that the model in the output folder, or the metrics of a model that is only scored, depend on."""
     args = run.training_args
     if args.do_train:
         return training_request(run.model, args, run.seen["train"], run.seen.get("validation"), written_by)

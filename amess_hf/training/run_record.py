@@ -199,16 +199,16 @@ def check_checkpoint(checkpoint: str | os.PathLike, request: Mapping[str, Any]) 
     if before is None:
         raise ValueError(
             f"{checkpoint} cannot be resumed from: it has no {RUN_RECORD_NAME} that says what its run was asked for; "
-            "begin anew in another folder"
+            "start again in another folder"
         )
     if before.get("written_by") != request["written_by"]:
         raise ValueError(
             f"{checkpoint} was written by {before.get('written_by')}, and this is {request['written_by']}; resume it with "
-            "what wrote it, or begin anew in another folder"
+            "what wrote it, or start again in another folder"
         )
     changed = differences(before, request)
     if changed:
         raise ValueError(
             f"{checkpoint} is of a run that was asked for something else: {listed(changed)}; give the same arguments, or "
-            "begin anew in another folder"
+            "start again in another folder"
         )

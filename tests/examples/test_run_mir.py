@@ -506,7 +506,7 @@ class TestRunsThatWouldMix:
         data = shutil.copytree(copied["data_dir"], tmp_path / "moved")
         assert run_script("run_mir", {**copied, "data_dir": data}, ("do_train", "do_eval")) == finished[1]
 
-    def test_begun_anew(self, copied):
+    def test_started_again(self, copied):
         values = {**copied, "learning_rate": 1e-3, "max_steps": 1}
         run_script("run_mir", values, ("do_train", "overwrite_run"))
         folder = copied["output_dir"] / "seed-5"
