@@ -440,6 +440,7 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
         label_descriptions: str | os.PathLike | list[str] | dict[str, list[str]] | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         dataset: Any = None,
+        dtype: str | torch.dtype = torch.float32,
         **config_kwargs: Any,
     ) -> "AMESSForIntentClassification":
         """Make a model around a pretrained text encoder; everything else is new.
@@ -457,6 +458,9 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
             dataset (`datasets.Dataset`, *optional*):
                 Training clips, as [`load_mintrec`] gives them: labels, feature widths, usual lengths and turns of context
                 are taken from them, and `fusion_type` is `"text"` where they have words alone.
+            dtype (`str` or `torch.dtype`, *optional*, defaults to `torch.float32`):
+                Of the weights, however they are stored: in float16 training soon ends in NaN. `"auto"` takes them as
+                stored. Half precision in training is `bf16` of the training arguments.
             config_kwargs:
                 Fields of [`AMESSConfig`]; they come before what follows from `dataset`.
 
@@ -482,7 +486,7 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
             raise ValueError("no labels: give `labels`, `dataset`, or `label_descriptions` whose keys are the labels")
         if label_descriptions is not None:
             label_descriptions = describe_labels(list(labels), label_descriptions)
-        text_encoder = AutoModel.from_pretrained(pretrained_model_name_or_path)
+        text_encoder = AutoModel.from_pretrained(pretrained_model_name_or_path, dtype=dtype)
         config = AMESSConfig(
             text_config=text_encoder.config,
             id2label=dict(enumerate(labels)),

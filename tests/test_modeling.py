@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForSequenceClassification, BertModel
 from utils import DESCRIPTIONS, LABELS, random_batch, text_config, tiny_config, tiny_model
 
 from amess_hf import AMESSForIntentClassification, AMESSModel
@@ -486,6 +486,18 @@ class TestSaving:
             assert torch.equal(value, encoder.state_dict()[name])
         close(model.label_embeds, model.encode_label_descriptions(DESCRIPTIONS, tokenizer))
         assert model.label_embeds.norm(dim=-1).min() > 0.99
+
+    def test_weights_stored_in_half_precision(self, tmp_path, tokenizer):
+        """They are trained in float32 unless asked otherwise: in float16 training soon ends in NaN."""
+        BertModel(text_config()).half().save_pretrained(tmp_path / "encoder")
+        make = AMESSForIntentClassification.from_text_pretrained
+        model = make(tmp_path / "encoder", labels=LABELS, label_descriptions=DESCRIPTIONS, tokenizer=tokenizer)
+        assert {value.dtype for value in model.state_dict().values() if value.is_floating_point()} == {torch.float32}
+        model.save_pretrained(tmp_path / "model")
+        again = AMESSForIntentClassification.from_pretrained(tmp_path / "model")
+        assert {parameter.dtype for parameter in again.parameters()} == {torch.float32}
+        as_stored = make(tmp_path / "encoder", labels=LABELS, dtype="auto")
+        assert {parameter.dtype for parameter in as_stored.parameters()} == {torch.float16}
 
     def test_from_text_pretrained_needs_labels(self, tmp_path):
         with pytest.raises(ValueError, match="labels"):
