@@ -8,7 +8,6 @@ A feature file maps clip ids to features [frames, dim]. Three forms are read:
   start to its end, so it is rewritten as safetensors once.
 """
 
-import glob
 import json
 import os
 import shutil
@@ -149,9 +148,10 @@ class SafetensorsFeatures:
 
     Attributes:
         feature_size (`int`, *optional*): Width of the features, None if no clip has a frame.
+        metadata (`dict[str, Any]`): What the index says about them.
 
     Raises:
-        ValueError: If a file is missing or damaged; on reading, if the tensor of a clip is not [frames, dim] of the
+        ValueError: If a file is missing or damaged, or the index names a file elsewhere or a missing clip; on reading, if the tensor of a clip is not [frames, dim] of the
             same width as the others.
     """
 
@@ -159,6 +159,7 @@ class SafetensorsFeatures:
         self.path = Path(path)
         if self.path.is_dir():
             self.path = self.path / INDEX_NAME
+        self.metadata: dict[str, Any] = {}
         self._shard_of = self._read_index() if self.path.suffix == ".json" else self._read_names()
         self.feature_size = self._read_width()
         self._open_files: dict[Path, Any] = {}
@@ -167,11 +168,12 @@ class SafetensorsFeatures:
         try:
             index = json.loads(self.path.read_text(encoding="utf-8"))
             shard_of = dict(index["weight_map"])
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            self.metadata = dict(index.get("metadata", {}))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{self.path}: not a readable index of shards ({first_line(error)})") from None
         for shard in shard_of.values():
             # A shard lies next to its index. Anything else would let an index name any file of this machine.
-            if not isinstance(shard, str) or Path(shard).name != shard or not shard.isprintable():
+            if not isinstance(shard, str) or not shard or Path(shard).name != shard or not shard.isprintable():
                 raise ValueError(
                     f"{self.path}: names the shard {repr(shard)[:80]}; a shard is a file in the folder of the index"
                 )
@@ -275,7 +277,7 @@ def write_features(
     if not replace and out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ValueError(f"{out}: already exists; choose another name or remove it")
     out.parent.mkdir(parents=True, exist_ok=True)
-    _remove_orphans(out)
+    _remove_orphans(out.parent)
     partial = out.with_name(f".{out.name}.{uuid.uuid4().hex}.partial")
     with FileLock(_lock_of(partial)):
         try:
@@ -296,9 +298,9 @@ def _lock_of(partial: Path) -> Path:
     return partial.with_name(f"{partial.name}.lock")
 
 
-def _remove_orphans(out: Path) -> None:
-    """Remove the half-written forms of `out` whose process was killed."""
-    for lock in out.parent.glob(f".{glob.escape(out.name)}.*.partial.lock"):
+def _remove_orphans(parent: Path) -> None:
+    """Remove the half-written folders in `parent` whose process was killed."""
+    for lock in parent.glob(".*.partial.lock"):
         with suppress(Timeout), FileLock(lock, timeout=0):
             shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
             lock.unlink(missing_ok=True)
@@ -313,7 +315,7 @@ def recover_folder(folder: Path) -> None:
     if _old(folder).exists() and not folder.exists():
         os.rename(_old(folder), folder)
     shutil.rmtree(_old(folder), ignore_errors=True)
-    _remove_orphans(folder)
+    _remove_orphans(folder.parent)
 
 
 def _write_shards(
