@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
 from accelerate import PartialState
+from datasets.fingerprint import Hasher
 from safetensors import safe_open
 from safetensors.numpy import save_file
 from transformers.utils import logging
@@ -150,7 +150,7 @@ class FeatureExtraction:
         self.versions = {modality: encoder_version(encoders[modality]) for modality in slugs}
         # Parts of encoders whose weights have changed since are not joined with those of the present ones.
         self.parts_stem = f".parts-{'-'.join(slugs.values())}{rate}"
-        self.parts = self.root / f"{self.parts_stem}-{xxhash.xxh3_64_hexdigest(repr(self.versions))[:8]}"
+        self.parts = self.root / f"{self.parts_stem}-{Hasher.hash(self.versions)[:8]}"
         for modality, folder in self.folders.items():
             if folder.exists():
                 self._check_version(modality, SafetensorsFeatures(folder).metadata.get("encoder"))
