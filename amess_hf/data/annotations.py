@@ -205,7 +205,8 @@ def need_columns(path: Path, row: dict[str, Any], columns: Iterable[str]) -> Non
     """Raise `ValueError` if `row` of the table at `path` lacks one of `columns` (lower case)."""
     missing = [column for column in columns if column not in row]
     if missing:
-        raise ValueError(f"{path}: no column {', '.join(missing)}; its header names {', '.join(row) or 'nothing'}")
+        found = first_of([" ".join(column.split())[:40] for column in row], most=20) or "nothing"
+        raise ValueError(f"{path}: no column {', '.join(missing)}; its header names {found}")
 
 
 def read_mintrec(path: Path) -> list[Clip]:

@@ -132,7 +132,7 @@ class NumpyFeatures:
         path = self.paths[clip_id]
         try:
             frames = np.lib.format.open_memmap(path, mode="r")
-        except (OSError, ValueError, EOFError, OverflowError, TypeError, SyntaxError, RecursionError) as error:
+        except Exception as error:  # numpy raises many kinds
             raise ValueError(f"{path}: not a readable .npy file of numbers ({first_line(error)})") from None
         if frames.dtype.kind not in "fiub":
             raise ValueError(f"{path}: not a readable .npy file of numbers (its dtype is {frames.dtype})")
