@@ -173,7 +173,7 @@ class SafetensorsFeatures:
             raise ValueError(f"{self.path}: not a readable index of shards ({first_line(error)})") from None
         for shard in shard_of.values():
             # A shard lies next to its index. Anything else would let an index name any file of this machine.
-            if not isinstance(shard, str) or not shard or Path(shard).name != shard or not shard.isprintable():
+            if not isinstance(shard, str) or shard in ("", "..") or Path(shard).name != shard or not shard.isprintable():
                 raise ValueError(
                     f"{self.path}: names the shard {repr(shard)[:80]}; a shard is a file in the folder of the index"
                 )
@@ -300,10 +300,11 @@ def _lock_of(partial: Path) -> Path:
 
 def _remove_orphans(parent: Path) -> None:
     """Remove the half-written folders in `parent` whose process was killed."""
-    for lock in parent.glob(".*.partial.lock"):
-        with suppress(Timeout), FileLock(lock, timeout=0):
-            shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
-            lock.unlink(missing_ok=True)
+    partials = {path for path in parent.glob(".*.partial") if path.is_dir()}
+    for partial in partials | {lock.with_suffix("") for lock in parent.glob(".*.partial.lock")}:
+        with suppress(Timeout), FileLock(_lock_of(partial), timeout=0):
+            shutil.rmtree(partial, ignore_errors=True)
+            _lock_of(partial).unlink(missing_ok=True)
 
 
 def _old(folder: Path) -> Path:

@@ -126,6 +126,17 @@ def test_killed_between_taking_away_and_putting_there(corpus, tmp_path):
     check_complete(corpus, tmp_path)
 
 
+def test_features_of_other_weights_are_not_added_to(corpus, tmp_path):
+    """An encoder in a local folder is known by what the folder holds."""
+    encoder = save_speech_model(tmp_path / "speech")
+    extract_features(corpus, audio_encoder=encoder)
+    extract_features(corpus, audio_encoder=encoder)
+    config = tmp_path / "speech" / "config.json"
+    config.write_text(config.read_text() + " ")
+    with pytest.raises(ValueError, match="speech: `audio_encoder` was .* remove the folder, or choose another"):
+        extract_features(corpus, audio_encoder=encoder)
+
+
 class TestFailures:
     def test_stop(self, corpus):
         bad = corpus / "raw_data" / "S01" / "E01" / "7.mp4"

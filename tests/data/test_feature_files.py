@@ -363,6 +363,7 @@ def clips():
 write_features(clips(), Path(sys.argv[1]), source=Path("x"), shard_bytes=1)
 """
 
+    @pytest.mark.slow
     def test_killed(self, tmp_path, clips):
         result = subprocess.run([sys.executable, "-c", self.KILLED, str(tmp_path / "out")])
         assert result.returncode == -9
