@@ -61,6 +61,8 @@ def test_a_data_set_without_its_name_is_known_by_its_labels(tmp_path):
     write_demo_corpus(tmp_path / "corpus", clips_per_split={"train": 20, "dev": 20})
     train = load_mintrec(tmp_path / "corpus")["train"]
     train.to_parquet(tmp_path / "train.parquet")
-    pushed = load_dataset("parquet", data_files=str(tmp_path / "train.parquet"), cache_dir=str(tmp_path), split="train")
+    pushed = load_dataset(
+        "parquet", data_files=str(tmp_path / "train.parquet"), cache_dir=str(tmp_path), split="train"
+    )
     assert pushed.info.config_name == "default"
     assert config_fields_for(pushed) == config_fields_for(train)

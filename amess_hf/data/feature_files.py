@@ -173,7 +173,12 @@ class SafetensorsFeatures:
             raise ValueError(f"{self.path}: not a readable index of shards ({first_line(error)})") from None
         for shard in shard_of.values():
             # A shard lies next to its index. Anything else would let an index name any file of this machine.
-            if not isinstance(shard, str) or shard in ("", "..") or Path(shard).name != shard or not shard.isprintable():
+            if (
+                not isinstance(shard, str)
+                or shard in ("", "..")
+                or Path(shard).name != shard
+                or not shard.isprintable()
+            ):
                 raise ValueError(
                     f"{self.path}: names the shard {repr(shard)[:80]}; a shard is a file in the folder of the index"
                 )

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """
-What A-MESS costs beside its text encoder: time, memory, padding, loading, latency and large label sets.
+What A-MESS costs in addition to its text encoder: time, memory, padding, loading, latency and large label sets.
 
     python examples/benchmarks/benchmark.py --quick                    # under five minutes on two cores
     python examples/benchmarks/benchmark.py --output_dir results       # more rounds
 
 Everything that is compared is measured in turns within one run, so that what else the machine does hits all alike;
-figures are medians with their spread (half the distance between the quartiles), and ratios of medians. Sizes are those of
+numbers are medians with their spread (half the distance between the quartiles), and ratios of medians. Sizes are those of
 the published experiments on MIntRec: 30 tokens, 230 frames of picture (256 wide) and 480 of sound (768 wide), all full,
 batch 16, a BERT-base text encoder with random weights. A GPU is used when there is one: timed with events after a
 warm-up, also in bf16 and compiled, with the model FLOP utilisation of a training step at batch 64.
@@ -611,7 +611,7 @@ def as_markdown(results):
 
 
 def draw(results, path):
-    """The main figures as bars and lines."""
+    """The main numbers as bars and lines."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -627,7 +627,7 @@ def draw(results, path):
             bars = axes[0].bar(places, ratios, 0.38, label=kind, color=colour)
             axes[0].bar_label(bars, [f"{ratio:.2f}" for ratio in ratios], fontsize=9, padding=2)
         axes[0].set_xticks(np.arange(len(names)) + 0.2, names)
-        axes[0].set(title=f"Time beside the text encoder's, batch {BATCH_SIZE}", ylabel="ratio to text alone")
+        axes[0].set(title=f"Time compared with the text encoder's, batch {BATCH_SIZE}", ylabel="ratio to text alone")
         axes[0].margins(y=0.15)
         axes[0].legend()
     for (fusion, records), marker, colour in zip(
@@ -680,9 +680,9 @@ def main(arguments=None):
         "sections": {},
     }
     for name in chosen:
-        figures = globals()[f"section_{name}"](arguments, device)
-        if figures is not None:
-            results["sections"][name] = figures
+        measured = globals()[f"section_{name}"](arguments, device)
+        if measured is not None:
+            results["sections"][name] = measured
         gc.collect()
     results["seconds"] = time.perf_counter() - begin
     folder = Path(arguments.output_dir)

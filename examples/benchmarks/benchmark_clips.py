@@ -155,22 +155,22 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
 
 
-def markdown(figures: dict[str, Any]) -> str:
+def markdown(results: dict[str, Any]) -> str:
     lines = [
-        f"# From clips to intents: {figures['device']}",
+        f"# From clips to intents: {results['device']}",
         "",
-        f"{figures['clips']} clips of {figures['seconds_of_a_clip']:g} s; {figures['encoder_shapes']}; random weights.",
+        f"{results['clips']} clips of {results['seconds_of_a_clip']:g} s; {results['encoder_shapes']}; random weights.",
         "",
         "| part | ms a clip (median) | min to max | share |",
         "| --- | ---: | ---: | ---: |",
     ]
     for part in PARTS:
-        times = figures["seconds_per_clip"][part]
+        times = results["seconds_per_clip"][part]
         spread = f"{1e3 * times['min']:.1f} to {1e3 * times['max']:.1f}"
-        lines.append(f"| {part} | {1e3 * times['median']:.1f} | {spread} | {figures['share'][part]:.1%} |")
-    lines += ["", f"Decoding takes {figures['decoding_share']:.1%} of the time.", ""]
+        lines.append(f"| {part} | {1e3 * times['median']:.1f} | {spread} | {results['share'][part]:.1%} |")
+    lines += ["", f"Decoding takes {results['decoding_share']:.1%} of the time.", ""]
     for name, key in (("Extraction", "extraction_clips_per_second"), ("The pipeline", "pipeline_clips_per_second")):
-        rate = figures[key]
+        rate = results[key]
         lines.append(f"{name}: {rate['median']:.2f} clips a second ({rate['min']:.2f} to {rate['max']:.2f}).")
     return "\n".join(lines) + "\n"
 
@@ -187,12 +187,12 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
-        figures = measure(args, Path(folder))
+        results = measure(args, Path(folder))
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    (args.output_dir / "clips.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    (args.output_dir / "clips.md").write_text(markdown(figures), encoding="utf-8")
-    print(markdown(figures))
-    return figures
+    (args.output_dir / "clips.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    (args.output_dir / "clips.md").write_text(markdown(results), encoding="utf-8")
+    print(markdown(results))
+    return results
 
 
 if __name__ == "__main__":

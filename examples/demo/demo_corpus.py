@@ -377,15 +377,15 @@ def write_demo_corpus(
         The clips of each split, with where their bursts are.
 
     Raises:
-        ValueError: if `folder` is there and not empty, or a count is no positive number.
+        ValueError: if `folder` exists and is not empty, or a count is not positive.
     """
     folder = Path(folder)
     clips_per_split = clips_per_split or CLIPS_PER_SPLIT
     for split, count in clips_per_split.items():
         if split not in CLIPS_PER_SPLIT or count < 1:
-            raise ValueError(f"`clips_per_split` takes counts above 0 for train, dev, test; got {split!r}: {count}.")
+            raise ValueError(f"`clips_per_split` takes counts above 0 for train, dev, test; got {split!r}: {count}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder}: is there already; write the demo corpus to another folder.")
+        raise ValueError(f"{folder} exists and is not empty; write the demo corpus to another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:

@@ -6,7 +6,7 @@
 writes the demo corpus (amess_hf/data/demo.py says how it is made), builds a vocabulary from its training split, trains
 A-MESS with a small text encoder from scratch, and shows what each modality adds. Then it saves the model, loads it back
 through the Auto classes, shows three clips with the anchors that decided (words, and frames of sound and picture), and
-writes the evaluation report with its figures.
+writes the evaluation report with its plots.
 """
 
 import re
@@ -111,6 +111,7 @@ def train(arguments: DemoArguments, model, tokenizer, collator, train_split) -> 
         output_dir=str(arguments.output_dir / "training"),
         num_train_epochs=arguments.num_train_epochs,
         learning_rate=1e-3,
+        freeze_word_embeddings=False,  # the text encoder starts from nothing
         seed=arguments.seed,
         eval_strategy="no",
         save_strategy="no",
@@ -132,7 +133,7 @@ def names_of(modalities) -> str:
 
 
 def format_table(rows: list[dict], clips: list[DemoClip]) -> str:
-    """The modality table beside what can be attained at best, in per cent."""
+    """The modality table with the best attainable accuracy, in per cent."""
     lines = ["| the model may use       | accuracy | at best |", "| ----------------------- | -------: | ------: |"]
     for row in rows:
         best = best_attainable_accuracy(clips, tuple(row["modalities"]))
@@ -158,7 +159,7 @@ def kept_anchors(positions, scores) -> list[int]:
 
 
 def describe_prediction(clip: DemoClip, outputs, number: int, id2label: dict[int, str], tokenizer) -> str:
-    """A few lines about one clip: what was said, the best intents, and the anchors beside where the bursts are."""
+    """A few lines about one clip: what was said, the best intents, and the anchors with the places of the bursts."""
     probabilities, best = torch.from_numpy(outputs.logits[number]).softmax(-1).topk(2)
     answers = [f"{id2label[index]} {p:.0%}" for index, p in zip(best.tolist(), probabilities.tolist(), strict=True)]
     pairs = zip(outputs.anchor_indices[number], outputs.anchor_scores[number], strict=True)
@@ -191,11 +192,11 @@ def write_report(model, tokenizer, dataset, folder: Path) -> str:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        return 'No report with figures: pip install "amess_hf[report]".'
+        return 'No report with plots: pip install "amess_hf[report]"'
     collator = AMESSDataCollator(tokenizer, model.config)
     dev_outputs = predict_clips(model, dataset["validation"], collator)
     report(model, dataset["test"], collator, folder, "test", calibration_outputs=dev_outputs)
-    return f"The report, with figures: {folder / 'report.md'}"
+    return f"The report, with plots: {folder / 'report.md'}"
 
 
 def run(arguments: DemoArguments) -> dict:

@@ -5,7 +5,7 @@ Train the full model and what is left of it without each part, for several seeds
     python examples/experiments/ablate.py --dataset_name mintrec --data_dir path/to/MIntRec \
         --text_model_name_or_path bert-base-uncased --output_dir runs/ablation --seeds 0,1,2
 
-Takes the arguments of run_mir.py. Each variant and seed has its own folder; one that has its figures is not run again.
+Takes the arguments of run_mir.py. Each variant and seed has its own folder; one that has its metrics is not run again.
 Writes ablation.csv, ablation.md and ablation.png.
 """
 
@@ -29,7 +29,7 @@ from run_mir import run
 
 
 FULL = "full"
-# Similarities that were not trained have no say in the answer either.
+# Similarities that were not trained are ignored in the answer too.
 NO_SS = {
     "label_triplet_loss_weight": 0.0,
     "label_contrastive_loss_weight": 0.0,
@@ -53,13 +53,13 @@ VARIANTS = {
 
 @dataclass
 class AblationArguments:
-    """Which variants to run, and which figure to compare."""
+    """Which variants to run, and which metric to compare."""
 
     variants: str = field(
         default=",".join(VARIANTS),
         metadata={"help": f"With a comma between: {', '.join(VARIANTS)}. Full always runs."},
     )
-    figure: str = field(default="eval_accuracy", metadata={"help": "The figure of all_results.json to compare."})
+    metric: str = field(default="eval_accuracy", metadata={"help": "The metric of all_results.json to compare."})
 
 
 def chosen_variants(names):
@@ -77,47 +77,47 @@ def chosen_variants(names):
 
 
 def run_variant(name, changes, model_args, data_args, training_args):
-    """Train one variant with every seed. Returns seed → figures."""
+    """Train one variant with every seed. Returns seed → metrics."""
     folder = os.path.join(training_args.output_dir, name)
     run_for_each_seed(run, replace(model_args, **changes), data_args, training_args, output_dir=folder)
     return load_seed_results(folder)
 
 
-def ablation_rows(results, figure):
+def ablation_rows(results, metric):
     """
-    One row a variant: its figure over seeds, and the difference to the full model, seed by seed.
+    One row a variant: its metric over seeds, and the difference to the full model, seed by seed.
 
     Args:
-        results (`dict[str, dict[int, dict]]`): Variant → seed → figures.
-        figure (`str`): The figure to compare.
+        results (`dict[str, dict[int, dict]]`): Variant → seed → metrics.
+        metric (`str`): The metric to compare.
     """
     known = {name for runs in results.values() for run in runs.values() for name in run}
-    if figure not in known:
-        raise ValueError(f"`--figure {figure}` is none of the runs' figures: {', '.join(sorted(known))}")
-    by_seed = {name: {seed: run[figure] for seed, run in runs.items()} for name, runs in results.items()}
+    if metric not in known:
+        raise ValueError(f"`--metric {metric}` is not among the runs' metrics; they have {', '.join(sorted(known))}")
+    by_seed = {name: {seed: run[metric] for seed, run in runs.items()} for name, runs in results.items()}
     rows = []
     for name, values in by_seed.items():
-        summary = aggregate_runs({seed: {figure: value} for seed, value in values.items()})[figure]
+        summary = aggregate_runs({seed: {metric: value} for seed, value in values.items()})[metric]
         difference = None if name == FULL else paired_difference(values, by_seed[FULL])
         rows.append({"variant": name, "values": values, "summary": summary, "difference": difference})
     return rows
 
 
-def write_tables(rows, figure, output_dir):
+def write_tables(rows, metric, output_dir):
     """The table as `ablation.csv` and `ablation.md`, and every run as `ablation_runs.csv`; returns the Markdown."""
     with open(os.path.join(output_dir, "ablation_runs.csv"), "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["variant", "seed", figure])
+        writer.writerow(["variant", "seed", metric])
         writer.writerows([row["variant"], seed, value] for row in rows for seed, value in row["values"].items())
     with open(os.path.join(output_dir, "ablation.csv"), "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["variant", "figure", "mean", "deviation", "difference", "difference_deviation", "seeds"])
+        writer.writerow(["variant", "metric", "mean", "deviation", "difference", "difference_deviation", "seeds"])
         for row in rows:
             spreads = (row["summary"], row["difference"] or {"mean": None, "deviation": None})
             numbers = [spread[name] for spread in spreads for name in ("mean", "deviation")]
-            writer.writerow([row["variant"], figure, *numbers, len(row["values"])])
+            writer.writerow([row["variant"], metric, *numbers, len(row["values"])])
     lines = [
-        f"| variant | {figure} (%) | difference to full, paired (points) | seeds |",
+        f"| variant | {metric} (%) | difference to full, paired (points) | seeds |",
         "| --- | ---: | ---: | ---: |",
     ]
     for row in rows:
@@ -129,11 +129,11 @@ def write_tables(rows, figure, output_dir):
     return text
 
 
-def plot(rows, figure, path):
+def plot(rows, metric, path):
     """Every run as a point, each variant's mean as a bar, the full model's mean as a line."""
     from amess_hf.evaluation.plots import plot_ablation, save_figure
 
-    save_figure(plot_ablation(rows, FULL, figure), path)
+    save_figure(plot_ablation(rows, FULL, metric), path)
 
 
 def main():
@@ -148,9 +148,9 @@ def main():
     for name, changes in chosen_variants(ablation_args.variants).items():
         logging.get_logger("amess_hf").warning(f"variant {name}")
         results[name] = run_variant(name, changes, model_args, data_args, training_args)
-    rows = ablation_rows(results, ablation_args.figure)
-    sys.stdout.write(write_tables(rows, ablation_args.figure, training_args.output_dir))
-    plot(rows, ablation_args.figure, os.path.join(training_args.output_dir, "ablation.png"))
+    rows = ablation_rows(results, ablation_args.metric)
+    sys.stdout.write(write_tables(rows, ablation_args.metric, training_args.output_dir))
+    plot(rows, ablation_args.metric, os.path.join(training_args.output_dir, "ablation.png"))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """
-Compare the seven out-of-scope scores on trained models, and write the detector of the chosen one beside each.
+Compare the seven out-of-scope scores on trained models, and save the detector of the chosen one with each.
 
     python examples/run_mir.py --dataset_name mintrec --data_dir path/to/MIntRec --hold_out_intents Joke,Care,Leave \
         --text_model_name_or_path bert-base-uncased --seeds 0,1,2 --output_dir runs/held_out --do_train --do_eval
@@ -44,7 +44,7 @@ class ScoreArguments:
 
     model_name_or_path: str = field(metadata={"help": "A saved model, or a folder of `seed-N` folders with one each."})
     data_dir: str = field(metadata={"help": "Folder of the data set."})
-    output_dir: str = field(metadata={"help": "Folder for the tables and the figure."})
+    output_dir: str = field(metadata={"help": "Folder for the tables and the plot."})
     dataset_name: str = field(default="mintrec", metadata={"help": "mintrec, mintrec2.0 or folder."})
     split: str = field(default="validation", metadata={"help": "Split to score: validation or test."})
     context_turns: int | None = field(
@@ -52,7 +52,7 @@ class ScoreArguments:
     )
     keep: float = field(default=0.95, metadata={"help": "Share of the known dev clips that a threshold keeps."})
     save_detector: str | None = field(
-        default=None, metadata={"help": "Save the detector of this score beside each model."}
+        default=None, metadata={"help": "Save the detector of this score with each model."}
     )
     batch_size: int = field(default=64, metadata={"help": "Clips at a time."})
 
@@ -75,7 +75,7 @@ def known_to(model, split):
 
 
 def score_model(folder, dataset, arguments):
-    """(method -> figures, method -> scores, in_scope) of one model."""
+    """(method -> metrics, method -> scores, in_scope) of one model."""
     model = AMESSForIntentClassification.from_pretrained(folder)
     collator = AMESSDataCollator(AutoTokenizer.from_pretrained(folder), model.config)
     outputs = {
@@ -101,16 +101,16 @@ def write_tables(runs, output_dir):
     with open(os.path.join(output_dir, "oos_scores.csv"), "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["score", "seed", *OOS_METRICS])
-        for seed, figures in runs.items():
-            writer.writerows([method, seed, *values.values()] for method, values in figures.items())
+        for seed, metrics in runs.items():
+            writer.writerows([method, seed, *values.values()] for method, values in metrics.items())
     names = " | ".join(f"{name} (%)" for name in OOS_METRICS.values())
     lines = [f"| score | {names} | AUROC to {BASELINE}, paired (points) |", f"| --- |{' ---: |' * 7}"]
-    baseline = {seed: figures[BASELINE]["auroc"] for seed, figures in runs.items()}
+    baseline = {seed: metrics[BASELINE]["auroc"] for seed, metrics in runs.items()}
     methods = next(iter(runs.values()))
-    means = {method: np.mean([figures[method]["auroc"] for figures in runs.values()]) for method in methods}
+    means = {method: np.mean([metrics[method]["auroc"] for metrics in runs.values()]) for method in methods}
     for method in sorted(methods, key=means.get, reverse=True):
-        summary = aggregate_runs({seed: figures[method] for seed, figures in runs.items()})
-        change = paired_difference({seed: figures[method]["auroc"] for seed, figures in runs.items()}, baseline)
+        summary = aggregate_runs({seed: metrics[method] for seed, metrics in runs.items()})
+        change = paired_difference({seed: metrics[method]["auroc"] for seed, metrics in runs.items()}, baseline)
         cells = " | ".join(format_spread(summary[key]) for key in OOS_METRICS)
         lines.append(f"| `{method}` | {cells} | {'–' if method == BASELINE else format_spread(change)} |")
     text = "\n".join(lines) + "\n"

@@ -6,7 +6,7 @@ and logistic regression on the embeddings of the same text encoder, frozen.
     python examples/experiments/learning_curve.py --dataset_name mintrec --data_dir path/to/MIntRec \
         --text_model_name_or_path bert-base-uncased --output_dir runs/learning_curve --seeds 0,1,2
 
-Takes the arguments of run_mir.py. Each run has its own folder; one that has its figures is not run again. Writes
+Takes the arguments of run_mir.py. Each run has its own folder; one that has its metrics is not run again. Writes
 learning_curve.csv, learning_curve.md and learning_curve.png.
 """
 

@@ -1,14 +1,14 @@
 """Training from raw clips: what tells the intents apart is only in the sound, or only in the movement."""
 
-import os
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
-from transformers import BertModel, set_seed
+from transformers import AutoModel, BertModel, set_seed
 from transformers import pipeline as make_pipeline
 from utils import text_config
 
@@ -25,6 +25,7 @@ from amess_hf import (
 av = pytest.importorskip("av")
 
 from clip_writer import write_clip
+from encoder_models import save_speech_model
 from mir_common import parse_arguments, run_for_each_seed
 
 from amess_hf.clips_amess import read_sound

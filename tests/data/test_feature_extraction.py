@@ -14,6 +14,7 @@ from amess_hf.encoders_amess import FrameDifferenceEncoder, LogMelEncoder
 av = pytest.importorskip("av")
 
 from clip_writer import write_clip
+from encoder_models import save_speech_model
 
 from amess_hf.clips_amess import read_frames, read_sound
 from amess_hf.data import feature_extraction

@@ -53,8 +53,10 @@ class TestTables:
             ["without-SS", "1", "0.7"],
         ]
 
-    def test_unknown_figure(self):
-        with pytest.raises(ValueError, match="--figure accuracy` is none of the runs' figures: eval_accuracy"):
+    def test_unknown_metric(self):
+        with pytest.raises(
+            ValueError, match="--metric accuracy` is not among the runs' metrics; they have eval_accuracy"
+        ):
             ablate.ablation_rows(RESULTS, "accuracy")
 
     def test_plot(self, tmp_path):
