@@ -2,13 +2,16 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import torch
 from datasets.fingerprint import Hasher
+from transformers.utils import logging
 
 from ..clips_amess import ClipError
 from ..encoders_amess import (
@@ -23,6 +26,8 @@ from .annotations import first_of
 from .dataset_files import RAW_CLIPS_FOLDER, find_clips, fingerprint
 from .mintrec import with_feature_arrays
 
+
+logger = logging.get_logger(__name__)
 
 # Clips encoded together: enough to fill a batch of a frozen encoder, few enough to hold their sound in memory.
 CLIPS_PER_BATCH = 16
@@ -227,9 +232,12 @@ def _encode_split(
         return columns | ({_ERROR_COLUMN: [clip.error for clip in clips]} if skip_errors else {})
 
     files = {Path(path) for job in jobs for path in (job.audio, job.video) if path is not None}
-    names = [(key, encoder.name, encoder.frame_rate, encoder.feature_size) for key, encoder in encoders.items()]
+    names = [
+        (key, _loaded_version(encoder), encoder.frame_rate, encoder.feature_size) for key, encoder in encoders.items()
+    ]
     state = [split._fingerprint, repr(jobs), fingerprint(filter(Path.is_file, files)), names, sorted(limits.items())]
-    return split.with_format(None).map(
+    encode_rows = partial(
+        split.with_format(None).map,
         encode,
         with_indices=True,
         batched=True,
@@ -239,6 +247,27 @@ def _encode_split(
         desc=f"Encoding the clips of {name}",
         new_fingerprint=Hasher.hash([*state, skip_errors]),
     )
+    try:
+        encoded = encode_rows()
+        damage = None if len(encoded) == len(split) else f"it has {len(encoded)} rows of {len(split)}"
+    except (pa.ArrowInvalid, pa.ArrowIOError) as error:
+        damage = str(error)
+    if damage:
+        logger.warning(f"the cache of the clips of {name} is damaged ({damage}); they are encoded again")
+        encoded = encode_rows(load_from_cache_file=False)
+    return encoded
+
+
+def encoder_version(name: str) -> str:
+    """Return the name of an encoder, and for one in a local folder what the folder holds: its weights may change."""
+    folder = Path(name).expanduser()
+    return f"{name} {fingerprint([folder])}" if folder.is_dir() else name
+
+
+def _loaded_version(encoder: AudioEncoder | VideoEncoder) -> tuple[str, str | None]:
+    """Return what tells a loaded encoder from another of its name: its folder, or its commit on the Hub."""
+    config = getattr(getattr(encoder, "model", None), "config", None)
+    return encoder_version(encoder.name), getattr(config, "_commit_hash", None)
 
 
 def _leave_out(encoded: datasets.Dataset, failures: dict[str, str]) -> datasets.Dataset:
