@@ -45,7 +45,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="choose among these described intents; repeatable",
     )
     parser.add_argument("--window_s", type=float, help="answer for each window of this many seconds of a long clip")
-    parser.add_argument("--stride_s", type=float, help="seconds from one window to the next, as long as a window by default")
+    parser.add_argument(
+        "--stride_s", type=float, help="seconds from one window to the next, as long as a window by default"
+    )
     parser.add_argument("--asr_model", help="speech recogniser that transcribes the clip if --text is not given")
     parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the model")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")

@@ -53,3 +53,14 @@ def test_labels_must_be_named(tmp_path):
     train = load_mintrec(folder, name="folder")["train"]
     with pytest.raises(ValueError, match="not a `ClassLabel`"):
         label_names(train.remove_columns("label"))
+
+
+@pytest.mark.parametrize("column", ["clip", "video", "audio"])
+def test_clips_that_are_not_read_are_named(column, caplog):
+    rows = Dataset.from_dict({"text": ["hello"], column: ["a.mp4"]})
+    assert config_fields_for(rows)["fusion_type"] == "text"
+    assert f"the clips in the column `{column}` are not read: give `--audio_encoder log-mel" in caplog.text
+    assert "--video_encoder hog" in caplog.text
+    caplog.clear()
+    config_fields_for(rows.remove_columns(column))
+    assert "words alone: there is nothing to fuse" in caplog.text
