@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
+from encoder_models import save_whisper
 from transformers import AutoModel, BertModel, set_seed
 from transformers import pipeline as make_pipeline
 from utils import text_config
@@ -228,20 +229,44 @@ class TestClipJobs:
         with pytest.raises(ValueError, match="clip dia0_utt1: .*dia0_utt1.mp4 cannot be decoded"):
             add_clip_features(dataset, "log-mel", data_dir=folder)
 
-    def test_a_clip_that_cannot_be_read_is_left_out(self, few):
+    def test_a_video_column_brings_its_sound(self):
+        (job,) = clip_jobs([{"id": "a", "video": "a.mp4"}])
+        assert (job.audio, job.video) == ("a.mp4", "a.mp4")
+
+    def test_clips_that_cannot_be_read_are_left_out(self, few, caplog):
         folder, dataset = few
-        clips = {name: list(split["id"]) for name, split in dataset.items()}
         (folder / "dia0_utt1.mp4").write_text("no clip")
+        failures = {}
         for _ in range(2):  # the second time from the cache
-            failures = {}
-            encoded = add_clip_features(dataset, "log-mel", data_dir=folder, failures=failures)
+            failures.clear()
+            splits = add_clip_features(
+                dataset, "log-mel", "frame-difference", data_dir=folder, on_error="skip", failures=failures
+            )
+            assert splits["train"]["id"] == [clip for clip in dataset["train"]["id"] if clip != "dia0_utt1"]
+            assert set(splits["train"].column_names) == {
+                *dataset["train"].column_names,
+                "audio_features",
+                "video_features",
+            }
             assert list(failures) == ["dia0_utt1"] and "cannot be decoded" in failures["dia0_utt1"]
-            for name, split in encoded.items():
-                assert list(split["id"]) == [clip for clip in clips[name] if clip != "dia0_utt1"]
-                assert "audio_features" in split.column_names and set(split.column_names) <= {
-                    *dataset[name].column_names,
-                    "audio_features",
-                }
+            assert "1 clips cannot be used and are left out: dia0_utt1 (" in caplog.text
+            caplog.clear()
+        with pytest.raises(ValueError, match="`on_error` is 'ignore'; choose raise or skip"):
+            add_clip_features(dataset, "log-mel", data_dir=folder, on_error="ignore")
+        for clip in dataset["train"]["id"]:
+            (folder / f"{clip}.mp4").write_text("no clip")
+        with pytest.raises(ValueError, match="none of the clips of train can be used: .*cannot be decoded"):
+            add_clip_features(dataset, "log-mel", data_dir=folder, on_error="skip")
+
+    def test_layers_are_cached_apart(self, few, tmp_path):
+        folder, dataset = few
+        name = save_whisper(tmp_path / "whisper")
+        first, second, again = (
+            add_clip_features(dataset, name, data_dir=folder, audio_encoder_layer=layer)["train"][0]["audio_features"]
+            for layer in (1, 2, 1)
+        )
+        np.testing.assert_array_equal(first, again)
+        assert np.abs(first - second).max() > 0.1
 
 
 @pytest.mark.slow
