@@ -194,10 +194,10 @@ class DataArguments:
         metadata={"help": "Where the output folder holds a run that was asked for something else, start again."},
     )
     on_error: str = field(
-        default="stop",
+        default="raise",
         metadata={
             "help": f"stop at a raw clip that cannot be read, or skip it and list it in {LEFT_OUT}.",
-            "choices": ["stop", "skip"],
+            "choices": ["raise", "skip"],
         },
     )
 
