@@ -235,7 +235,10 @@ def _encode_split(
         features[f"{modality}_features"] = datasets.Array2D((None, encoder.feature_size), "float32")
     features[ERROR_COLUMN] = datasets.Value("string")
 
+    begun = []
+
     def encode(_: Any, rows: list[int]) -> dict[str, list[Any]]:
+        begun.append(rows)
         clips = encode_jobs([jobs[row] for row in rows], audio, video, **limits)
         for clip in clips:
             if clip.error is not None and on_error == "raise":
@@ -262,7 +265,9 @@ def _encode_split(
     try:
         encoded = encode_rows()
         damage = None if len(encoded) == len(split) else f"it has {len(encoded)} rows of {len(split)}"
-    except (pa.ArrowInvalid, pa.ArrowIOError) as error:
+    except (pa.ArrowInvalid, OSError) as error:
+        if begun:  # it is no cache that cannot be read
+            raise
         damage = str(error)
     if damage:
         logger.warning(f"the cache of the clips of {name} is damaged ({damage}); they are encoded again")

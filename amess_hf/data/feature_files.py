@@ -204,6 +204,8 @@ class SafetensorsFeatures:
         """
         by_shard: dict[Path, list[str]] = {}
         for clip_id, shard in self._shard_of.items():
+            if not clip_id.isprintable():
+                raise ValueError(f"{shard}: a clip id is {ascii(clip_id)[:40]}; give clips printable names")
             by_shard.setdefault(shard, []).append(clip_id)
         width = None
         for shard, clip_ids in by_shard.items():

@@ -391,7 +391,7 @@ def load_mintrec(
     return with_feature_arrays(dataset)
 
 
-class _DamagedCacheError(Exception):
+class _DamagedCacheError(ValueError):
     """The built data set cannot be read, or not all of it."""
 
 
