@@ -1,6 +1,7 @@
 """What a model takes over from a data set."""
 
 import pytest
+from datasets import Dataset
 from demo_corpus import AUDIO_WIDTH, VIDEO_WIDTH, write_demo_corpus
 from utils import write_table_folder
 
