@@ -283,7 +283,7 @@ class AMESSTrainer(PushesToHub, Trainer):
         if _internal_call and self.is_in_train and output_dir is not None and self.args.should_save:
             begin_checkpoint(output_dir)
         super().save_model(output_dir, _internal_call)
-        # A checkpoint holds the weights to go on from, and beside them the average.
+        # A checkpoint holds the weights to go on from, and next to them the average.
         if _internal_call and self.average is not None and self.args.should_save:
             self.average.save(output_dir)
 

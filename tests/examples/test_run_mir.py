@@ -367,7 +367,7 @@ def test_report_detector_and_card(inputs, tmp_path):
     run_script("run_mir", scored, ("do_predict",))
     answers |= {row["prediction"] for row in read_predictions(tmp_path / "scored" / "predictions_test.tsv")}
     assert answers <= {*MINTREC_LABELS, "UNK"}
-    # a detector that was made for other weights does not stay beside new ones
+    # a detector that was made for other weights does not stay next to new ones
     run_script("run_mir", {name: value for name, value in values.items() if name != "detector"}, ("do_train",))
     assert not (tmp_path / "run" / "oos_detector.json").exists()
 

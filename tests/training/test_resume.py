@@ -100,7 +100,7 @@ def in_a_process(train, folder, at_step=None, in_save=None):
         torch.set_num_threads(1)
         train(folder, at_step, in_save)
 
-    # A copy of this process: it need not import everything anew.
+    # A copy of this process: it need not import everything again.
     process = multiprocessing.get_context("fork").Process(target=target)
     process.start()
     process.join(500)
