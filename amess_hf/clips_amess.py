@@ -356,6 +356,18 @@ def _check_request(frame_rate: float | None, num_frames: int | None, start: floa
     for field, value in (("frame_rate", frame_rate), ("num_frames", num_frames)):
         if value is not None and value <= 0:
             raise ValueError(f"`{field}` is {value}; it must be positive")
+    check_span(start, end)
+
+
+def check_span(start: Any, end: Any) -> None:
+    """Check the seconds at which a span begins and ends, either of which may be `None`.
+
+    Raises:
+        ValueError: One is not a number of seconds, is negative, or the end is not after the start.
+    """
+    for field, value in (("start", start), ("end", end)):
+        if value is not None and (not isinstance(value, (int, float, np.number)) or not np.isfinite(value)):
+            raise ValueError(f"`{field}` is {value!r}; it must be a number of seconds")
     if start is not None and start < 0:
         raise ValueError(f"`start` is {start}; it must be 0 or more seconds")
     if end is not None and end <= (start or 0.0):

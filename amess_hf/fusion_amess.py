@@ -179,8 +179,9 @@ class AMESSModalityEmbedding(nn.Module):
         """Embed `(batch_size, length, feature_size)` as `(batch_size, length, hidden_size)`."""
         # No gain or bias here: the projection right after it has both, and without them the backward pass skips the
         # features.
+        # A quantized projection has no weight that could tell the number format.
         features = nn.functional.layer_norm(
-            features.to(self.projection.weight.dtype), features.shape[-1:], eps=self.layer_norm_eps
+            features.to(self.modality_embedding.dtype), features.shape[-1:], eps=self.layer_norm_eps
         )
         tokens = self.projection(features) + self.modality_embedding
         return self.norm(tokens + sinusoidal_positions(tokens.shape[1], tokens.shape[2], tokens))

@@ -9,6 +9,7 @@ import datasets
 import numpy as np
 import torch
 from datasets.fingerprint import Hasher
+from transformers.utils import logging
 
 from ..clips_amess import ClipError
 from ..encoders_amess import (
@@ -24,10 +25,14 @@ from .dataset_files import RAW_CLIPS_FOLDER, find_clips, fingerprint
 from .mintrec import with_feature_arrays
 
 
+logger = logging.get_logger(__name__)
+
 # Clips encoded together: enough to fill a batch of a frozen encoder, few enough to hold their sound in memory.
 CLIPS_PER_BATCH = 16
 # Columns of a row that say where its clip is.
 JOB_COLUMNS = ("id", "clip", "audio", "video", "start", "end", "dialogue_id")
+# Column that says, while a split is encoded, why a clip could not be used.
+ERROR_COLUMN = "clip_error"
 
 
 @dataclass
@@ -82,7 +87,8 @@ def clip_jobs(rows: Iterable[dict[str, Any]], data_dir: str | Path | None = None
     jobs, missing = [], []
     for row in rows:
         path = row.get("clip")
-        audio, video = row.get("audio") or path, row.get("video") or path
+        video = row.get("video") or path
+        audio = row.get("audio") or video  # a clip's own sound, unless another is given
         if audio is None and video is None and data_dir is not None:
             found = find_clips(data_dir) if found is None else found
             audio = video = str(found[row["id"]]) if row["id"] in found else None
@@ -155,10 +161,13 @@ def add_clip_features(
     audio_encoder: str | None = None,
     video_encoder: str | None = None,
     data_dir: str | Path | None = None,
+    audio_encoder_layer: int | None = None,
     video_frame_rate: float | None = None,
     max_audio_length: int | None = None,
     max_video_length: int | None = None,
     device: str | torch.device | None = None,
+    on_error: str = "raise",
+    left_out: dict[str, str] | None = None,
 ) -> datasets.DatasetDict:
     """Add the columns `audio_features` and `video_features`, made from the raw clips.
 
@@ -170,28 +179,40 @@ def add_clip_features(
         audio_encoder (`str`, *optional*): As in [`AMESSConfig`]; `None` leaves the modality out.
         video_encoder (`str`, *optional*): The same for video.
         data_dir (`str` or `Path`, *optional*): Where to look for the clips of rows without a path.
+        audio_encoder_layer (`int`, *optional*): As in [`AMESSConfig`].
         video_frame_rate (`float`, *optional*): Frames a second for the video encoder, by default its own.
         max_audio_length (`int`, *optional*): Features to keep; no more of a clip is decoded.
         max_video_length (`int`, *optional*): The same for video.
         device (`str` or `torch.device`, *optional*): Where the encoders run, by default a GPU if there is one.
+        on_error (`str`): `"raise"` at a clip that cannot be used, or `"skip"` it: the row is left out, with a warning.
+        left_out (`dict[str, str]`, *optional*): Is given {clip id: why it could not be used} of the rows left out.
 
     Returns:
         `datasets.DatasetDict`: With the columns, `float32` of shape `(frames, width)`.
 
     Raises:
-        ValueError: If a row has no clip, a clip cannot be used, or an encoder cannot be loaded.
+        ValueError: If a row has no clip, a clip cannot be used, an encoder cannot be loaded, or no clip of a split is left.
     """
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"`on_error` is {on_error!r}; choose raise or skip")
     if audio_encoder is None and video_encoder is None:
         return dataset
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    audio = None if audio_encoder is None else load_audio_encoder(audio_encoder, device)
+    audio = None if audio_encoder is None else load_audio_encoder(audio_encoder, device, layer=audio_encoder_layer)
     video = None if video_encoder is None else load_video_encoder(video_encoder, video_frame_rate, device)
     limits = {"max_audio_length": max_audio_length, "max_video_length": max_video_length}
-    encoded = {}
+    encoded, failures = {}, {}
     for name, split in dataset.items():
         paths = split.select_columns([column for column in JOB_COLUMNS if column in split.column_names])
         jobs = clip_jobs(paths.with_format(None), data_dir)
-        encoded[name] = _encode_split(split, name, jobs, audio, video, limits)
+        encoded[name] = _encode_split(split, name, jobs, audio, video, limits, on_error, failures)
+    if failures:
+        logger.warning(
+            f"{len(failures)} clips cannot be used and are left out: "
+            + first_of([f"{clip} ({reason})" for clip, reason in failures.items()])
+        )
+    if left_out is not None:
+        left_out |= failures
     return with_feature_arrays(datasets.DatasetDict(encoded))
 
 
@@ -202,23 +223,31 @@ def _encode_split(
     audio: AudioEncoder | None,
     video: VideoEncoder | None,
     limits: dict[str, int | None],
+    on_error: str,
+    failures: dict[str, str],
 ) -> datasets.Dataset:
+    """Add the features of a split; rows that cannot be encoded are left out and noted in `failures`."""
     encoders = {key: encoder for key, encoder in (("audio", audio), ("video", video)) if encoder is not None}
     features = split.features.copy()
     for modality, encoder in encoders.items():
         features[f"{modality}_features"] = datasets.Array2D((None, encoder.feature_size), "float32")
+    features[ERROR_COLUMN] = datasets.Value("string")
 
-    def encode(_: Any, rows: list[int]) -> dict[str, list[np.ndarray]]:
+    def encode(_: Any, rows: list[int]) -> dict[str, list[Any]]:
         clips = encode_jobs([jobs[row] for row in rows], audio, video, **limits)
         for clip in clips:
-            if clip.error is not None:
+            if clip.error is not None and on_error == "raise":
                 raise ValueError(f"clip {clip.job.id}: {clip.error}")
-        return {f"{modality}_features": [getattr(clip, modality) for clip in clips] for modality in encoders}
+        columns = {f"{modality}_features": [getattr(clip, modality) for clip in clips] for modality in encoders}
+        return {**columns, ERROR_COLUMN: [clip.error for clip in clips]}
 
     files = {Path(path) for job in jobs for path in (job.audio, job.video) if path is not None}
+    for encoder in encoders.values():
+        files |= set(Path(encoder.name).glob("*"))  # those of a folder; none of a Hub model, which has a name for each
+    layer = getattr(audio, "layer", None)
     names = [(key, encoder.name, encoder.frame_rate, encoder.feature_size) for key, encoder in encoders.items()]
     state = [split._fingerprint, repr(jobs), fingerprint(filter(Path.is_file, files)), names, sorted(limits.items())]
-    return split.with_format(None).map(
+    encoded = split.with_format(None).map(
         encode,
         with_indices=True,
         batched=True,
@@ -226,5 +255,14 @@ def _encode_split(
         writer_batch_size=CLIPS_PER_BATCH,
         features=features,
         desc=f"Encoding the clips of {name}",
-        new_fingerprint=Hasher.hash(state),
+        new_fingerprint=Hasher.hash([*state, layer, on_error]),
     )
+    errors = encoded[ERROR_COLUMN]
+    bad = {job.id: error for job, error in zip(jobs, errors, strict=True) if error is not None}
+    failures |= bad
+    encoded = encoded.remove_columns(ERROR_COLUMN)
+    if not bad:
+        return encoded
+    if len(bad) == len(jobs):
+        raise ValueError(f"none of the clips of {name} can be used: {first_of(list(bad.values()))}")
+    return encoded.select([row for row, error in enumerate(errors) if error is None])

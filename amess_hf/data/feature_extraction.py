@@ -44,6 +44,7 @@ def extract_features(
     video_frame_rate: float | None = None,
     dtype: str = "float32",
     on_error: str = "stop",
+    audio_encoder_layer: int | None = None,
 ) -> dict[str, str]:
     """Encode the raw clips of a data set into feature files that [`load_mintrec`] reads.
 
@@ -59,6 +60,7 @@ def extract_features(
         video_frame_rate (`float`, *optional*): Frames a second for the video encoder, by default its own.
         dtype (`str`): How features are stored, `"float32"` or `"float16"`.
         on_error (`str`): `"stop"` at a clip that cannot be read, or `"skip"` it.
+        audio_encoder_layer (`int`, *optional*): As in [`AMESSConfig`].
 
     Returns:
         `dict[str, str]`: {clip id: why it could not be read}; also written to `failed_clips.tsv` in the output folder.
@@ -75,7 +77,7 @@ def extract_features(
         jobs = read_jobs(data_dir, dataset_name, table)
     encoders = {"audio": audio_encoder, "video": video_encoder}
     extraction = FeatureExtraction(
-        jobs, output_dir or data_dir, encoders, video_frame_rate, dtype, on_error == "skip", state
+        jobs, output_dir or data_dir, encoders, video_frame_rate, dtype, on_error == "skip", state, audio_encoder_layer
     )
     return extraction.run()
 
@@ -127,6 +129,7 @@ class FeatureExtraction:
         dtype (`str`): How features are stored.
         skip_errors (`bool`): Whether to continue without the clips that cannot be read.
         state (`PartialState`): This process among the others.
+        audio_encoder_layer (`int`, *optional*): Layer of the audio encoder; its folder's name says which.
     """
 
     def __init__(
@@ -138,10 +141,14 @@ class FeatureExtraction:
         dtype: str,
         skip_errors: bool,
         state: PartialState,
+        audio_encoder_layer: int | None = None,
     ):
         self.jobs, self.root, self.encoders = jobs, Path(root), encoders
         self.video_frame_rate, self.dtype, self.skip_errors, self.state = video_frame_rate, dtype, skip_errors, state
+        self.audio_encoder_layer = audio_encoder_layer
         slugs = {m: encoder_slug(encoders[m]) for m in FEATURE_MODALITIES if encoders[m] is not None}
+        if "audio" in slugs and audio_encoder_layer is not None:
+            slugs["audio"] += f"-layer{audio_encoder_layer}"
         self.folders = {modality: self.root / f"{modality}_data" / slug for modality, slug in slugs.items()}
         rate = "" if video_frame_rate is None else f"-{video_frame_rate:g}"
         self.parts = self.root / f".parts-{'-'.join(slugs.values())}{rate}"
@@ -194,7 +201,7 @@ class FeatureExtraction:
         if not jobs:
             return
         audio, video = self.encoders["audio"], self.encoders["video"]
-        audio = audio and load_audio_encoder(audio, self.state.device)
+        audio = audio and load_audio_encoder(audio, self.state.device, layer=self.audio_encoder_layer)
         video = video and load_video_encoder(video, self.video_frame_rate, self.state.device)
         hidden = not self.state.is_main_process
         with logging.tqdm(total=len(jobs), desc="Encoding clips", unit="clip", disable=hidden) as progress:
