@@ -118,10 +118,19 @@ class Browser:
             time.sleep(0.1)
         raise BrowserError(f"waited {seconds} s for: {script}")
 
-    def screenshot(self, path: Path) -> None:
-        """The whole page as PNG, without a scroll bar."""
-        height = self.run("return Math.min(document.documentElement.scrollHeight, 3000)")
-        self._send("POST", "/window/rect", {"width": 1280, "height": int(height) + 90})
+    def fold(self, path: Path) -> None:
+        """What is seen without scrolling, as PNG."""
+        self.run("window.scrollTo(0, 0)")
+        Path(path).write_bytes(base64.b64decode(self._send("GET", "/screenshot")))
+
+    def screenshot(self, path: Path, width: int = 1280) -> None:
+        """The whole page at this width as PNG, without a scroll bar."""
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        command = "/goog/cdp/execute"
+        self._send("POST", command, {"cmd": "Emulation.setDeviceMetricsOverride", "params": size})
+        size["height"] = int(self.run("return Math.min(document.documentElement.scrollHeight, 3000)"))
+        self._send("POST", command, {"cmd": "Emulation.setDeviceMetricsOverride", "params": size})
         self.run("window.scrollTo(0, 0)")
         time.sleep(0.5)
         Path(path).write_bytes(base64.b64decode(self._send("GET", "/screenshot")))
+        self._send("POST", command, {"cmd": "Emulation.clearDeviceMetricsOverride", "params": {}})
