@@ -142,6 +142,16 @@ def clip_info(source: Any) -> ClipInfo:
         return info
 
 
+def clip_durations(source: Any) -> tuple[float, float]:
+    """Give the seconds of sound and of picture of a clip, counted where the header does not say; 0 for what it lacks."""
+    with open_clip(source) as (container, _):
+        sound = _sound_stream(container)
+        seconds = 0.0 if sound is None else _stated_duration(sound)
+    if sound is not None and not seconds:
+        seconds = sum(map(len, iter_sound(source, 8000))) / 8000
+    return seconds, _measured_duration(source)
+
+
 def iter_frames(
     source: Any,
     frame_rate: float | None = None,

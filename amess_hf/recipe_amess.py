@@ -86,7 +86,12 @@ def config_fields_for(dataset: Any, context_turns: int | None = None) -> dict[st
     fields = {"context_turns": context_turns, **usual_limits(names, context_turns)}
     sizes = feature_sizes(dataset)
     if not sizes:
-        logger.warning("words alone: there is nothing to fuse, so `fusion_type` is text unless given")
+        raw = [column for column in ("clip", "audio", "video") if column in columns]
+        unread = f" (the clips in the column `{raw[0]}` are not read: " if raw else ""
+        options = "give `--audio_encoder log-mel --video_encoder hog`, or the name of a model on the Hub)" if raw else ""
+        logger.warning(
+            f"words alone{unread}{options}: there is nothing to fuse, so `fusion_type` is text unless given"
+        )
         sizes = {"fusion_type": "text"}
     return {**fields, **sizes}
 

@@ -167,7 +167,7 @@ def add_clip_features(
     max_video_length: int | None = None,
     device: str | torch.device | None = None,
     on_error: str = "raise",
-    left_out: dict[str, str] | None = None,
+    failures: dict[str, str] | None = None,
 ) -> datasets.DatasetDict:
     """Add the columns `audio_features` and `video_features`, made from the raw clips.
 
@@ -185,7 +185,7 @@ def add_clip_features(
         max_video_length (`int`, *optional*): The same for video.
         device (`str` or `torch.device`, *optional*): Where the encoders run, by default a GPU if there is one.
         on_error (`str`): `"raise"` at a clip that cannot be used, or `"skip"` it: the row is left out, with a warning.
-        left_out (`dict[str, str]`, *optional*): Is given {clip id: why it could not be used} of the rows left out.
+        failures (`dict[str, str]`, *optional*): Is given {clip id: why it could not be used} of the rows left out.
 
     Returns:
         `datasets.DatasetDict`: With the columns, `float32` of shape `(frames, width)`.
@@ -201,18 +201,18 @@ def add_clip_features(
     audio = None if audio_encoder is None else load_audio_encoder(audio_encoder, device, layer=audio_encoder_layer)
     video = None if video_encoder is None else load_video_encoder(video_encoder, video_frame_rate, device)
     limits = {"max_audio_length": max_audio_length, "max_video_length": max_video_length}
-    encoded, failures = {}, {}
+    encoded, unusable = {}, {}
     for name, split in dataset.items():
         paths = split.select_columns([column for column in JOB_COLUMNS if column in split.column_names])
         jobs = clip_jobs(paths.with_format(None), data_dir)
-        encoded[name] = _encode_split(split, name, jobs, audio, video, limits, on_error, failures)
-    if failures:
+        encoded[name] = _encode_split(split, name, jobs, audio, video, limits, on_error, unusable)
+    if unusable:
         logger.warning(
-            f"{len(failures)} clips cannot be used and are left out: "
-            + first_of([f"{clip} ({reason})" for clip, reason in failures.items()])
+            f"{len(unusable)} clips cannot be used and are left out: "
+            + first_of([f"{clip} ({reason})" for clip, reason in unusable.items()])
         )
-    if left_out is not None:
-        left_out |= failures
+    if failures is not None:
+        failures.update(unusable)
     return with_feature_arrays(datasets.DatasetDict(encoded))
 
 
@@ -242,8 +242,6 @@ def _encode_split(
         return {**columns, ERROR_COLUMN: [clip.error for clip in clips]}
 
     files = {Path(path) for job in jobs for path in (job.audio, job.video) if path is not None}
-    for encoder in encoders.values():
-        files |= set(Path(encoder.name).glob("*"))  # those of a folder; none of a Hub model, which has a name for each
     layer = getattr(audio, "layer", None)
     names = [(key, encoder.name, encoder.frame_rate, encoder.feature_size) for key, encoder in encoders.items()]
     state = [split._fingerprint, repr(jobs), fingerprint(filter(Path.is_file, files)), names, sorted(limits.items())]

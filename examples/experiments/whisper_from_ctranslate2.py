@@ -164,6 +164,7 @@ def generation_config(tokenizer: WhisperTokenizer, alignment_heads: list[list[in
         is_multilingual=True,
         lang_to_id=dict(sorted(languages.items())),
         task_to_id=tasks,
+        task="transcribe",
         no_timestamps_token_id=no_timestamps,
         return_timestamps=False,
         max_initial_timestamp_index=50,
