@@ -88,7 +88,9 @@ def config_fields_for(dataset: Any, context_turns: int | None = None) -> dict[st
     if not sizes:
         raw = [column for column in ("clip", "audio", "video") if column in columns]
         unread = f" (the clips in the column `{raw[0]}` are not read: " if raw else ""
-        options = "give `--audio_encoder log-mel --video_encoder hog`, or the name of a model on the Hub)" if raw else ""
+        options = (
+            "give `--audio_encoder log-mel --video_encoder hog`, or the name of a model on the Hub)" if raw else ""
+        )
         logger.warning(
             f"words alone{unread}{options}: there is nothing to fuse, so `fusion_type` is text unless given"
         )

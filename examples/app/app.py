@@ -15,6 +15,7 @@ import os
 import re
 import sys
 import tempfile
+from functools import partial
 from html import escape
 from pathlib import Path
 
@@ -40,6 +41,7 @@ DEMO_MODEL = Path("demo_output", "model")
 MAX_SECONDS = 120
 THUMBNAILS, SOUND_BARS, SOUND_RATE = 8, 160, 8000
 INVITATION = "Record or upload a clip, or choose an example; write what is said, and ask."
+FAILED = "Something went wrong here. Try another clip, or tell whoever runs this page to look into its log."
 CHANGED = "Ask again to see what this one means."
 # Played by the browser, not by the server, so that an old answer is gone before anything new can be asked.
 FORGET = f"() => [{json.dumps(view.empty_html(CHANGED))}, '']"
@@ -143,19 +145,19 @@ def build_app(recognizer: Recognizer, examples: list[dict[str, str]]) -> gr.Bloc
         added = gr.State({})
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=320):
-                clip = gr.Video(label="Clip", sources=["upload", "webcam"], height=300, elem_id="clip")
-                words = gr.Textbox(label="What is said", placeholder="oh great, you again", lines=1, elem_id="words")
+                clip = gr.Video(label="Clip", sources=["upload", "webcam"], elem_id="clip")
+                words = gr.Textbox(label="What is said", placeholder="oh great, you again", lines=2, elem_id="words")
                 with gr.Row():
                     ask = gr.Button("What is meant?", variant="primary", elem_id="ask", scale=2)
                     if recognizer.transcriber is not None:
                         write = gr.Button("Transcribe the words", elem_id="transcribe")
-                        write.click(reported(transcribe, recognizer), clip, words)
-                gr.HTML("Examples, drawn and voiced by this app", elem_id="examples-title")
+                        write.click(partial(transcribe, recognizer), clip, words)
+                gr.HTML("Examples, drawn and voiced by this app", elem_id="examples-title", padding=False)
                 with gr.Row(elem_id="examples"):
                     chosen = [gr.Button(example["name"], icon=example["picture"], size="sm") for example in examples]
             with gr.Column(scale=7, min_width=320):
-                answer = gr.HTML(view.empty_html(INVITATION), elem_id="answer-box")
-                line = gr.HTML(elem_id="timeline-box")
+                answer = gr.HTML(view.empty_html(INVITATION), elem_id="answer-box", padding=False)
+                line = gr.HTML(elem_id="timeline-box", padding=False)
                 with gr.Accordion("Add an intent of your own", open=False, elem_id="add"):
                     name = gr.Textbox(label="Name", placeholder="Negotiate", elem_id="intent-name")
                     description = gr.Textbox(
@@ -169,35 +171,18 @@ def build_app(recognizer: Recognizer, examples: list[dict[str, str]]) -> gr.Bloc
                         remove = gr.Button("Remove all added", elem_id="intent-remove")
                     own = gr.Markdown(listed({}), elem_id="intent-list")
 
-        recognize = reported(answered, recognizer)
         shown = [answer, line]
-        asked = {"fn": recognize, "inputs": [clip, words, added], "outputs": shown}
-        for ask_now in (ask.click, words.submit):
+        asked = {"fn": partial(answered, recognizer), "inputs": [clip, words, added], "outputs": shown}
+        for ask_now in (ask.click, words.submit, added.change):
             ask_now(**asked).success(None, js=SHOW)
         gr.on([words.input, clip.upload, clip.clear, clip.start_recording], None, None, shown, js=FORGET)
         for button, example in zip(chosen, examples, strict=True):
-            fill = lambda clip=example["clip"], text=example["text"]: (clip, text)  # noqa: E731
+            fill = partial(tuple, (example["clip"], example["text"]))
             button.click(fill, None, [clip, words]).then(**asked).success(None, js=SHOW)
         form = [name, description, added]
-        add.click(reported(add_intent, recognizer), form, [*form, own]).success(**asked)
-        remove.click(lambda: ({}, listed({})), None, [added, own]).success(**asked)
+        add.click(partial(add_intent, recognizer), form, [*form, own])
+        remove.click(lambda: ({}, listed({})), None, [added, own])
     return app
-
-
-def reported(function, recognizer: Recognizer):
-    """`function(recognizer, ...)` with its errors shown to the visitor: what they can mend, without paths of the server."""
-
-    def call(*arguments):
-        try:
-            return function(recognizer, *arguments)
-        except ValueError as error:
-            message = without_folders(str(error))
-        except Exception:
-            logger.exception("a visitor's request failed")
-            message = "Something went wrong here; try another clip, or ask whoever runs this page to look into its log"
-        raise gr.Error(escape(message), print_exception=False)
-
-    return call
 
 
 def without_folders(message: str) -> str:
@@ -206,27 +191,40 @@ def without_folders(message: str) -> str:
 
 
 def answered(recognizer: Recognizer, clip: str | None, words: str | None, added: dict[str, str]) -> tuple[str, str]:
+    """The answer and the time line as HTML; what the visitor can mend, without paths of the server, where there is none."""
     words = (words or "").strip()
     if not clip and not words:
         return view.empty_html(INVITATION), ""
-    if clip and clip_info(clip).duration > MAX_SECONDS:
-        raise ValueError(f"This clip is longer than {MAX_SECONDS} seconds; cut out the utterance")
-    return recognizer(clip, words, added)
+    try:
+        if clip and clip_info(clip).duration > MAX_SECONDS:
+            raise ValueError(f"This clip is longer than {MAX_SECONDS} seconds; cut out the utterance")
+        return recognizer(clip, words, added)
+    except ValueError as error:
+        return view.error_html(without_folders(str(error))), ""
+    except Exception:
+        logger.exception("a visitor's request failed")
+        return view.error_html(FAILED), ""
 
 
-def transcribe(recognizer: Recognizer, clip: str | None) -> str:
+def transcribe(recognizer: Recognizer, clip: str | None):
     if not clip:
-        raise ValueError("There is no clip to listen to")
-    return recognizer.transcribe(clip)
+        gr.Warning("There is no clip to listen to")
+        return gr.skip()
+    try:
+        return recognizer.transcribe(clip)
+    except ValueError as error:
+        gr.Warning(escape(without_folders(str(error))))
+        return gr.skip()
 
 
 def add_intent(recognizer: Recognizer, name: str, description: str, added: dict[str, str]):
-    """The form, emptied; the intents with the new one; and their list."""
+    """The form, emptied; the intents with the new one; and their list. What is wrong is said in place of the list."""
+    kept = name, description, added
     name, description = (name or "").strip(), (description or "").strip()
     if not name or not description:
-        raise ValueError("An intent needs a name and a sentence that describes it")
-    if name.lower() in {known.lower() for known in recognizer.known}:
-        raise ValueError(f"The model already knows the intent “{name}”; choose another name")
+        return *kept, "**An intent needs a name and a sentence that describes it.**"
+    if name.lower() in {known.lower() for known in recognizer.pipeline.model.config.label2id}:
+        return *kept, f"**The model already knows the intent “{view.plain(name)}”; choose another name.**"
     added = {**added, name: description}
     return "", "", added, listed(added)
 

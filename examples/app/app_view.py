@@ -11,7 +11,7 @@ import numpy as np
 
 
 # Okabe and Ito's colours, which colour-blind people can tell apart.
-BLUE, GREEN = "#0072B2", "#009E73"
+BLUE, GREEN, VERMILION = "#0072B2", "#009E73", "#D55E00"
 # An anchor's colour goes from the first to the second with its score.
 PALE, STRONG = (253, 236, 200), (213, 94, 0)
 NONE_OF_THESE = "None of these"
@@ -25,7 +25,8 @@ CSS = f"""
   white-space: normal; font-weight: 500; }}
 #examples button img {{ width: 100%; max-width: 96px; height: auto; aspect-ratio: 4 / 3; margin: 0 0 4px;
   border-radius: 6px; object-fit: cover; }}
-#examples-title {{ font-size: 13px; opacity: 0.75; margin: 4px 0 -6px; }}
+#examples-title {{ font-size: 13px; opacity: 0.75; margin: 0 0 -8px; }}
+#clip video {{ height: 236px !important; object-fit: contain; }}
 .amess {{ color: var(--body-text-color); background: var(--background-fill-primary); border-radius: 12px;
   padding: 18px 22px; box-shadow: 0 1px 4px rgba(0, 0, 0, 0.10); }}
 .amess .kicker {{ font-size: 13px; opacity: 0.7; }}
@@ -41,6 +42,7 @@ CSS = f"""
 .amess .top .name, .amess .top .value {{ font-weight: 700; }}
 .amess .chips {{ display: flex; flex-wrap: wrap; gap: 6px; }}
 .amess .chip {{ border: 1px solid rgba(128, 128, 128, 0.5); border-radius: 999px; padding: 2px 12px; font-size: 14px; }}
+.amess .mistake {{ border-left: 5px solid {VERMILION}; padding: 6px 14px; font-size: 16px; overflow-wrap: anywhere; }}
 .amess .empty {{ opacity: 0.65; padding: 60px 16px; text-align: center; }}
 .amess .lane {{ display: grid; grid-template-columns: 4.2em 1fr; gap: 10px; align-items: center; margin: 12px 0; }}
 .amess .caption {{ text-align: right; font-size: 14px; }}
@@ -49,7 +51,7 @@ CSS = f"""
 .amess .pictures img {{ flex: 1 1 0; min-width: 0; height: 74px; object-fit: cover; margin: 0; }}
 .amess .sound svg {{ display: block; width: 100%; height: 60px; }}
 .amess .nothing {{ font-size: 14px; opacity: 0.6; }}
-.amess .axis .anchor {{ position: absolute; top: -4px; bottom: -4px; min-width: 5px; border-radius: 3px;
+.amess .axis > .anchor {{ position: absolute; top: -4px; bottom: -4px; min-width: 5px; border-radius: 3px;
   border: 2px solid; box-sizing: border-box; }}
 .amess .seconds {{ height: 14px; margin-top: -8px; }}
 .amess .seconds span {{ position: absolute; transform: translateX(-50%); font-size: 12px; opacity: 0.65; }}
@@ -62,6 +64,7 @@ CSS = f"""
 @media (max-width: 640px) {{
   .amess {{ padding: 14px 12px; }}
   .amess .headline {{ font-size: 28px; }}
+  .amess .row {{ grid-template-columns: 6.5em 1fr 2.6em; gap: 8px; }}
   .amess .lane {{ grid-template-columns: 1fr; gap: 4px; }}
   .amess .caption {{ text-align: left; }}
   .amess .pictures img {{ height: 56px; }}
@@ -76,6 +79,10 @@ def plain(text: str) -> str:
 
 def empty_html(message: str) -> str:
     return f'<div class="amess"><div class="empty">{escape(message)}</div></div>'
+
+
+def error_html(message: str) -> str:
+    return f'<div class="amess" id="mistake"><div class="mistake">{escape(message)}</div></div>'
 
 
 def answer_html(scores: dict[str, float], in_scope: bool | None, added: set[str], top_k: int = 6) -> str:

@@ -27,7 +27,7 @@ WEAK_SHARE, WEAK, CLEAR = 0.15, (0.0, 0.4), (0.6, 1.0)
 
 
 @dataclass(frozen=True)
-class ClipOfCorpus:
+class CorpusClip:
     """A clip of the corpus.
 
     Attributes:
@@ -49,7 +49,7 @@ class ClipOfCorpus:
         return f"raw_data/{self.id.replace('_', '/')}.mp4"
 
 
-def corpus_clips(seed: int = 0, clips_per_split: dict[str, int] | None = None) -> Iterator[tuple[str, ClipOfCorpus]]:
+def corpus_clips(seed: int = 0, clips_per_split: dict[str, int] | None = None) -> Iterator[tuple[str, CorpusClip]]:
     """Yield (split, clip) for every clip of the corpus, the same ones for the same arguments."""
     for split, random, said in demo_utterances(seed, clips_per_split or CLIPS_PER_SPLIT):
         _, tone, face = EVIDENCE[said["label"]]
@@ -66,7 +66,7 @@ def corpus_clips(seed: int = 0, clips_per_split: dict[str, int] | None = None) -
             face_strength=_strength(random),
             seed=int(random.integers(2**31)),
         )
-        yield split, ClipOfCorpus(**said, scene=scene)
+        yield split, CorpusClip(**said, scene=scene)
 
 
 def _span(seconds: float, lengths: tuple[float, float], random: np.random.Generator) -> tuple[float, float]:
@@ -81,7 +81,7 @@ def _strength(random: np.random.Generator) -> float:
 
 def write_clip_corpus(
     folder: str | os.PathLike, seed: int = 0, clips_per_split: dict[str, int] | None = None
-) -> dict[str, list[ClipOfCorpus]]:
+) -> dict[str, list[CorpusClip]]:
     """Write the corpus as a MIntRec folder: `train.tsv`, `dev.tsv`, `test.tsv` and the clips in `raw_data`.
 
     Args:
@@ -98,7 +98,7 @@ def write_clip_corpus(
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} exists and is not empty; write the demo corpus to another folder")
-    clips: dict[str, list[ClipOfCorpus]] = {}
+    clips: dict[str, list[CorpusClip]] = {}
     for split, clip in corpus_clips(seed, clips_per_split):
         clips.setdefault(split, []).append(clip)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -113,7 +113,7 @@ def write_clip_corpus(
     return clips
 
 
-def _write_files(folder: Path, clips: dict[str, list[ClipOfCorpus]]) -> None:
+def _write_files(folder: Path, clips: dict[str, list[CorpusClip]]) -> None:
     every = [clip for of_split in clips.values() for clip in of_split]
     for parent in {Path(folder, clip.path).parent for clip in every}:
         parent.mkdir(parents=True, exist_ok=True)
