@@ -29,7 +29,8 @@ def test_tone_changes_the_voice_in_its_span_only(speaker):
 
     assert level(raised, 0.7, 1.1) > level(raised, 0.0, 0.5) * level(plain, 0.7, 1.1) / level(plain, 0.0, 0.5)
     assert level(soft, 0.7, 1.1) < level(plain, 0.7, 1.1)
-    np.testing.assert_allclose(soft[: int(0.5 * 16000)], plain[: int(0.5 * 16000)], atol=1e-6)
+    before = slice(0, int(0.5 * 16000))  # the same but for the level, which follows the loudest moment
+    assert np.corrcoef(soft[before], plain[before])[0, 1] > 0.99 < np.corrcoef(raised[before], plain[before])[0, 1]
     assert all(np.abs(samples).max() <= 1 for samples in (plain, raised, soft))
 
 
