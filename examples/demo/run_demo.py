@@ -254,8 +254,9 @@ def run(arguments: DemoArguments) -> dict:
     recognise = pipeline("intent-recognition", model=str(saved))
     asked = [{"clip": str(folder / clip.path), "text": clip.text} for clip in clips]
     answers = recognise(asked, return_anchors=True, batch_size=16)
+    shown = choose_examples(clips, 3)
     for clip, answer in zip(clips, answers, strict=True):
-        if clip in choose_examples(clips, 3):
+        if clip in shown:
             print(describe_prediction(clip, answer))
     where = f"with plots: {reported / 'test' / 'report.md'}" if reports else 'needs pip install "amess_hf[report]"'
     print(f"\n5. The report {where}\n   The page: python examples/app/app.py --model {saved}")
@@ -267,6 +268,7 @@ def run(arguments: DemoArguments) -> dict:
 def main(arguments: list[str] | None = None) -> dict:
     (arguments,) = HfArgumentParser(DemoArguments).parse_args_into_dataclasses(arguments)
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     datasets.disable_progress_bars()
     # The tensors are too small to share: a second thread would only wait, and on a busy machine for long.
     threads = torch.get_num_threads()
