@@ -26,6 +26,8 @@ CSS = f"""
 #examples button img {{ width: 100%; max-width: 96px; height: auto; aspect-ratio: 4 / 3; margin: 0 0 4px;
   border-radius: 6px; object-fit: cover; }}
 #examples-title {{ font-size: 13px; opacity: 0.75; margin: 0 0 -8px; }}
+#answer-box, #timeline-box, #examples-title, #examples-title .html-container,
+#answer-box .html-container, #timeline-box .html-container {{ padding: 0 !important; }}
 #clip video {{ height: 236px !important; object-fit: contain; }}
 .amess {{ color: var(--body-text-color); background: var(--background-fill-primary); border-radius: 12px;
   padding: 18px 22px; box-shadow: 0 1px 4px rgba(0, 0, 0, 0.10); }}
