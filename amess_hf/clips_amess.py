@@ -264,6 +264,8 @@ def iter_sound(
                 yield piece
             if wanted is not None and position >= wanted:
                 return
+        if position is None and 0 < _stated_duration(stream) <= begin:
+            raise ClipError(f"{name} ends before {begin:g} seconds; check `start`")
         read = 0.0 if position is None else begin + position / sampling_rate
         _check_whole(container, stream, name, read)
 

@@ -22,6 +22,9 @@ CLIP_SUFFIXES = (
 # Parts of the loss, as the classifier's outputs and the training log name them.
 LOSS_PARTS = (
     "classification_loss",
+    "text_loss",
+    "audio_loss",
+    "video_loss",
     "label_triplet_loss",
     "label_contrastive_loss",
     "batch_triplet_loss",

@@ -277,7 +277,7 @@ class IntentRecognitionPipeline(Pipeline):
         """
         if isinstance(inputs, (list, tuple)) and len(inputs) == 0:
             return []
-        if hasattr(inputs, "column_names") and hasattr(inputs, "__getitem__"):  # datasets.Dataset
+        if hasattr(inputs, "column_names") and hasattr(inputs, "__len__"):  # datasets.Dataset
             return list(super().__call__(_Rows(inputs), **kwargs))
         if hasattr(inputs, "column_names"):  # datasets.IterableDataset
             return super().__call__((row for row in inputs), **kwargs)

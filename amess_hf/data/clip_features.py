@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import torch
 from datasets.fingerprint import Hasher
 from transformers.utils import logging
@@ -237,15 +239,17 @@ def _encode_split(
         clips = encode_jobs([jobs[row] for row in rows], audio, video, **limits)
         for clip in clips:
             if clip.error is not None and on_error == "raise":
-                raise ValueError(f"clip {clip.job.id}: {clip.error}")
+                raise ValueError(f"clip {clip.job.id}: {clip.error}; `on_error` skip continues without it")
         columns = {f"{modality}_features": [getattr(clip, modality) for clip in clips] for modality in encoders}
         return {**columns, ERROR_COLUMN: [clip.error for clip in clips]}
 
     files = {Path(path) for job in jobs for path in (job.audio, job.video) if path is not None}
-    layer = getattr(audio, "layer", None)
-    names = [(key, encoder.name, encoder.frame_rate, encoder.feature_size) for key, encoder in encoders.items()]
+    names = [
+        (key, _loaded_version(encoder), encoder.frame_rate, encoder.feature_size) for key, encoder in encoders.items()
+    ]
     state = [split._fingerprint, repr(jobs), fingerprint(filter(Path.is_file, files)), names, sorted(limits.items())]
-    encoded = split.with_format(None).map(
+    encode_rows = partial(
+        split.with_format(None).map,
         encode,
         with_indices=True,
         batched=True,
@@ -253,14 +257,39 @@ def _encode_split(
         writer_batch_size=CLIPS_PER_BATCH,
         features=features,
         desc=f"Encoding the clips of {name}",
-        new_fingerprint=Hasher.hash([*state, layer, on_error]),
+        new_fingerprint=Hasher.hash([*state, getattr(audio, "layer", None), on_error]),
     )
+    try:
+        encoded = encode_rows()
+        damage = None if len(encoded) == len(split) else f"it has {len(encoded)} rows of {len(split)}"
+    except (pa.ArrowInvalid, pa.ArrowIOError) as error:
+        damage = str(error)
+    if damage:
+        logger.warning(f"the cache of the clips of {name} is damaged ({damage}); they are encoded again")
+        encoded = encode_rows(load_from_cache_file=False)
+    return _leave_out(encoded, name, failures)
+
+
+def _leave_out(encoded: datasets.Dataset, name: str, failures: dict[str, str]) -> datasets.Dataset:
+    """Return the clips that could be read, and note the others in `failures`."""
     errors = encoded[ERROR_COLUMN]
-    bad = {job.id: error for job, error in zip(jobs, errors, strict=True) if error is not None}
-    failures |= bad
+    bad = {clip_id: error for clip_id, error in zip(encoded["id"], errors, strict=True) if error is not None}
     encoded = encoded.remove_columns(ERROR_COLUMN)
     if not bad:
         return encoded
-    if len(bad) == len(jobs):
+    if len(bad) == len(encoded):
         raise ValueError(f"none of the clips of {name} can be used: {first_of(list(bad.values()))}")
+    failures |= bad
     return encoded.select([row for row, error in enumerate(errors) if error is None])
+
+
+def encoder_version(name: str) -> str:
+    """Return the name of an encoder, and for one in a local folder what the folder holds: its weights may change."""
+    folder = Path(name).expanduser()
+    return f"{name} {fingerprint([folder])}" if folder.is_dir() else name
+
+
+def _loaded_version(encoder: AudioEncoder | VideoEncoder) -> tuple[str, str | None]:
+    """Return what tells a loaded encoder from another of its name: its folder, or its commit on the Hub."""
+    config = getattr(getattr(encoder, "model", None), "config", None)
+    return encoder_version(encoder.name), getattr(config, "_commit_hash", None)

@@ -5,6 +5,7 @@ Each process encodes its share of the clips and writes small parts; when all are
 point and started again, it continues with the clips that are not in a part yet.
 """
 
+import glob
 import json
 import re
 import shutil
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from accelerate import PartialState
+from datasets.fingerprint import Hasher
 from safetensors import safe_open
 from safetensors.numpy import save_file
 from transformers.utils import logging
@@ -23,8 +25,8 @@ from transformers.utils import logging
 from ..constants_amess import FEATURE_MODALITIES
 from ..encoders_amess import load_audio_encoder, load_video_encoder
 from ..files_amess import write_json, write_text, written_aside
-from .annotations import as_text, parse_seconds, read_rows
-from .clip_features import CLIPS_PER_BATCH, ClipJob, EncodedClip, clip_jobs, encode_jobs
+from .annotations import as_text, check_span, parse_seconds, read_rows
+from .clip_features import CLIPS_PER_BATCH, ClipJob, EncodedClip, clip_jobs, encode_jobs, encoder_version
 from .custom_data import CLIP_COLUMNS
 from .dataset_files import NO_FEATURES
 from .feature_files import SafetensorsFeatures, recover_folder, write_features
@@ -110,6 +112,7 @@ def table_rows(table: Path, folder: Path) -> Iterator[dict[str, Any]]:
         if not paths:
             raise ValueError(f"{where}: no path in `clip`, `audio` or `video`; fill one of the cells")
         span = {name: parse_seconds(row.get(name), where) for name in ("start", "end")}
+        check_span(span["start"], span["end"], where)
         yield {"id": as_text(row.get("id")) or f"{table.stem}-{number}", **paths, **span}
 
 
@@ -151,7 +154,21 @@ class FeatureExtraction:
             slugs["audio"] += f"-layer{audio_encoder_layer}"
         self.folders = {modality: self.root / f"{modality}_data" / slug for modality, slug in slugs.items()}
         rate = "" if video_frame_rate is None else f"-{video_frame_rate:g}"
-        self.parts = self.root / f".parts-{'-'.join(slugs.values())}{rate}"
+        self.versions = {modality: encoder_version(encoders[modality]) for modality in slugs}
+        # Parts of encoders whose weights have changed since are not joined with those of the present ones.
+        self.parts_stem = f".parts-{'-'.join(slugs.values())}{rate}"
+        self.parts = self.root / f"{self.parts_stem}-{Hasher.hash(self.versions)[:8]}"
+        for modality, folder in self.folders.items():
+            if folder.exists():
+                self._check_version(modality, SafetensorsFeatures(folder).metadata.get("encoder"))
+
+    def _check_version(self, modality: str, found: str | None) -> None:
+        """Raise `ValueError` if there are features of an encoder of the same name with other weights."""
+        if found not in (None, self.versions[modality]):
+            raise ValueError(
+                f"{self.folders[modality]}: `{modality}_encoder` was {found} when these features were made and is now "
+                f"{self.versions[modality]}; remove the folder, or choose another `output_dir`"
+            )
 
     def run(self) -> dict[str, str]:
         """Encode what is not encoded yet; return {clip id: why it could not be read}."""
@@ -179,6 +196,9 @@ class FeatureExtraction:
         """Remove what a killed run left half written, and its failures: those clips are tried again."""
         for folder in self.folders.values():
             recover_folder(folder)
+        for outdated in self.root.glob(f"{glob.escape(self.parts_stem)}-????????"):
+            if outdated != self.parts:
+                shutil.rmtree(outdated, ignore_errors=True)
         self.parts.mkdir(parents=True, exist_ok=True)
         for leftover in (*self.parts.glob("*.partial"), *self.parts.glob("failed-*")):
             leftover.unlink()
@@ -244,7 +264,14 @@ class FeatureExtraction:
         for modality, folder in self.folders.items():
             if part_of or not folder.exists():
                 features = self._features(modality, part_of)
-                write_features(features, folder, source=self.root, dtype=self.dtype, replace=True)
+                write_features(
+                    features,
+                    folder,
+                    source=self.root,
+                    dtype=self.dtype,
+                    replace=True,
+                    metadata={"encoder": self.versions[modality]},
+                )
 
     def _features(self, modality: str, part_of: dict[str, Path]) -> Iterator[tuple[str, np.ndarray]]:
         folder = self.folders[modality]

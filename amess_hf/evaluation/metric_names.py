@@ -38,7 +38,7 @@ def percent(share: float) -> str:
 
 def escape_markdown(text: str) -> str:
     """Write a text, which may be a user's, so that Markdown shows it as it stands, on one line."""
-    text = re.sub(r"([\\`*\[\]|~$])", r"\\\1", " ".join(text.split()))
+    text = re.sub(r"([\\`*\[\]|~$])", r"\\\1", " ".join(text.split()).replace("&", "&amp;"))
     # An underscore inside a word, as in the name of a clip, is no emphasis.
     text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)
-    return re.sub(r"&(?=#?\w+;)", "&amp;", text).replace("<", "&lt;").replace(">", "&gt;")
+    return text.replace("<", "&lt;").replace(">", "&gt;")

@@ -117,6 +117,23 @@ def test_model_that_is_not_there_is_one_line(tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_windows(model, clip, capsys):
+    predict_clip.main([clip, "--model", model, "--window_s", "0.5", "--stride_s", "0.25"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("–")[0].strip() for line in lines] == ["0.00", "0.25", "0.50"][: len(lines)] and len(lines) > 1
+    predict_clip.main([clip, "--model", model, "--window_s", "0.5", "--json"])
+    answers = json.loads(capsys.readouterr().out)
+    assert [answer["start"] for answer in answers] == [0.0, 0.5] and all("anchors" in answer for answer in answers)
+    for wrong, message in (
+        ([clip, "--window_s", "0"], "--window_s is 0.0"),
+        ([clip, "--text", "hello", "--window_s", "1"], "without --text and --plot"),
+        ([clip, "--window_s", "1", "--stride_s", "2"], "--stride_s is 2.0"),
+    ):
+        with pytest.raises(SystemExit):
+            predict_clip.main([*wrong, "--model", model])
+        assert message in capsys.readouterr().err
+
+
 def test_merged_spans():
     anchors = [{"frame": n, "start": n / 10, "end": (n + 1) / 10, "score": 0.5} for n in (7, 2, 3, 1)]
     assert predict_clip.merged_spans(anchors) == [(0.1, 0.4), (0.7, 0.8)]
