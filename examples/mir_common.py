@@ -669,7 +669,7 @@ def load_from_folder(name, folder, data_args, left_out=None):
         data_args.video_encoder,
         folder,
         audio_encoder_layer=data_args.audio_encoder_layer,
-        on_error=data_args.on_error,
+        on_error="skip" if data_args.on_error == "skip" else "raise",
         failures=left_out,
     )
 

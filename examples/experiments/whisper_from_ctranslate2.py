@@ -75,7 +75,10 @@ def read_model(file: BinaryIO) -> dict[str, np.ndarray]:
     """The tensors of a `model.bin` of CTranslate2 (version 6 of the format) by name."""
 
     def numbers(layout: str) -> tuple[int, ...]:
-        return struct.unpack(f"<{layout}", file.read(struct.calcsize(f"<{layout}")))
+        data = file.read(struct.calcsize(f"<{layout}"))
+        if len(data) != struct.calcsize(f"<{layout}"):
+            raise ValueError("`model.bin` ends too early; download it again")
+        return struct.unpack(f"<{layout}", data)
 
     def string() -> str:
         return file.read(numbers("H")[0]).rstrip(b"\0").decode()
@@ -121,8 +124,9 @@ def state_dict(tensors: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
     return state
 
 
-def config_of(tensors: dict[str, np.ndarray]) -> WhisperConfig:
-    """The model's sizes, from the shapes of its tensors."""
+def config_of(tensors: dict[str, np.ndarray], tokenizer: WhisperTokenizer) -> WhisperConfig:
+    """The model's sizes, from the shapes of its tensors, and its special tokens."""
+    begin, end = tokenizer.convert_tokens_to_ids(["<|startoftranscript|>", "<|endoftext|>"])
     width, bands, _ = tensors["encoder/conv1/weight"].shape
     inner = tensors["encoder/layer_0/ffn/linear_0/weight"].shape[0]
     heads, layers = {}, {}
@@ -132,6 +136,8 @@ def config_of(tensors: dict[str, np.ndarray]) -> WhisperConfig:
         )
         heads[module] = int(tensors[f"{module}/num_heads"])
     return WhisperConfig(
+        decoder_start_token_id=begin,
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), end),
         d_model=width,
         num_mel_bins=bands,
         vocab_size=len(tensors["decoder/embeddings/weight"]),
@@ -177,11 +183,11 @@ def generation_config(tokenizer: WhisperTokenizer, alignment_heads: list[list[in
 def convert(sources: list[Path], output_dir: Path) -> None:
     """Write the folder."""
     files = find_files(sources)
-    tensors = read_model(io.BytesIO(files["model.bin"]))
-    config, state = config_of(tensors), state_dict(tensors)
-    model = WhisperForConditionalGeneration(config)
-    model.load_state_dict(state)
+    tensors = read_model(io.BytesIO(files["model.bin"]))  # before anything is written
     tokenizer = tokenizer_of(files["tokenizer.json"], output_dir)
+    config = config_of(tensors, tokenizer)
+    model = WhisperForConditionalGeneration(config)
+    model.load_state_dict(state_dict(tensors))
     settings = json.loads(files.get("config.json", b"{}"))
     model.generation_config = generation_config(tokenizer, settings.get("alignment_heads", []))
     model.to(torch.float16).save_pretrained(output_dir)  # as they are stored; nothing is lost

@@ -151,7 +151,7 @@ def test_what_cannot_be_converted(files, tmp_path):
         script.convert([tmp_path], tmp_path / "out")
     (tmp_path / "tokenizer.json").write_bytes(files["tokenizer.json"])
     for content, message in (
-        (files["model.bin"][:-500], "`model.bin` ends within"),
+        (files["model.bin"][:-500], "`model.bin` ends too early"),
         (struct.pack("<I", 5) + files["model.bin"][4:], "is not a Whisper model of version 6"),
     ):
         (tmp_path / "model.bin").write_bytes(content)
