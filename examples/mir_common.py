@@ -845,7 +845,15 @@ def write_card(run, data_args, training_args, results, detector, reports):
     )
     last_report = reports.get("test", reports.get("dev"))
     try:
-        card = create_model_card(run.model, results, names, training_args.hub_model_id, detector, last_report)
+        card = create_model_card(
+            run.model,
+            results,
+            names,
+            training_args.hub_model_id,
+            detector,
+            last_report,
+            training_arguments=training_args.to_dict(),
+        )
     except ImportError as error:
         logger.warning(f"no model card is written: {error}")
         return

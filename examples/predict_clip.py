@@ -161,6 +161,14 @@ def merged_spans(anchors: list[dict]) -> list[tuple[float, float]]:
 
 def plot(args: argparse.Namespace, answer: dict) -> None:
     """Draw pictures, sound and words on one time axis, the anchors marked in each."""
+    import matplotlib
+
+    # A dollar sign in a word or in the name of a file or an intent is no formula.
+    with matplotlib.rc_context({"text.parse_math": False}):
+        _plot(args, answer)
+
+
+def _plot(args: argparse.Namespace, answer: dict) -> None:
     from matplotlib.figure import Figure
 
     info = clip_info(args.clip)
@@ -169,7 +177,8 @@ def plot(args: argparse.Namespace, answer: dict) -> None:
     figure = Figure(figsize=(10, 3.9), layout="constrained")
     best = answer["predictions"][0]
     note = "" if answer["in_scope"] is not False else f" (nearest: {best['label']})"
-    figure.suptitle(f"{Path(args.clip).name}: {answer['label']} {answer['score']:.0%}{note}", fontsize=13)
+    title = " ".join(f"{Path(args.clip).name}: {answer['label']} {answer['score']:.0%}{note}".split())
+    figure.suptitle(title, fontsize=13)
     pictures, sound, words = figure.subplots(3, 1, sharex=True, height_ratios=(3, 2, 1))
     for axes, name in ((pictures, "picture"), (sound, "sound"), (words, "words")):
         axes.set_ylabel(name, rotation=0, ha="right", va="center", labelpad=10)

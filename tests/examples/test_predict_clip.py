@@ -72,6 +72,23 @@ def test_plot(model, clip, tmp_path, kind):
         assert np.asarray(picture.convert("L")).std() > 5  # something is drawn
 
 
+def test_plot_with_names_that_look_like_formulas(clip, tmp_path):
+    pytest.importorskip("matplotlib")
+    args = predict_clip.parse_arguments([clip, "--model", "x", "--plot", str(tmp_path / "clip.png")])
+    anchors = {"text": [], "audio": [], "video": []}
+    label = {"label": "$\\frac{$\nnew line", "score": 0.5}
+    answer = {
+        **label,
+        "in_scope": False,
+        "text": "that is $\\bad{$ of you",
+        "predictions": [label],
+        "anchors": anchors,
+    }
+    predict_clip.plot(args, answer)
+    with Image.open(tmp_path / "clip.png") as picture:
+        assert picture.size == (1100, 429)
+
+
 def test_usage_errors(model, tmp_path, capsys):
     for arguments in (["--model", model], ["--text", "hello", "--model", model, "--plot", "x.png"]):
         with pytest.raises(SystemExit):
