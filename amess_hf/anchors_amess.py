@@ -31,7 +31,6 @@ def utterance_words(
     text: str,
     context: Sequence[str] | None = None,
     max_length: int | None = None,
-    first_token: int = 0,
 ) -> list[dict[str, Any]]:
     """Split an utterance at white space and find the score of each word.
 
@@ -46,8 +45,6 @@ def utterance_words(
             Earlier turns that the model was given with it.
         max_length (`int`, *optional*):
             Maximum number of tokens that the model was given.
-        first_token (`int`, *optional*, defaults to 0):
-            Position of the first token in its batch, where padding stands on the left.
 
     Returns:
         `list[dict]`: For each word `word`, `start` and `end` in characters of `text`, and `score`, that of the best
@@ -64,8 +61,7 @@ def utterance_words(
     sequences, offsets = encoding.sequence_ids(), encoding["offset_mapping"]
     utterance = max(sequence for sequence in sequences if sequence is not None)
     for position, score in anchors:
-        position -= first_token
-        if not 0 <= position < len(sequences) or sequences[position] != utterance:
+        if position >= len(sequences) or sequences[position] != utterance:
             continue
         begin, end = offsets[position]
         # A token may begin with the space before its word, or be that space, so its end says which word it is of.

@@ -333,6 +333,12 @@ class OutOfScopeDetector:
                 ) from error
         detector.threshold, detector.keep = settings.get("threshold"), settings.get("keep")
         detector.calibration_clips = settings.get("calibration_clips")
+        for name in ("threshold", "keep"):
+            value = getattr(detector, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+                raise ValueError(
+                    f"`{settings_file}`: `{name}` is {value!r}, not a number; calibrate the detector again"
+                )
         try:
             # Copied out of the file, where a tensor may begin anywhere: another alignment rounds sums otherwise.
             detector.state = {name: tensor.clone() for name, tensor in load_file(weights_file).items()}

@@ -1,5 +1,6 @@
 """From lists of clips to padded tensors and masks: tokens of utterances with their context, frames of features."""
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,6 +8,10 @@ import numpy as np
 import torch
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 from transformers.data.data_collator import pad_without_fast_tokenizer_warning
+
+
+# Tokenizers keep the limit of a call until the next one, so that threads take turns.
+_TOKENIZING = threading.Lock()
 
 
 def pad_features(
@@ -29,7 +34,7 @@ def pad_features(
         mask of shape `(batch_size, length)`; `length` is that of the longest clip, and at least 1.
 
     Raises:
-        ValueError: The features of a clip are not two-dimensional or have another width.
+        ValueError: The features of a clip are not two-dimensional, have another width, or are not finite.
     """
     frames = [np.asarray(() if clip is None else clip, dtype=np.float32) for clip in features]
     lengths = [min(len(clip), max_length) for clip in frames]
@@ -41,6 +46,10 @@ def pad_features(
         if clip.ndim != 2 or clip.shape[1] != feature_size:
             raise ValueError(
                 f"`{name}` of clip {row} of the batch has shape {clip.shape}; it must be (frames, {feature_size})"
+            )
+        if not np.isfinite(clip[:length]).all():
+            raise ValueError(
+                f"`{name}` of clip {row} of the batch holds NaN or infinite values; make the features of this clip again"
             )
         batch[row, :length] = clip[:length]
         mask[row, :length] = 1
@@ -73,12 +82,13 @@ def encode_text(
         [`~transformers.BatchEncoding`]: The tokens, not padded. The utterance is the last sequence of it.
     """
     separator = f" {tokenizer.sep_token} " if tokenizer.sep_token else " "
-    for first in range(len(context)):
-        row = tokenizer(separator.join(context[first:]), text, verbose=False, **kwargs)
-        if max_length is None or len(row["input_ids"]) <= max_length:
-            return row
-    limit = {} if max_length is None else {"truncation": True, "max_length": max_length}
-    return tokenizer(text, **limit, **kwargs)
+    with _TOKENIZING:
+        for first in range(len(context)):
+            row = tokenizer(separator.join(context[first:]), text, verbose=False, **kwargs)
+            if max_length is None or len(row["input_ids"]) <= max_length:
+                return row
+        limit = {} if max_length is None else {"truncation": True, "max_length": max_length}
+        return tokenizer(text, **limit, **kwargs)
 
 
 def encode_texts(
@@ -113,11 +123,24 @@ def encode_texts(
         if not text.strip():
             row["attention_mask"] = [0] * len(row["attention_mask"])
         rows.append(row)
-    batch = pad_without_fast_tokenizer_warning(tokenizer, rows, return_tensors="pt")
+    batch = _padded(tokenizer, rows)
     if any(context_lengths):
         mask = batch["attention_mask"]
         batch["utterance_mask"] = mask * (mask.cumsum(1) > torch.tensor(context_lengths)[:, None])
     return batch
+
+
+def _padded(tokenizer: PreTrainedTokenizerBase, rows: list[BatchEncoding]) -> BatchEncoding:
+    """Pad rows of tokens on the right, whatever side the tokenizer pads on: positions then do not depend on the batch."""
+    if tokenizer.pad_token_id is None:
+        # Tokenizers of language models may have none; what stands in masked places does not count.
+        rows = [{**row} for row in rows]
+        longest = max(len(row["input_ids"]) for row in rows) or 1
+        batch = {name: [list(row[name]) + [0] * (longest - len(row[name])) for row in rows] for name in rows[0]}
+        return BatchEncoding(batch, tensor_type="pt")
+    if not any(row["input_ids"] for row in rows):  # a tokenizer without special tokens gives none for no words
+        rows[0] = BatchEncoding({name: [tokenizer.pad_token_id * (name == "input_ids")] for name in rows[0]})
+    return pad_without_fast_tokenizer_warning(tokenizer, rows, return_tensors="pt", padding_side="right")
 
 
 __all__ = ["encode_text", "encode_texts", "pad_features"]

@@ -1,8 +1,9 @@
 """Metrics, predictions, reports and model cards. Plots and cards need the `report` extra: `pip install "amess_hf[report]"`."""
 
 from .aggregation import aggregate_runs, paired_difference, write_aggregate
+from .anchor_metrics import compute_anchor_metrics, read_evidence_spans
 from .metrics import compute_classification_metrics, compute_oos_metrics, compute_open_classification_metrics
-from .model_card import create_model_card
+from .model_card import create_model_card, name_repository
 from .prediction import ClipOutputs, modality_table, predict_clips
 from .reporting import fit_detectors, report
 
@@ -10,14 +11,17 @@ from .reporting import fit_detectors, report
 __all__ = [
     "ClipOutputs",
     "aggregate_runs",
+    "compute_anchor_metrics",
     "compute_classification_metrics",
     "compute_oos_metrics",
     "compute_open_classification_metrics",
     "create_model_card",
     "fit_detectors",
     "modality_table",
+    "name_repository",
     "paired_difference",
     "predict_clips",
+    "read_evidence_spans",
     "report",
     "write_aggregate",
 ]

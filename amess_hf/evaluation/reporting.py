@@ -23,6 +23,7 @@ from .metric_names import (
     MODALITY_NAMES,
     OOS_METRICS,
     OPEN_METRICS,
+    escape_markdown,
     modality_label,
     percent,
 )
@@ -127,7 +128,7 @@ def report(
     os.makedirs(output_dir, exist_ok=True)
     writer = _ReportWriter(output_dir)
     results = {"split": name, "clips": int(in_scope.sum()), "out_of_scope_clips": int((~in_scope).sum())}
-    writer.heading(f"Evaluation on {name}", level=1)
+    writer.heading(f"Evaluation on {escape_markdown(name)}", level=1)
     results["classification"] = compute_classification_metrics(known.predictions, known.labels, names)
     _write_classification(writer, plots, results, known, names)
     results["modalities"] = modality_table(model, known_clips, data_collator, batch_size, complete=known)
@@ -160,23 +161,18 @@ class _ReportWriter:
         """Add a table whose first `left` columns are words and the others numbers."""
         rule = ["---"] * left + ["---:"] * (len(header) - left)
         lines = [header, rule, *rows]
-        self.parts.append("\n".join(f"| {' | '.join(_escape(str(cell)) for cell in line)} |" for line in lines))
+        self.parts.append("\n".join(f"| {' | '.join(map(str, line))} |" for line in lines))
 
     def plot(self, figure: Any, file_name: str, description: str):
         from .plots import save_figure
 
         save_figure(figure, os.path.join(self.output_dir, file_name))
-        self.parts.append(f"![{description}]({file_name})")
+        self.parts.append(f"![{escape_markdown(description)}]({file_name})")
 
     def save(self, results: dict):
         write_text(os.path.join(self.output_dir, "report.md"), "\n\n".join(self.parts) + "\n")
         write_json(os.path.join(self.output_dir, "metrics.json"), results)
         logger.info(f"The report is in {self.output_dir}")
-
-
-def _escape(text: str):
-    """Escape what would break a Markdown table."""
-    return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").split())
 
 
 def _write_classification(
@@ -198,7 +194,11 @@ def _write_classification(
     writer.table(
         ["intent", "clips", "F1", "precision", "recall"],
         [
-            [label, values["support"], *(percent(values[key]) for key in ("f1", "precision", "recall"))]
+            [
+                escape_markdown(label),
+                values["support"],
+                *(percent(values[key]) for key in ("f1", "precision", "recall")),
+            ]
             for label, values in rows
         ],
     )
@@ -339,7 +339,7 @@ def _write_mistakes(writer: _ReportWriter, known: ClipOutputs, names: list[str],
     for number in wrong[:_MISTAKES_SHOWN]:
         label, prediction = names[known.labels[number]], names[known.predictions[number]]
         cells = [known.ids[number], known.texts[number], label, prediction, clips.describe(number)]
-        rows.append([*cells, f"{100 * confidence[number]:.1f}"])
+        rows.append([*map(escape_markdown, cells), f"{100 * confidence[number]:.1f}"])
     writer.table(["clip", "text", "intent", "prediction", "anchors, best first", "confidence"], rows, left=5)
 
 
@@ -356,7 +356,7 @@ def _write_map(writer: _ReportWriter, plots: ModuleType, outputs: ClipOutputs, n
     writer.plot(
         plots.plot_embeddings(plane[: len(outputs)], outputs.labels, names, descriptions),
         "embeddings.png",
-        "Map of the clips' embeddings and the label descriptions",
+        "Map of the clips' embeddings" + ("" if descriptions is None else " and the label descriptions"),
     )
 
 
