@@ -24,4 +24,5 @@ LOSS_PARTS = (
     "batch_triplet_loss",
     "consistency_loss",
     "outlier_exposure_loss",
+    "distillation_loss",
 )
