@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
@@ -41,6 +42,10 @@ from .text_encoders_amess import (
     shifted,
     text_encoder_fields,
 )
+
+
+# Descriptions that are encoded together in a training step; more of them are encoded in turns.
+SENTENCES_AT_A_TIME = 16
 
 
 @dataclass
@@ -647,13 +652,20 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
         by_class = class_logits.float().index_select(1, index).log_softmax(-1) + share
         return by_similarity.index_copy(1, index, (1 - weight) * by_class + weight * known)
 
+    def _encode_in_turns(self, input_ids: torch.Tensor, attention_mask: torch.Tensor):
+        """Encode sentences a few at a time, and again when their gradient is wanted: only those few take memory."""
+        if len(input_ids) <= SENTENCES_AT_A_TIME:
+            return self._encode_sentences(input_ids, attention_mask)
+        parts = zip(input_ids.split(SENTENCES_AT_A_TIME), attention_mask.split(SENTENCES_AT_A_TIME), strict=True)
+        return torch.cat([checkpoint(self._encode_sentences, *part, use_reentrant=False) for part in parts])
+
     def _refreshed_label_embeds(
         self, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, indices: torch.Tensor | None
     ):
         """Encode the descriptions of the labels `indices` again, with gradient; the others come from memory."""
         if input_ids is None:
             return self.label_embeds.clone()
-        fresh = self._encode_sentences(input_ids, attention_mask).to(self.label_embeds.dtype)
+        fresh = self._encode_in_turns(input_ids, attention_mask).to(self.label_embeds.dtype)
         label_embeds = self.label_embeds.index_copy(0, indices, fresh)
         if self.training:
             # In place: DDP keeps the processes' buffers alike by the tensors it saw first.

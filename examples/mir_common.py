@@ -47,6 +47,7 @@ from amess_hf.oos_amess import DETECTOR_CONFIG_NAME, DETECTOR_WEIGHTS_NAME, OOS_
 from amess_hf.recipe_amess import feature_sizes
 from amess_hf.training.adapters import add_lora
 from amess_hf.training.checkpoint_integrity import check_output_dir
+from amess_hf.training.distillation import add_teacher_logits
 
 
 logger = logging.get_logger("amess_hf.mir_common")
@@ -279,6 +280,10 @@ def prepare(model_args, data_args, training_args) -> Run:
             base_model_name_or_path=model_args.text_model_name_or_path if saved_config is None else None,
         )
     seen = in_labels_of(model.config, seen, data_args.dataset_name)
+    if model_args.teacher_model_name_or_path is not None and training_args.do_train and "train" in seen:
+        teachers = [name.strip() for name in model_args.teacher_model_name_or_path.split(",")]
+        with training_args.main_process_first(desc="asking the teacher"):
+            seen["train"] = add_teacher_logits(seen["train"], teachers, labels_of(seen))
     processor = AMESSProcessor.for_model(model.config, tokenizer)
     return Run(dataset, seen, held_out, descriptions, model, processor)
 

@@ -245,7 +245,6 @@ class TestPool:
     def test_by_hand(self):
         states = torch.arange(24.0).view(2, 4, 3)
         utterance = torch.tensor([[0, 1, 1, 0], [0, 0, 0, 0]]).bool()
-        states[0, 3] = float("nan")
         for pooling, expected in (("mean", states[0, 1:3].mean(0)), ("cls", states[0, 0]), ("last", states[0, 2])):
             assert torch.equal(pool(states, utterance, pooling), torch.stack([expected, torch.zeros(3)])), pooling
 

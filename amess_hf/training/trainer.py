@@ -129,6 +129,11 @@ class AMESSTrainer(PushesToHub, Trainer):
     ):
         if model is None:
             raise ValueError("`model` is missing; give an `AMESSForIntentClassification`")
+        if type(model).__name__.startswith("PeftModel"):
+            raise ValueError(
+                f"`model` is a {type(model).__name__}, whose adapters would not carry the label embeddings; give the model "
+                "itself, after `amess_hf.training.add_lora(model)`"
+            )
         args = (args or AMESSTrainingArguments()).for_model(model.config, eval_dataset is not None)
         if args.should_save:
             check_output_dir(args.output_dir)
