@@ -5,14 +5,14 @@ import json
 import shutil
 import sys
 
+import distributed_worker
 import pytest
 import torch
 from encoder_texts import TEXT_ENCODERS, text_encoder_config
-from test_trainer import arguments, dataset
 from transformers import AutoModel, AutoModelForSequenceClassification
 from utils import random_batch, tiny_model
 
-from amess_hf import AMESSTrainer
+from amess_hf import AMESSTrainer, AMESSTrainingArguments
 from amess_hf.hub import push_folder, save_for_hub
 from amess_hf.modeling_amess import AMESSForIntentClassification
 from amess_hf.training import add_lora, merge_lora, parameter_groups
@@ -31,6 +31,10 @@ def adapted(folder, model_type="bert", with_base=True):
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3)
     return model
+
+
+def arguments(folder, **fields):
+    return AMESSTrainingArguments(output_dir=str(folder), use_cpu=True, disable_tqdm=True, **fields)
 
 
 def weight_names(folder):
@@ -134,9 +138,9 @@ class TestAdapters:
 
         model = adapted(tmp_path / "base")
         model.save_pretrained(tmp_path / "adapter")
-        HfApi(token="t").create_repo("org/lora")
-        push_folder(tmp_path / "adapter", "org/lora", token="t")
-        loaded = AMESSForIntentClassification.from_pretrained("org/lora", token="t")
+        HfApi(token=hub.token).create_repo("org/lora")
+        push_folder(tmp_path / "adapter", "org/lora", token=hub.token)
+        loaded = AMESSForIntentClassification.from_pretrained("org/lora", token=hub.token)
         batch = random_batch(model.config)
         assert loaded.config.text_adapter is None
         torch.testing.assert_close(loaded(**batch).logits, model(**batch).logits, atol=1e-5, rtol=1e-5)
@@ -157,9 +161,9 @@ class TestTraining:
             else:
                 assert rates.get(id(parameter)) == (None if "text_encoder" in name else 3.0)
 
-    def test_trains_resumes_and_loads(self, tokenizer, tmp_path):
+    def test_trains_resumes_and_loads(self, tmp_path):
         model = adapted(tmp_path / "base")
-        clips = dataset(model.config)
+        clips = distributed_worker.make_clips(9, seed=3)
 
         def run(model, folder, steps, **fields):
             trainer = AMESSTrainer(
@@ -167,7 +171,7 @@ class TestTraining:
                 arguments(folder, max_steps=steps, save_strategy="steps", save_steps=2, eval_strategy="no",
                           load_best_model_at_end=False, weight_averaging=0.9, gradient_checkpointing=True, **fields),
                 train_dataset=clips,
-                processing_class=tokenizer,
+                processing_class=distributed_worker.make_tokenizer(),
             )  # fmt: skip
             trainer.train(resume_from_checkpoint=(folder / "checkpoint-2").is_dir())
             trainer.save_model()
