@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from datasets import Dataset
@@ -73,7 +74,7 @@ def load_teacher_logits(path: str | os.PathLike) -> tuple[list[str], np.ndarray,
             with safe_open(path, framework="np") as file:
                 logits, texts = file.get_tensor("logits"), file.metadata() or {}
             ids, names = (np.array(json.loads(texts[name])) for name in ("ids", "label_names"))
-    except (KeyError, SafetensorError, OSError, EOFError, ValueError) as error:
+    except (KeyError, SafetensorError, BadZipFile, OSError, EOFError, ValueError) as error:
         raise ValueError(
             f"{path} is not a file of a teacher's logits ({' '.join(str(error).split())}); write it with "
             "`save_teacher_logits`"

@@ -112,7 +112,7 @@ class TestTeachers:
         clips = distributed_worker.make_clips(9, seed=3)
         taught = add_teacher_logits(clips, tmp_path / "teacher", LABELS)
         expected = predict_clips(teacher, clips, AMESSDataCollator(processor)).logits
-        answers = torch.tensor(np.array(taught["teacher_logits"][:]))
+        answers = torch.tensor(np.array(taught["teacher_logits"][:])).float()
         torch.testing.assert_close(answers, torch.tensor(expected).log_softmax(-1))
 
         def trained(weight):
