@@ -38,3 +38,7 @@ __all__ = [
     "push_to_hub",
     "save_for_hub",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -15,13 +15,13 @@ from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import logging
 from transformers.utils.type_validators import interval
 
-from .constants_amess import LOSS_PARTS
+from .constants_amess import FEATURE_MODALITIES, LOSS_PARTS
 
 
 logger = logging.get_logger(__name__)
 
 # Written into every saved config. A checkpoint whose number is higher than this was made by a later version.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 # Saved with every config: where the Auto classes and `pipeline` find this code in a checkpoint's folder. The entries that
 # transformers writes by itself (`register_for_auto_class`) are one for each class, and none for a pipeline.
@@ -130,8 +130,20 @@ class AMESSConfig(PreTrainedConfig):
         num_anchors (`int`, *optional*, defaults to 8):
             Anchors chosen in each modality.
         fusion_type (`str`, *optional*, defaults to `"anchor"`):
-            `"anchor"` (A-ME), `"cross_modal"` (pairwise cross-modal attention, as in MulT), `"mean"` (pooling,
-            concatenation, MLP) or `"text"` (no fusion); see `fusion_amess.py`.
+            `"anchor"` (A-ME), `"late"` (a classifier for each modality, log-probabilities added), `"cross_modal"` (pairwise
+            cross-modal attention, as in MulT), `"mean"` (pooling, concatenation, MLP), `"gated_anchor"` (A-ME of checkpoint
+            format 1) or `"text"` (no fusion); see `fusion_amess.py`.
+        audio_feature_norm, video_feature_norm (`str`, *optional*, defaults to `"frame"`):
+            `"frame"` normalises each frame over its numbers, `"clip"` each number over the frames of the clip.
+        num_audio_conv_layers, num_video_conv_layers (`int`, *optional*, defaults to 0):
+            Temporal convolutions over the frames of a modality, each of which halves the number of tokens.
+        conv_kernel_size (`int`, *optional*, defaults to 5):
+            Frames that a temporal convolution sees at once; odd.
+        audio_pooling, video_pooling (`str`, *optional*, defaults to `"logsumexp"`):
+            How the evidence of a modality is pooled over time: `"logsumexp"` of the votes of its frames, or `"statistics"`
+            (mean and deviation).
+        modality_loss_weight (`float`, *optional*, defaults to 1.0):
+            Weight of the cross-entropies of words, sound and picture by themselves (`fusion_type` `"anchor"` and `"late"`).
         projection_dim (`int`, *optional*, defaults to 256):
             Width of `multimodal_embeds` and `label_embeds`.
         dropout (`float`, *optional*, defaults to 0.3):
@@ -186,7 +198,7 @@ class AMESSConfig(PreTrainedConfig):
             What turned sound into `audio_features`: a Hub model, `"log-mel"`, or `None` where it is not known.
         video_encoder (`str`, *optional*):
             What turned frames into `video_features`: a Hub model, `"frame-difference"`, or `None`.
-        format_version (`int`, *optional*, defaults to 1):
+        format_version (`int`, *optional*, defaults to 2):
             Version of the checkpoint format.
 
     Raises:
@@ -217,6 +229,9 @@ class AMESSConfig(PreTrainedConfig):
         "pooler_output",
         "anchor_indices",
         "anchor_scores",
+        "evidence",
+        "modality_mask",
+        "text_pooler_output",
         *LOSS_PARTS,
         "hidden_states",
         "attentions",
@@ -234,6 +249,14 @@ class AMESSConfig(PreTrainedConfig):
     num_fusion_layers: int = _count(default=2)
     num_anchors: int = _count(default=8)
     fusion_type: str = "anchor"
+    audio_feature_norm: str = "frame"
+    video_feature_norm: str = "frame"
+    num_audio_conv_layers: int = interval(min=0, max=8)(default=0)
+    num_video_conv_layers: int = interval(min=0, max=8)(default=0)
+    conv_kernel_size: int = _count(default=5)
+    audio_pooling: str = "logsumexp"
+    video_pooling: str = "logsumexp"
+    modality_loss_weight: float | int = _non_negative(default=1.0)
     projection_dim: int = _count(default=256)
     dropout: float | int = _share(default=0.3)
     modality_dropout: float | int = _share(default=0.1)
@@ -267,6 +290,10 @@ class AMESSConfig(PreTrainedConfig):
         if not __name__.startswith("transformers_modules."):
             # The installed package has registered all this; transformers asks for `trust_remote_code` where it is set.
             kwargs = {name: value for name, value in kwargs.items() if name not in REMOTE_CODE}
+        if self.format_version == 1:
+            # Checkpoints of that format chose their anchors otherwise.
+            self.fusion_type = "gated_anchor" if self.fusion_type == "anchor" else self.fusion_type
+            self.format_version = FORMAT_VERSION
         if self.id2label is None and self.label2id:
             self.id2label = {index: name for name, index in self.label2id.items()}
         try:
@@ -320,11 +347,19 @@ class AMESSConfig(PreTrainedConfig):
             `ValueError`: Naming the field, its value and what is allowed.
         """
         # Here, because reading a configuration needs no layers.
+        from .evidence_amess import POOLINGS
         from .fusion_amess import FUSION_TYPES
         from .text_encoders_amess import TEXT_POOLINGS, check_text_config
 
         if self.fusion_type not in FUSION_TYPES:
             self._refuse("fusion_type", f"one of {', '.join(FUSION_TYPES)}")
+        for modality in FEATURE_MODALITIES:
+            choices = {f"{modality}_pooling": POOLINGS, f"{modality}_feature_norm": ("frame", "clip")}
+            for name, allowed in choices.items():
+                if getattr(self, name) not in allowed:
+                    self._refuse(name, f"one of {', '.join(allowed)}")
+        if self.conv_kernel_size % 2 == 0:
+            self._refuse("conv_kernel_size", "an odd number")
         if self.hidden_size % self.num_attention_heads:
             self._refuse("hidden_size", f"a multiple of `num_attention_heads` ({self.num_attention_heads})")
         if self.hidden_size % 2:

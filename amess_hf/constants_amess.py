@@ -19,6 +19,9 @@ CLIP_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".wav", ".mp3", ".flac
 # Parts of the loss, as the classifier's outputs and the training log name them.
 LOSS_PARTS = (
     "classification_loss",
+    "text_loss",
+    "audio_loss",
+    "video_loss",
     "label_triplet_loss",
     "label_contrastive_loss",
     "batch_triplet_loss",

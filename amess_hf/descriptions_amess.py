@@ -71,7 +71,7 @@ def validate_label_descriptions(
         if missing:
             raise ValueError(
                 f"{source}: no description for {', '.join(f'`{label}`' for label in missing)}; add them or write them "
-                "with examples/generate_label_descriptions.py."
+                "with examples/generate_label_descriptions.py"
             )
         descriptions = {label: descriptions[label] for label in labels}
     for label, sentences in descriptions.items():
@@ -95,7 +95,7 @@ def read_description_file(name_or_path: str | Path) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: no valid JSON ({error}); write it anew or mend it.") from error
+        raise ValueError(f"{path}: not valid JSON ({error}); correct it or write it again") from error
     if not isinstance(content, dict) or not isinstance(content.get("descriptions"), dict):
         raise ValueError(f'{path}: expected {{"descriptions": {{label: [sentence, ...]}}}} at the top.')
     return content

@@ -2,7 +2,7 @@
 
 To add a fusion:
 
-1. Subclass [`AMESSFusion`]: `self.embeddings` projects the modalities to one width, `forward` returns a [`FusionOutput`].
+1. Subclass [`AMESSTokenFusion`]: `self._embed` makes tokens of one width, `forward` returns a [`FusionOutput`].
 2. Leave absent modalities out (`_concatenate` puts zeros in their place), and keep padding out with the masks.
 3. Add the class to [`FUSIONS`] under its `fusion_type`: the configuration then accepts that value, the model builds it.
 4. Initialise parameters that are not in a `torch.nn` layer in [`AMESSPreTrainedModel._init_weights`].
@@ -21,7 +21,8 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .constants_amess import MODALITIES, NO_ANCHOR
+from .constants_amess import FEATURE_MODALITIES, MODALITIES, NO_ANCHOR
+from .evidence_amess import AMESSEvidence, AMESSVotes, masked_statistics
 
 
 @dataclass
@@ -30,13 +31,16 @@ class FusionOutput:
 
     Attributes:
         state (`torch.Tensor` of shape `(batch_size, text_config.hidden_size)`): The fused clip, added to the text summary.
+        evidence (`torch.Tensor` of shape `(batch_size, 2, num_labels)`, *optional*):
+            What sound and picture say by themselves, added to the logits.
         anchor_indices (`torch.LongTensor` of shape `(batch_size, 3, num_anchors)`, *optional*): Positions of the anchors.
-        anchor_scores (`torch.Tensor` of shape `(batch_size, 3, num_anchors)`, *optional*): Gates of the anchors.
+        anchor_scores (`torch.Tensor` of shape `(batch_size, 3, num_anchors)`, *optional*): How much of its modality each anchor carries.
         hidden_states (`tuple(torch.Tensor)`, *optional*): States before the first layer and after each.
         attentions (`tuple(torch.Tensor)`, *optional*): Attention weights of each layer.
     """
 
     state: torch.Tensor
+    evidence: torch.Tensor | None = None
     anchor_indices: torch.Tensor | None = None
     anchor_scores: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
@@ -160,46 +164,99 @@ class AMESSFusionLayer(GradientCheckpointingLayer):
         return states + self.dropout(self.mlp(self.mlp_norm(states))), weights
 
 
+class AMESSTemporalLayer(nn.Module):
+    """Frames that know their neighbours: a convolution over time that halves the rate, added to the mean of each two frames.
+
+    The result for a clip depends on its own frames alone: padding counts as zero to a neighbour, as what lies beyond the
+    clip's ends does, and in no mean.
+
+    Args:
+        config ([`AMESSConfig`]): The model's configuration.
+    """
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        size, kernel_size = config.hidden_size, config.conv_kernel_size
+        self.conv = nn.Conv1d(size, size, kernel_size, stride=2, padding=kernel_size // 2)
+        self.norm = nn.LayerNorm(size, eps=config.layer_norm_eps)
+
+    def forward(self, tokens: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Halve the tokens of one modality.
+
+        Args:
+            tokens (`torch.Tensor` of shape `(batch_size, length, hidden_size)`): Tokens.
+            mask (`torch.BoolTensor` of shape `(batch_size, length)`): Which of them are present.
+
+        Returns:
+            `tuple`: tokens `(batch_size, (length + 1) // 2, hidden_size)` and their mask.
+        """
+        present = mask.unsqueeze(1).to(tokens.dtype)  # (batch, 1, length)
+        tokens = tokens.transpose(1, 2) * present
+        share = nn.functional.avg_pool1d(present, 2, ceil_mode=True)  # of each two frames: those that are present
+        means = nn.functional.avg_pool1d(tokens, 2, ceil_mode=True) / share.clamp(min=0.5)
+        states = self.conv(tokens).transpose(1, 2)
+        return means.transpose(1, 2) + nn.functional.gelu(self.norm(states)), share[:, 0] > 0
+
+
 class AMESSModalityEmbedding(nn.Module):
     """Project the features of one modality to the fusion's width; add what modality and which position they are.
 
     Args:
         config ([`AMESSConfig`]): The model's configuration.
         feature_size (`int`): Width of the features.
+        num_conv_layers (`int`): Temporal convolutions, each of which halves the number of tokens.
     """
 
-    def __init__(self, config: PreTrainedConfig, feature_size: int):
+    def __init__(self, config: PreTrainedConfig, feature_size: int, num_conv_layers: int = 0):
         super().__init__()
-        self.layer_norm_eps = config.layer_norm_eps
         self.projection = nn.Linear(feature_size, config.hidden_size)
+        self.frames_per_token = 2**num_conv_layers
+        self.conv_layers = nn.ModuleList([AMESSTemporalLayer(config) for _ in range(num_conv_layers)])
+        self.conv_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if num_conv_layers else None
         self.modality_embedding = nn.Parameter(torch.zeros(config.hidden_size))
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Embed `(batch_size, length, feature_size)` as `(batch_size, length, hidden_size)`."""
-        # No gain or bias here: the projection right after it has both, and without them the backward pass skips the
-        # features.
-        features = nn.functional.layer_norm(
-            features.to(self.projection.weight.dtype), features.shape[-1:], eps=self.layer_norm_eps
-        )
-        tokens = self.projection(features) + self.modality_embedding
-        return self.norm(tokens + sinusoidal_positions(tokens.shape[1], tokens.shape[2], tokens))
+    def forward(self, features: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embed normalised features.
+
+        Args:
+            features (`torch.Tensor` of shape `(batch_size, length, feature_size)`): Features.
+            mask (`torch.BoolTensor` of shape `(batch_size, length)`): Which of them are present.
+
+        Returns:
+            `tuple`: tokens `(batch_size, tokens, hidden_size)` and their mask; a token stands for `2**num_conv_layers`
+            frames.
+        """
+        tokens = self.projection(features)
+        if self.conv_norm is not None:
+            tokens = self.conv_norm(tokens)
+        for layer in self.conv_layers:
+            tokens, mask = layer(tokens, mask)
+        tokens = tokens + self.modality_embedding
+        return self.norm(tokens + sinusoidal_positions(tokens.shape[1], tokens.shape[2], tokens)), mask
 
 
 class AMESSModalityEmbeddings(nn.ModuleDict):
-    """One embedding for each modality that the configuration names."""
+    """One embedding for each modality that the configuration names.
+
+    Args:
+        config ([`AMESSConfig`]): The model's configuration.
+    """
 
     def __init__(self, config: PreTrainedConfig):
         sizes = {
-            "text": config.text_config.hidden_size,
-            "audio": config.audio_feature_size,
-            "video": config.video_feature_size,
+            "text": (config.text_config.hidden_size, 0),
+            "audio": (config.audio_feature_size, config.num_audio_conv_layers),
+            "video": (config.video_feature_size, config.num_video_conv_layers),
         }
-        super().__init__({name: AMESSModalityEmbedding(config, size) for name, size in sizes.items() if size})
+        super().__init__({name: AMESSModalityEmbedding(config, *size) for name, size in sizes.items() if size[0]})
 
-    def forward(self, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Embed each modality's `(batch_size, length, feature_size)` as `(batch_size, length, hidden_size)`."""
-        return {name: embedding(features[name]) for name, embedding in self.items() if name in features}
+    def forward(
+        self, features: dict[str, torch.Tensor], masks: dict[str, torch.Tensor]
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Embed each modality; both arguments and both results are dictionaries by modality."""
+        embedded = {name: layer(features[name], masks[name]) for name, layer in self.items() if name in features}
+        return {name: pair[0] for name, pair in embedded.items()}, {name: pair[1] for name, pair in embedded.items()}
 
 
 class AMESSAnchorSelection(nn.Module):
@@ -268,7 +325,48 @@ class AMESSFusion(nn.Module):
     def __init__(self, config: PreTrainedConfig):
         super().__init__()
         self.config = config
+
+    def _normalize(self, features: dict[str, torch.Tensor], masks: dict[str, torch.Tensor]):
+        """Normalise each frame over its numbers or, where the configuration says so, each number over the clip's frames."""
+        dtype, eps = next(self.parameters()).dtype, self.config.layer_norm_eps
+        normalized = {}
+        for name, frames in features.items():
+            frames = frames.to(dtype)
+            if getattr(self.config, f"{name}_feature_norm", "frame") == "clip":
+                mean, deviation = masked_statistics(frames, masks[name])
+                normalized[name] = (frames - mean.unsqueeze(1)) / (deviation.unsqueeze(1) + eps)
+            else:
+                # No gain or bias: the linear maps that follow have both, and without them the backward pass skips the
+                # features.
+                normalized[name] = nn.functional.layer_norm(frames, frames.shape[-1:], eps=eps)
+        return normalized
+
+    def _stack_evidence(self, evidence: dict[str, torch.Tensor], summary: torch.Tensor):
+        """Evidence of sound and picture, (batch, 2, num_labels); zero for a modality that is absent."""
+        absent = summary.new_zeros(summary.shape[0], self.config.num_labels, dtype=torch.float32)
+        return torch.stack([evidence.get(name, absent) for name in FEATURE_MODALITIES], dim=1)
+
+    def select_labels(self, rows: list[int | None]) -> None:
+        """Follow a new label set: label `i` votes as label `rows[i]` did, and not at all where that is `None`."""
+        for module in self.modules():
+            if isinstance(module, AMESSVotes):
+                module.select_labels(rows)
+
+
+class AMESSTokenFusion(AMESSFusion):
+    """Base class of the fusions that embed the features as tokens of one width.
+
+    Args:
+        config ([`AMESSConfig`]): The model's configuration.
+    """
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__(config)
         self.embeddings = AMESSModalityEmbeddings(config)
+
+    def _embed(self, features: dict[str, torch.Tensor], masks: dict[str, torch.Tensor]):
+        """Tokens and their masks by modality, (batch, tokens, hidden_size) and (batch, tokens)."""
+        return self.embeddings(self._normalize(features, masks), masks)
 
     def _concatenate(self, states: dict[str, torch.Tensor], summary: torch.Tensor):
         """Concatenate one state (batch, hidden_size) for each modality, with zeros for those that are absent."""
@@ -276,30 +374,90 @@ class AMESSFusion(nn.Module):
         return torch.cat([states.get(name, absent) for name in self.embeddings], dim=-1)
 
 
-class AMESSAnchorFusion(AMESSFusion):
-    """A-ME: anchors of all modalities attend to one another and to all tokens; linear in the number of tokens."""
+def choose_anchors(
+    scores: torch.Tensor, mask: torch.Tensor, num_anchors: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Choose the tokens with the highest scores.
+
+    Args:
+        scores (`torch.FloatTensor` of shape `(batch_size, length)`): Scores of the tokens of one modality.
+        mask (`torch.BoolTensor` of shape `(batch_size, length)`): Which of them are present.
+        num_anchors (`int`): How many to choose; fewer of a clip that has fewer.
+
+    Returns:
+        `tuple`: positions (0 where there is none), shares in the softmax of all scores (0 where there is none), through
+        which all tokens get gradient, and which are present, each `(batch_size, num_anchors)`, best first.
+    """
+    shares = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(-1) * mask
+    # With the padding, a clip shorter than `num_anchors` takes the same path as any other.
+    ranks = nn.functional.pad(scores.masked_fill(~mask, float("-inf")), (0, num_anchors), value=float("-inf"))
+    ranks, indices = ranks.topk(num_anchors)
+    present = ranks > float("-inf")
+    indices = indices.masked_fill(~present, 0)
+    return indices, shares.gather(1, indices) * present, present
+
+
+class AMESSAnchorFusion(AMESSTokenFusion):
+    """A-ME: anchors of all modalities attend to one another and to all tokens; linear in the number of tokens.
+
+    The frames of sound and picture vote for intents, and the frames that say most are their anchors; the anchors of the
+    words are those that a summary of the utterance scores highest.
+
+    Args:
+        config ([`AMESSConfig`]): The model's configuration.
+    """
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__(config)
-        summary_size = config.text_config.hidden_size
-        self.selections = nn.ModuleDict({name: AMESSAnchorSelection(config, summary_size) for name in self.embeddings})
+        self._make_choice(config)
         # Attended to when nothing else is there, so that a clip without any modality has defined attention weights.
         self.nothing = nn.Parameter(torch.zeros(config.hidden_size))
         self.layers = nn.ModuleList([AMESSFusionLayer(config) for _ in range(config.num_fusion_layers)])
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.out_proj = nn.Linear(config.hidden_size * len(self.embeddings), summary_size)
+        self.out_proj = nn.Linear(config.hidden_size * len(self.embeddings), config.text_config.hidden_size)
+
+    def _make_choice(self, config: PreTrainedConfig):
+        self.evidence = AMESSEvidence(config)
+        self.query = nn.Linear(config.text_config.hidden_size, config.hidden_size)
+
+    def _choose(
+        self,
+        features: dict[str, torch.Tensor],
+        masks: dict[str, torch.Tensor],
+        tokens: dict[str, torch.Tensor],
+        token_masks: dict[str, torch.Tensor],
+        summary: torch.Tensor,
+    ):
+        """Anchors by modality, as (states, positions, shares, present), and the evidence by modality (`None`: there is none)."""
+        evidence, scores = {}, {}
+        for name, layer in self.evidence.items():
+            if name in tokens:
+                evidence[name], scores[name] = layer(features[name], masks[name], tokens[name], token_masks[name])
+        if "text" in tokens:
+            query = self.query(summary) / math.sqrt(self.config.hidden_size)
+            scores["text"] = torch.einsum("bth,bh->bt", tokens["text"], query).float()
+        chosen = {}
+        for name in tokens:
+            indices, shares, present = choose_anchors(scores[name], token_masks[name], self.config.num_anchors)
+            states = tokens[name].gather(1, indices.unsqueeze(-1).expand(-1, -1, tokens[name].shape[-1]))
+            chosen[name] = states, indices, shares, present
+        return chosen, evidence
 
     def forward(
         self, features: dict[str, torch.Tensor], masks: dict[str, torch.Tensor], summary: torch.Tensor
     ) -> FusionOutput:
         """Fuse; see [`AMESSFusion`]."""
-        tokens = self.embeddings(features)
-        chosen = {name: self.selections[name](tokens[name], masks[name], summary) for name in tokens}
+        normalized = self._normalize(features, masks)
+        tokens, token_masks = self.embeddings(normalized, masks)
+        # Statistics of a clip keep how loud it is.
+        raw = {name for name in FEATURE_MODALITIES if getattr(self.config, f"{name}_feature_norm") == "clip"}
+        frames = {name: features[name] if name in raw else normalized[name] for name in features}
+        chosen, evidence = self._choose(frames, masks, tokens, token_masks, summary)
         anchors = torch.cat([chosen[name][0] for name in tokens], dim=1)
         present = torch.cat([chosen[name][3] for name in tokens], dim=1)
         nothing = self.nothing.expand(anchors.shape[0], 1, -1)
         memory = torch.cat([nothing, *tokens.values()], dim=1)
-        mask = torch.cat([present, present.new_ones(present.shape[0], 1), *[masks[name] for name in tokens]], dim=1)
+        mask = torch.cat([present, present.new_ones(present.shape[0], 1), *token_masks.values()], dim=1)
         attention_mask = _attention_mask(self.config, anchors, torch.cat([anchors, memory], dim=1), mask)
         # Kept by hand: the hooks of transformers' `capture_outputs` cannot be compiled where a model contains another.
         hidden_states, attentions = (anchors,), ()
@@ -307,35 +465,92 @@ class AMESSAnchorFusion(AMESSFusion):
             anchors, weights = layer(anchors, memory, attention_mask, attend_to_states=True)
             hidden_states, attentions = (*hidden_states, anchors), (*attentions, weights)
         pooled = self._pool(self.norm(anchors), chosen)
-        indices, gates = self._by_modality(chosen, summary)
+        indices, shares = self._by_modality(chosen, summary)
         return FusionOutput(
-            self.out_proj(self._concatenate(pooled, summary)), indices, gates, hidden_states, attentions
+            self.out_proj(self._concatenate(pooled, summary)),
+            None if evidence is None else self._stack_evidence(evidence, summary),
+            indices,
+            shares,
+            hidden_states,
+            attentions,
         )
 
     def _pool(self, anchors: torch.Tensor, chosen: dict[str, tuple[torch.Tensor, ...]]):
-        """Average each modality's anchors, weighted by their gates: modality -> (batch, hidden_size)."""
+        """Average each modality's anchors, weighted by their shares: modality -> (batch, hidden_size)."""
         pooled = {}
         for name, states in zip(chosen, anchors.split(self.config.num_anchors, dim=1), strict=True):
-            gates = chosen[name][2].to(states.dtype).unsqueeze(-1)
-            pooled[name] = (states * gates).sum(1) / gates.sum(1).clamp(min=1e-6)
+            shares = chosen[name][2].to(states.dtype).unsqueeze(-1)
+            pooled[name] = (states * shares).sum(1) / shares.sum(1).clamp(min=1e-6)
         return pooled
 
     def _by_modality(self, chosen: dict[str, tuple[torch.Tensor, ...]], summary: torch.Tensor):
-        """Positions and gates of all three modalities, (batch, 3, num_anchors) each."""
+        """Positions (of frames) and shares of all three modalities, (batch, 3, num_anchors) each."""
         shape = (summary.shape[0], self.config.num_anchors)
-        indices, gates = [], []
+        indices, shares = [], []
         for name in MODALITIES:
             if name in chosen:
-                _, index, gate, present = chosen[name]
-                indices.append(index.masked_fill(~present, NO_ANCHOR))
-                gates.append(gate)
+                _, index, share, present = chosen[name]
+                frames = index * self.embeddings[name].frames_per_token
+                indices.append(frames.masked_fill(~present, NO_ANCHOR))
+                shares.append(share)
             else:
                 indices.append(torch.full(shape, NO_ANCHOR, dtype=torch.long, device=summary.device))
-                gates.append(torch.zeros(shape, device=summary.device))
-        return torch.stack(indices, dim=1), torch.stack(gates, dim=1)
+                shares.append(torch.zeros(shape, device=summary.device))
+        return torch.stack(indices, dim=1), torch.stack(shares, dim=1)
 
 
-class AMESSMeanFusion(AMESSFusion):
+class AMESSGatedAnchorFusion(AMESSAnchorFusion):
+    """A-ME of checkpoint format 1, and an ablation: a summary of the words scores all tokens, and no modality votes.
+
+    Args:
+        config ([`AMESSConfig`]): The model's configuration.
+    """
+
+    def _make_choice(self, config: PreTrainedConfig):
+        summary_size = config.text_config.hidden_size
+        self.selections = nn.ModuleDict({name: AMESSAnchorSelection(config, summary_size) for name in self.embeddings})
+
+    def _choose(
+        self,
+        features: dict[str, torch.Tensor],
+        masks: dict[str, torch.Tensor],
+        tokens: dict[str, torch.Tensor],
+        token_masks: dict[str, torch.Tensor],
+        summary: torch.Tensor,
+    ):
+        return {name: self.selections[name](tokens[name], token_masks[name], summary) for name in tokens}, None
+
+
+class AMESSLateFusion(AMESSFusion):
+    """Baseline: a classifier over the mean frame of each of sound and picture.
+
+    Their log-probabilities are added to the words' logits, with scales that are learned.
+
+    Args:
+        config ([`AMESSConfig`]): The model's configuration.
+    """
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__(config)
+        sizes = {name: getattr(config, f"{name}_feature_size") for name in FEATURE_MODALITIES}
+        sizes = {name: size for name, size in sizes.items() if size}
+        self.votes = nn.ModuleDict({name: AMESSVotes(size, config.num_labels) for name, size in sizes.items()})
+        self.scales = nn.ParameterDict({name: nn.Parameter(torch.ones(1)) for name in sizes})
+
+    def forward(
+        self, features: dict[str, torch.Tensor], masks: dict[str, torch.Tensor], summary: torch.Tensor
+    ) -> FusionOutput:
+        """Fuse; see [`AMESSFusion`]."""
+        normalized = self._normalize(features, masks)
+        evidence = {}
+        for name, votes in self.votes.items():
+            if name in features:
+                log_probs = votes(masked_mean(normalized[name], masks[name])).float().log_softmax(-1)
+                evidence[name] = self.scales[name].float() * log_probs * masks[name].any(1, keepdim=True)
+        return FusionOutput(torch.zeros_like(summary), self._stack_evidence(evidence, summary))
+
+
+class AMESSMeanFusion(AMESSTokenFusion):
     """Ablation: mean of each modality, concatenation, MLP."""
 
     def __init__(self, config: PreTrainedConfig):
@@ -351,11 +566,12 @@ class AMESSMeanFusion(AMESSFusion):
         self, features: dict[str, torch.Tensor], masks: dict[str, torch.Tensor], summary: torch.Tensor
     ) -> FusionOutput:
         """Fuse; see [`AMESSFusion`]."""
-        means = {name: masked_mean(tokens, masks[name]) for name, tokens in self.embeddings(features).items()}
+        tokens, masks = self._embed(features, masks)
+        means = {name: masked_mean(tokens[name], masks[name]) for name in tokens}
         return FusionOutput(self.mlp(self._concatenate(means, summary)))
 
 
-class AMESSCrossModalFusion(AMESSFusion):
+class AMESSCrossModalFusion(AMESSTokenFusion):
     """Ablation: the pairwise scheme of MulT (Tsai et al., ACL 2019, section 3), at this model's width.
 
     Every token of a modality attends to all tokens of each other modality, then to those of its own; the means of the
@@ -383,7 +599,7 @@ class AMESSCrossModalFusion(AMESSFusion):
         self, features: dict[str, torch.Tensor], masks: dict[str, torch.Tensor], summary: torch.Tensor
     ) -> FusionOutput:
         """Fuse; see [`AMESSFusion`]."""
-        tokens = self.embeddings(features)
+        tokens, masks = self._embed(features, masks)
         means = {name: masked_mean(self._attend(name, tokens, masks), masks[name]) for name in tokens}
         return FusionOutput(self.out_proj(self._concatenate(means, summary)))
 
@@ -413,6 +629,8 @@ class AMESSCrossModalFusion(AMESSFusion):
 FUSIONS: dict[str, type[AMESSFusion] | None] = {
     "anchor": AMESSAnchorFusion,
     "cross_modal": AMESSCrossModalFusion,
+    "gated_anchor": AMESSGatedAnchorFusion,
+    "late": AMESSLateFusion,
     "mean": AMESSMeanFusion,
     "text": None,
 }

@@ -36,7 +36,7 @@ CARD_NAME = "README.md"
 # What goes to the Hub: files with these endings at the top of a folder. Checkpoints and reports have folders of their own,
 # predictions are .tsv, and whatever torch pickles ends in .bin, .pt or .pth.
 ENDINGS_FOR_HUB = (".json", ".safetensors", "_amess.py", ".md", ".txt", ".model", ".jinja")
-NOT_FOR_HUB = {"trainer_state.json", "averaged_weights.safetensors"}
+NOT_FOR_HUB = {"trainer_state.json", "averaged_weights.safetensors", "run.json", "finished.json"}
 # What the next push of a model replaces as a whole: its weights, its code and its detector.
 ENDINGS_REPLACED = (".safetensors", ".safetensors.index.json", "_amess.py", DETECTOR_CONFIG_NAME)
 

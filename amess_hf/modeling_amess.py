@@ -18,10 +18,17 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from .adapters_amess import base_of, frozen_names, inject_adapter, load_frozen_weights, merged_state_dict
 from .configuration_amess import AMESSConfig, text_positions
-from .constants_amess import LOSS_PARTS, NO_ANCHOR, OUT_OF_SCOPE_ID
+from .constants_amess import FEATURE_MODALITIES, LOSS_PARTS, MODALITIES, NO_ANCHOR, OUT_OF_SCOPE_ID
 from .descriptions_amess import describe_labels
 from .distributed_amess import gather_clips, mean_over_processes
-from .fusion_amess import FUSIONS, AMESSAnchorFusion, AMESSModalityEmbedding, FusionOutput
+from .evidence_amess import AMESSVotes
+from .fusion_amess import (
+    FUSIONS,
+    AMESSAnchorFusion,
+    AMESSLateFusion,
+    AMESSModalityEmbedding,
+    FusionOutput,
+)
 from .loss_amess import (
     batch_triplet_loss,
     classification_loss,
@@ -32,7 +39,7 @@ from .loss_amess import (
     outlier_exposure_loss,
 )
 from .padding_amess import encode_texts
-from .recipe_amess import config_fields_for, label_names
+from .recipe_amess import config_fields_for, front_end_fields, label_names
 from .text_encoders_amess import (
     build_text_encoder,
     encode_tokens,
@@ -61,7 +68,14 @@ class AMESSModelOutput(ModelOutput):
             Positions of the anchors in the words, the sound and the picture (in this order), best first; -1 for none.
             Only with `fusion_type="anchor"`.
         anchor_scores (`torch.FloatTensor` of shape `(batch_size, 3, num_anchors)`, *optional*):
-            Their gates, from 0 to 1; 0 for none.
+            The share of its modality that each anchor carries (of the votes, in sound and picture), from 0 to 1; 0 for none.
+        evidence (`torch.FloatTensor` of shape `(batch_size, 2, num_labels)`, *optional*):
+            What the sound and the picture add to the logits of each label; 0 for a clip that lacks them. Only with
+            `fusion_type` `"anchor"` and `"late"`.
+        modality_mask (`torch.BoolTensor` of shape `(batch_size, 3)`, *optional*):
+            Which clips were answered from words, sound and picture.
+        text_pooler_output (`torch.FloatTensor` of shape `(batch_size, text_config.hidden_size)`, *optional*):
+            The mean of the words' states; what the classifier sees of a clip that has words alone.
         hidden_states (`tuple(torch.FloatTensor)`, *optional*):
             With `output_hidden_states=True` and `fusion_type="anchor"`: the anchors before the first fusion layer and
             after each, of shape `(batch_size, modalities * num_anchors, hidden_size)`.
@@ -75,6 +89,9 @@ class AMESSModelOutput(ModelOutput):
     pooler_output: torch.FloatTensor | None = None
     anchor_indices: torch.LongTensor | None = None
     anchor_scores: torch.FloatTensor | None = None
+    evidence: torch.FloatTensor | None = None
+    modality_mask: torch.BoolTensor | None = None
+    text_pooler_output: torch.FloatTensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
 
@@ -98,8 +115,9 @@ class AMESSClassifierOutput(ModelOutput):
             Scores of the labels.
         label_embeds (`torch.FloatTensor` of shape `(num_labels, projection_dim)`, *optional*):
             The label descriptions, unit length; `None` where the model has none.
-        classification_loss, label_triplet_loss, label_contrastive_loss, batch_triplet_loss, consistency_loss,
-        outlier_exposure_loss, distillation_loss (`torch.FloatTensor`, scalar, *optional*):
+        classification_loss, text_loss, audio_loss, video_loss, label_triplet_loss, label_contrastive_loss,
+        batch_triplet_loss, consistency_loss, outlier_exposure_loss,
+        distillation_loss (`torch.FloatTensor`, scalar, *optional*):
             The parts of the loss (`LOSS_PARTS`), before their weights, detached; `None` where the weight is zero.
     """
 
@@ -110,7 +128,13 @@ class AMESSClassifierOutput(ModelOutput):
     pooler_output: torch.FloatTensor | None = None
     anchor_indices: torch.LongTensor | None = None
     anchor_scores: torch.FloatTensor | None = None
+    evidence: torch.FloatTensor | None = None
+    modality_mask: torch.BoolTensor | None = None
+    text_pooler_output: torch.FloatTensor | None = None
     classification_loss: torch.FloatTensor | None = None
+    text_loss: torch.FloatTensor | None = None
+    audio_loss: torch.FloatTensor | None = None
+    video_loss: torch.FloatTensor | None = None
     label_triplet_loss: torch.FloatTensor | None = None
     label_contrastive_loss: torch.FloatTensor | None = None
     batch_triplet_loss: torch.FloatTensor | None = None
@@ -213,6 +237,11 @@ class AMESSPreTrainedModel(PreTrainedModel):
             # scores of anchors would start uninformative.
             init.normal_(module.projection.weight, std=0.5 * module.projection.in_features**-0.5)
             init.normal_(module.modality_embedding, std=self.config.initializer_range)
+        elif isinstance(module, AMESSVotes):
+            init.zeros_(module.weight)
+        elif isinstance(module, AMESSLateFusion):
+            for scale in module.scales.values():
+                init.ones_(scale)
         elif isinstance(module, AMESSAnchorFusion):
             init.normal_(module.nothing, std=self.config.initializer_range)
         elif isinstance(module, AMESSForIntentClassification):
@@ -354,20 +383,33 @@ class AMESSModel(AMESSPreTrainedModel):
         fused = (
             FusionOutput(torch.zeros_like(summary)) if self.fusion is None else self.fusion(features, masks, summary)
         )
-        pooled = summary + fused.state
+        modality_mask = self._modality_mask(masks, summary)
+        pooled = embedded = summary + fused.state
+        if fused.evidence is not None:
+            # Where there is nothing to fuse, a modality answers for itself: the words as if there were no fusion.
+            pooled = summary + fused.state * (modality_mask.sum(1, keepdim=True) > 1)
+            embedded = summary + fused.state * modality_mask[:, 1:].any(1, keepdim=True)
         anchor_indices = fused.anchor_indices
         if anchor_indices is not None and input_ids is not None and shift is not None:
             text = anchor_indices[:, 0]
             text = torch.where(text == NO_ANCHOR, text, text + shift)
             anchor_indices = torch.cat([text.unsqueeze(1), anchor_indices[:, 1:]], dim=1)
         return AMESSModelOutput(
-            multimodal_embeds=self.project(pooled),
+            multimodal_embeds=self.project(embedded),
             pooler_output=pooled,
             anchor_indices=anchor_indices,
             anchor_scores=fused.anchor_scores,
+            evidence=fused.evidence,
+            modality_mask=modality_mask,
+            text_pooler_output=None if fused.evidence is None else summary,
             hidden_states=fused.hidden_states if output_hidden_states else None,
             attentions=fused.attentions if output_attentions else None,
         )
+
+    def _modality_mask(self, masks: dict[str, torch.Tensor], summary: torch.Tensor):
+        """Which clips have words, sound and picture, (batch, 3)."""
+        nowhere = torch.zeros(summary.shape[0], dtype=torch.bool, device=summary.device)
+        return torch.stack([masks[name].any(1) if name in masks else nowhere for name in MODALITIES], dim=1)
 
     def _no_words(self, frames: torch.Tensor | None):
         """Return the summary of a batch without words, with as many clips as `frames`."""
@@ -378,7 +420,7 @@ class AMESSModel(AMESSPreTrainedModel):
     def _check_attentions(self, output_attentions: bool):
         if not output_attentions:
             return
-        if self.config.fusion_type != "anchor" or self.config._attn_implementation != "eager":
+        if "anchor" not in self.config.fusion_type or self.config._attn_implementation != "eager":
             raise ValueError(
                 "attention weights are returned for `fusion_type='anchor'` with `attn_implementation='eager'`; this model "
                 f"has {self.config.fusion_type!r} and {self.config._attn_implementation!r}; call "
@@ -454,6 +496,7 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
         label_descriptions: str | os.PathLike | list[str] | dict[str, list[str]] | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         dataset: Any = None,
+        dtype: str | torch.dtype = torch.float32,
         **config_kwargs: Any,
     ) -> "AMESSForIntentClassification":
         """Make a model around a pretrained text encoder; everything else is new.
@@ -471,6 +514,9 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
             dataset (`datasets.Dataset`, *optional*):
                 Training clips, as [`load_mintrec`] gives them: labels, feature widths, usual lengths and turns of context
                 are taken from them, and `fusion_type` is `"text"` where they have words alone.
+            dtype (`str` or `torch.dtype`, *optional*, defaults to `torch.float32`):
+                Of the weights, however they are stored: in float16 training soon ends in NaN. `"auto"` takes them as
+                stored. Half precision in training is `bf16` of the training arguments.
             config_kwargs:
                 Fields of [`AMESSConfig`]; they come before what follows from `dataset`.
 
@@ -488,13 +534,15 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
         if dataset is not None:
             labels = label_names(dataset) if labels is None else labels
             config_kwargs = {**config_fields_for(dataset, config_kwargs.get("context_turns")), **config_kwargs}
+        encoders = {name: config_kwargs.get(f"{name}_encoder") for name in FEATURE_MODALITIES}
+        config_kwargs = {**front_end_fields(**encoders), **config_kwargs}
         if labels is None and isinstance(label_descriptions, dict):
             labels = list(label_descriptions)
         if not labels:
             raise ValueError("no labels: give `labels`, `dataset`, or `label_descriptions` whose keys are the labels")
         if label_descriptions is not None:
             label_descriptions = describe_labels(list(labels), label_descriptions)
-        text_encoder = load_text_encoder(pretrained_model_name_or_path)
+        text_encoder = load_text_encoder(pretrained_model_name_or_path, dtype=dtype)
         usage = text_encoder_fields(pretrained_model_name_or_path, text_encoder.config)
         config = AMESSConfig(
             text_config=text_encoder.config,
@@ -610,6 +658,8 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
             classifier.weight[row] = 0.0 if known is None else self.classifier.weight[known]
             classifier.bias[row] = 0.0 if known is None else self.classifier.bias[known]
         self.classifier = classifier
+        if self.amess.fusion is not None:
+            self.amess.fusion.select_labels([trained.get(name) for name in label_descriptions])
         self.label_embeds = label_embeds.to(self.label_embeds)
         self.config.id2label = dict(enumerate(label_descriptions))
         self.config.label2id = {name: index for index, name in enumerate(label_descriptions)}
@@ -623,7 +673,9 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
         zero_shot = set(self.config.zero_shot_labels or ())
         return [index for index, name in self.config.id2label.items() if name not in zero_shot]
 
-    def combine_logits(self, class_logits: torch.Tensor, similarity_logits: torch.Tensor) -> torch.Tensor:
+    def combine_logits(
+        self, class_logits: torch.Tensor, similarity_logits: torch.Tensor, evidence: torch.Tensor | float = 0.0
+    ) -> torch.Tensor:
         """Combine the scores of the classifier with those of the descriptions.
 
         The similarities divide the probability between the labels that the classifier knows and those that it does not;
@@ -632,6 +684,8 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
         Args:
             class_logits (`torch.Tensor` of shape `(batch_size, num_labels)`): The classifier's scores.
             similarity_logits (`torch.Tensor` of shape `(batch_size, num_labels)`): Scaled similarities.
+            evidence (`torch.Tensor` of shape `(batch_size, num_labels)`, *optional*):
+                What sound and picture add; it moves probability between the labels that the classifier knows.
 
         Returns:
             `torch.Tensor` of shape `(batch_size, num_labels)`.
@@ -639,10 +693,10 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
         weight = self.config.label_similarity_weight
         trained = self._trained_labels()
         if self.config.label_descriptions is None or (weight == 0 and len(trained) == self.config.num_labels):
-            return class_logits
+            return class_logits + evidence
         if len(trained) == self.config.num_labels:
             # Not normalised: out-of-scope scores need to know how sure both are of a clip.
-            return (1 - weight) * class_logits.float() + weight * similarity_logits
+            return (1 - weight) * class_logits.float() + weight * similarity_logits + evidence
         by_similarity = similarity_logits.log_softmax(-1)
         if not trained:
             return by_similarity
@@ -650,7 +704,11 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
         known = by_similarity.index_select(1, index)
         share = known.logsumexp(-1, keepdim=True)
         by_class = class_logits.float().index_select(1, index).log_softmax(-1) + share
-        return by_similarity.index_copy(1, index, (1 - weight) * by_class + weight * known)
+        combined = (1 - weight) * by_class + weight * known
+        if isinstance(evidence, torch.Tensor):
+            shifted = combined + evidence.index_select(1, index)
+            combined = shifted.log_softmax(-1) + combined.logsumexp(-1, keepdim=True)
+        return by_similarity.index_copy(1, index, combined)
 
     def _encode_in_turns(self, input_ids: torch.Tensor, attention_mask: torch.Tensor):
         """Encode sentences a few at a time, and again when their gradient is wanted: only those few take memory."""
@@ -741,11 +799,16 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
         )
         class_logits = self.classifier(self.dropout(outputs.pooler_output))
         similarity_logits = self.similarity_logits(outputs.multimodal_embeds, label_embeds)
+        evidence = 0.0
+        if outputs.evidence is not None:
+            evidence = outputs.evidence.sum(1)
+            # Of a clip without words the similarity to descriptions says nothing.
+            similarity_logits = similarity_logits * outputs.modality_mask[:, :1]
         losses = {}
         if labels is not None:
             self._check_labels(labels, class_logits.shape[0] // passes)
             losses = self._losses(
-                outputs.multimodal_embeds,
+                outputs,
                 label_embeds,
                 class_logits,
                 similarity_logits,
@@ -753,7 +816,10 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
                 _repeat(candidate_mask, passes),
                 _repeat(teacher_logits, passes),
             )
-        logits = class_logits if self.training else self.combine_logits(class_logits, similarity_logits)
+        if self.training:
+            logits = class_logits + evidence
+        else:
+            logits = self.combine_logits(class_logits, similarity_logits, evidence)
         if passes > 1:
             count = logits.shape[0] // passes
             outputs, logits = outputs.first(count), logits[:count]
@@ -777,7 +843,7 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
 
     def _losses(
         self,
-        embeds: torch.Tensor,
+        outputs: AMESSModelOutput,
         label_embeds: torch.Tensor,
         class_logits: torch.Tensor,
         similarity_logits: torch.Tensor,
@@ -786,9 +852,17 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
         teacher_logits: torch.Tensor | None,
     ):
         """Compute `loss` and its parts; each is a mean over the labelled (or out-of-scope) clips of all processes."""
-        config, labelled = self.config, labels >= 0
+        config, labelled, embeds = self.config, labels >= 0, outputs.multimodal_embeds
+        evidence = 0.0 if outputs.evidence is None else outputs.evidence.sum(1)
+        answers = self.combine_logits(class_logits, similarity_logits, evidence)
+        if outputs.evidence is not None:
+            # Detached: sound and picture learn from losses of their own; the words, which fit the training clips within
+            # two epochs, would leave them no gradient (Wang et al., CVPR 2020).
+            class_logits = class_logits + outputs.evidence.sum(1).detach()
         values = classification_loss(class_logits, labels, config.label_smoothing, candidate_mask)
         parts = [("classification_loss", 1.0, self._mean(values, labelled))]
+        if outputs.evidence is not None and (weight := config.modality_loss_weight):
+            parts += self._modality_losses(outputs, labels, candidate_mask, weight)
         if weight := config.batch_triplet_loss_weight:
             others = gather_clips(embeds, labels) if self.training else ()
             values = batch_triplet_loss(embeds, labels, config.triplet_margin, *others)
@@ -809,11 +883,26 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
             values = consistency_loss(first, second, candidates).repeat(2)
             parts.append(("consistency_loss", weight, self._mean(values, labelled)))
         if teacher_logits is not None and (weight := config.distillation_loss_weight):
-            answers = self.combine_logits(class_logits, similarity_logits)
             values = distillation_loss(answers, teacher_logits, config.distillation_temperature, candidate_mask)
             parts.append(("distillation_loss", weight, self._mean(values, labelled)))
         loss = sum(weight * mean for _, weight, mean in parts)
         return {"loss": loss, **{name: mean.detach() for name, _, mean in parts}}
+
+    def _modality_losses(
+        self, outputs: AMESSModelOutput, labels: torch.Tensor, candidate_mask: torch.Tensor | None, weight: float
+    ):
+        """Cross-entropies of what words, sound and picture say by themselves, over the clips that have the modality."""
+        words = self.classifier(self.dropout(outputs.text_pooler_output))
+        alone = {"text": (words, self.config.label_smoothing)}
+        for name, evidence in zip(FEATURE_MODALITIES, outputs.evidence.unbind(1), strict=True):
+            if getattr(self.config, f"{name}_feature_size"):
+                alone[name] = evidence + self.classifier.bias.float(), 0.0
+        parts = []
+        for name, (logits, smoothing) in alone.items():
+            counts = (labels >= 0) & outputs.modality_mask[:, MODALITIES.index(name)]
+            values = classification_loss(logits, labels, smoothing, candidate_mask)
+            parts.append((f"{name}_loss", weight, self._mean(values, counts)))
+        return parts
 
     def _mean(self, values: torch.Tensor, mask: torch.Tensor):
         if self.training:

@@ -20,6 +20,26 @@ USUAL_LIMITS = {
 }
 
 
+# What suits the features of a front end: a filterbank keeps how loud a frame is, which says much of a tone of voice, and has
+# no local pattern before a convolution reads it.
+FRONT_END_FIELDS = {
+    ("audio", "log-mel"): {"audio_feature_norm": "clip", "num_audio_conv_layers": 2, "audio_pooling": "statistics"},
+}
+
+
+def front_end_fields(**encoders: str | None) -> dict[str, Any]:
+    """Return the fields of [`AMESSConfig`] that suit the encoders of sound and picture.
+
+    Args:
+        encoders (`str`, *optional*): `audio` and `video`: what makes the features, as in [`AMESSConfig`].
+    """
+    return {
+        field: value
+        for modality, encoder in encoders.items()
+        for field, value in FRONT_END_FIELDS.get((modality, encoder), {}).items()
+    }
+
+
 def label_names(dataset: Any) -> list[str]:
     """Return the names of the labels of `dataset`, in the order of their ids.
 
@@ -91,4 +111,11 @@ def config_fields_for(dataset: Any, context_turns: int | None = None) -> dict[st
     return {**fields, **sizes}
 
 
-__all__ = ["USUAL_LIMITS", "config_fields_for", "feature_sizes", "label_names", "usual_limits"]
+__all__ = [
+    "USUAL_LIMITS",
+    "config_fields_for",
+    "feature_sizes",
+    "front_end_fields",
+    "label_names",
+    "usual_limits",
+]

@@ -3,15 +3,20 @@
 import copy
 import json
 import os
+import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import ClassLabel, DatasetDict, load_dataset
 from transformers import AutoTokenizer, HfArgumentParser, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from amess_hf import (
@@ -31,29 +36,56 @@ from amess_hf.data.labels import LABELS
 from amess_hf.data.mintrec import with_feature_arrays
 from amess_hf.descriptions_amess import describe_labels
 from amess_hf.evaluation.aggregation import (
+    ALL_RESULTS_NAME,
     aggregate_runs,
     load_seed_results,
     seed_folder,
     update_results,
     write_aggregate,
 )
-from amess_hf.evaluation.metric_names import OOS_METRICS, OPEN_METRICS
+from amess_hf.evaluation.metric_names import CLASSIFICATION_METRICS, OOS_METRICS, OPEN_METRICS
 from amess_hf.evaluation.metrics import compute_oos_metrics, compute_open_classification_metrics, generalized_accuracy
 from amess_hf.evaluation.model_card import create_model_card
 from amess_hf.evaluation.prediction import ClipOutputs, answers, write_predictions
 from amess_hf.evaluation.reporting import fit_detectors, report
-from amess_hf.files_amess import write_json
+from amess_hf.files_amess import write_json, write_text
 from amess_hf.oos_amess import DETECTOR_CONFIG_NAME, DETECTOR_WEIGHTS_NAME, OOS_METHODS
 from amess_hf.recipe_amess import feature_sizes
 from amess_hf.training.adapters import add_lora
 from amess_hf.training.checkpoint_integrity import check_output_dir
 from amess_hf.training.distillation import add_teacher_logits
+from amess_hf.training.run_lock import locked
+from amess_hf.training.run_record import (
+    RUN_RECORD_NAME,
+    config_request,
+    dataset_digest,
+    differences,
+    listed,
+    model_digest,
+    read_record,
+    training_request,
+    write_record,
+)
+from amess_hf.training.trainer import check_best_metric
 
 
 logger = logging.get_logger("amess_hf.mir_common")
 
 # Written last into the folder of a seed: what was asked for, and is there.
 FINISHED = "finished.json"
+# Clips that could not be read, and why.
+LEFT_OUT = "left_out.tsv"
+# What a run leaves behind that another one would not write over; the rest has the same names in every run.
+LEFT_BEHIND = (
+    f"{PREFIX_CHECKPOINT_DIR}-*",
+    "report",
+    "*_results.json",
+    "predictions_*.tsv",
+    TRAINER_STATE_NAME,
+    FINISHED,
+    LEFT_OUT,
+    RUN_RECORD_NAME,
+)
 # Option that asks for a split, the split, the prefix of its metrics, and its name in files.
 SCORED_SPLITS = (
     ("do_eval", "validation", "eval", "dev"),
@@ -171,6 +203,38 @@ class DataArguments:
     seeds: str | None = field(
         default=None, metadata={"help": "Train once for each seed, with a comma between, and aggregate."}
     )
+    overwrite_run: bool = field(
+        default=False,
+        metadata={"help": "Where the output folder holds a run that was asked for something else, start again."},
+    )
+    on_error: str = field(
+        default="stop",
+        metadata={
+            "help": f"stop at a raw clip that cannot be read, or skip it and list it in {LEFT_OUT}.",
+            "choices": ["stop", "skip"],
+        },
+    )
+
+    def seed_list(self) -> list[int] | None:
+        """
+        The seeds of `--seeds`.
+
+        Raises:
+            ValueError: If one is not a number, is negative, or stands twice.
+        """
+        if self.seeds is None:
+            return None
+        names = [name.strip() for name in self.seeds.split(",")]
+        for name in names:
+            if not name.isascii() or not name.isdigit():
+                raise ValueError(f"`--seeds {self.seeds}`: {name!r} is not a number of at least 0; write e.g. 0,1,2")
+        seeds = [int(name) for name in names]
+        for seed in seeds:
+            if seeds.count(seed) > 1:
+                raise ValueError(f"`--seeds {self.seeds}` has {seed} twice; write each once")
+            if seed >= 2**32:
+                raise ValueError(f"`--seeds {self.seeds}`: {seed} is too large; the largest is {2**32 - 1}")
+        return seeds
 
 
 @dataclass
@@ -184,6 +248,8 @@ class Run:
         label_descriptions (`dict[str, list[str]]`, *optional*): Sentences for all intents.
         model ([`AMESSForIntentClassification`]): The model.
         processor ([`AMESSProcessor`]): Makes its batches.
+        training_args ([`AMESSTrainingArguments`]): The arguments, with all that follows from the model and the clips.
+        left_out (`dict[str, str]`): Clips that could not be read, and why.
     """
 
     dataset: DatasetDict
@@ -192,6 +258,8 @@ class Run:
     label_descriptions: dict[str, list[str]] | None
     model: AMESSForIntentClassification
     processor: AMESSProcessor
+    training_args: AMESSTrainingArguments
+    left_out: dict[str, str]
 
     def split(self, name: str, option: str):
         """A split of the intents that are trained on, or a `ValueError` that says which option asked for it."""
@@ -240,31 +308,111 @@ def arguments_of_file(path, parser):
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """What is wrong with the input ends the program with one line."""
+    """What is wrong with the input ends the program with one line, and so do SIGTERM and Ctrl-C."""
+    program = os.path.basename(sys.argv[0])
+
+    def terminate(number, frame):
+        sys.stderr.write(f"{program}: stopped by {signal.Signals(number).name}; checkpoints that are whole stay\n")
+        sys.exit(128 + number)
+
+    with on_signal(signal.SIGTERM, terminate):
+        try:
+            yield
+        except (ValueError, OSError) as error:
+            sys.exit(f"{program}: {' '.join(str(error).split())}")
+        except KeyboardInterrupt:
+            terminate(signal.SIGINT, None)
+
+
+@contextmanager
+def on_signal(number, handler):
+    """Within it, `handler` takes the signal, in the process that asked for it and not in those that it forks."""
+    process = os.getpid()
+
+    def handle(number, frame):
+        if os.getpid() == process:
+            handler(number, frame)
+        else:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    previous = signal.signal(number, handle)
     try:
         yield
-    except (ValueError, OSError) as error:
-        sys.exit(f"{os.path.basename(sys.argv[0])}: {' '.join(str(error).split())}")
+    finally:
+        signal.signal(number, previous)
+
+
+def check_arguments(data_args, training_args):
+    """
+    What can be known to be wrong before anything is loaded.
+
+    Raises:
+        ValueError: Naming the argument.
+    """
+    if data_args.detector not in (None, *OOS_METHODS):
+        raise ValueError(f"`--detector` is {data_args.detector!r}; choose one of {', '.join(OOS_METHODS)}")
+    if data_args.train_clips_per_intent is not None and data_args.train_clips_per_intent < 1:
+        raise ValueError(f"`--train_clips_per_intent` is {data_args.train_clips_per_intent}; it must be at least 1")
+    if data_args.context_turns is not None and data_args.context_turns < 0:
+        raise ValueError(f"`--context_turns` is {data_args.context_turns}; it must be at least 0")
+    if training_args.do_train:
+        check_best_metric(training_args, (*CLASSIFICATION_METRICS, "loss"))
+
+
+def check_splits(data_args, training_args, dataset):
+    """
+    See that there are the splits that will be needed, and name labels that only some of them have.
+
+    Raises:
+        ValueError: Naming the option and the split that it needs.
+    """
+    needed = {option: name for option, name, *_ in SCORED_SPLITS if getattr(training_args, option)}
+    if training_args.do_train:
+        needed["do_train"] = "train"
+    if data_args.detector:
+        needed["detector"] = "train" if "train" not in dataset else "validation"
+    if data_args.hold_out_intents:
+        needed["hold_out_intents"] = "validation"
+    for option, name in needed.items():
+        if name not in dataset or not len(dataset[name]):
+            has = ", ".join(split for split in dataset if len(dataset[split]))
+            raise ValueError(f"`--{option}` needs the split `{name}`, but the data has only {has}")
+
+
+def warn_of_unknown_labels(dataset):
+    """Name the labels that are scored and never trained on."""
+    names = labels_of(dataset)
+    ids = {name: set(split.select_columns(["label"])["label"][:]) for name, split in dataset.items()}
+    for name, scored in ids.items():
+        unknown = [names[number] for number in sorted(scored - ids["train"]) if number >= 0]
+        if unknown:
+            logger.warning(
+                f"the split {name} has labels that train lacks, and no clip of them will be right: {unknown}"
+            )
 
 
 def prepare(model_args, data_args, training_args) -> Run:
     """Clips, model and processor, as the arguments say."""
     check_output_dir(training_args.output_dir)
-    if data_args.detector not in (None, *OOS_METHODS):
-        raise ValueError(f"`--detector` is {data_args.detector!r}; choose one of {', '.join(OOS_METHODS)}")
+    check_arguments(data_args, training_args)
+    left_out = {}
     set_seed(training_args.seed)
     saved_config = None if model_args.model_name_or_path is None else read_saved_config(model_args)
     if saved_config is not None:
         data_args = as_trained(data_args, saved_config)
     # One process builds what is cached, the others read it.
     with training_args.main_process_first(desc="loading the clips"):
-        dataset = load_clips(data_args, training_args.seed)
+        dataset = load_clips(data_args, training_args.seed, left_out)
+    check_splits(data_args, training_args, dataset)
     descriptions = find_label_descriptions(data_args, labels_of(dataset))
     held_out = [name.strip() for name in (data_args.hold_out_intents or "").split(",") if name.strip()]
     if held_out and descriptions is None:
         raise ValueError("unseen intents are known by their descriptions: give `--label_descriptions FILE`")
     seen = hold_out_intents(dataset, held_out) if held_out else dataset
-    if not training_args.do_train:
+    if training_args.do_train:
+        warn_of_unknown_labels(seen)
+    else:
         training_args.eval_strategy, training_args.load_best_model_at_end = "no", False
     tokenizer = load_tokenizer(model_args)
     if saved_config is None:
@@ -285,7 +433,94 @@ def prepare(model_args, data_args, training_args) -> Run:
         with training_args.main_process_first(desc="asking the teacher"):
             seen["train"] = add_teacher_logits(seen["train"], teachers, labels_of(seen))
     processor = AMESSProcessor.for_model(model.config, tokenizer)
-    return Run(dataset, seen, held_out, descriptions, model, processor)
+    num_clips = len(seen["train"]) if training_args.do_train else None
+    training_args = training_args.for_model(model.config, "validation" in seen, num_clips)
+    return Run(dataset, seen, held_out, descriptions, model, processor, training_args, left_out)
+
+
+def is_finished(run: Run, model_args, data_args, written_by: str) -> bool:
+    """
+    Claim the output folder for a run: write down what it is asked for, and say whether all of it is there already, which
+    only `--seeds` asks about.
+
+    Args:
+        run ([`Run`]): What the run works on.
+        model_args, data_args: The arguments.
+        written_by (`str`): What trains, as checkpoints name it.
+
+    Raises:
+        ValueError: If the folder holds a run that was asked for something else, and it is not to be overwritten; what
+            differs is named.
+    """
+    args = run.training_args
+    folder, main = args.output_dir, args.process_index == 0
+    if scores_its_own(model_args, args):
+        return False
+    request = what_is_asked(run, written_by)
+    before, reason = read_record(folder), None
+    if before is not None and (changed := differences(before, request)):
+        reason = f"was asked for something else: {listed(changed)}"
+    elif before is None:
+        reason = f"has no {RUN_RECORD_NAME} that says what it was asked for"
+    if not holds_results(folder):  # what ended before it had any is in nobody's way
+        reason = None
+    if reason is not None and not data_args.overwrite_run:
+        raise ValueError(
+            f"{folder} holds a run that {reason}; give another `--output_dir`, or `--overwrite_run` to start again"
+        )
+    if main:
+        if reason is not None:
+            remove_run(folder)
+        write_record(folder, request)
+        write_left_out(folder, run.left_out)
+    return reason is None and data_args.seeds is not None and has_done(run, data_args)
+
+
+def holds_results(folder):
+    """Whether a run has left a checkpoint or metrics in the folder."""
+    return any(Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*")) or os.path.isfile(
+        os.path.join(folder, ALL_RESULTS_NAME)
+    )
+
+
+def scores_its_own(model_args, training_args):
+    """Whether a trained model is scored in the folder of its own run, whose metrics are about it."""
+    source = model_args.model_name_or_path
+    return (
+        not training_args.do_train
+        and source is not None
+        and os.path.realpath(source) == os.path.realpath(training_args.output_dir)
+    )
+
+
+def what_is_asked(run, written_by):
+    """All that the model in the output folder, or the metrics of a model that is only scored, depend on."""
+    args = run.training_args
+    if args.do_train:
+        return training_request(run.model, args, run.seen["train"], run.seen.get("validation"), written_by)
+    request = {"written_by": "scoring", **config_request(run.model.config), "weights": model_digest(run.model)}
+    return json.loads(json.dumps(request, default=str))
+
+
+def remove_run(folder):
+    """Remove what an earlier run left in the folder."""
+    for pattern in LEFT_BEHIND:
+        for path in Path(folder).glob(pattern):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def write_left_out(folder, left_out):
+    """The clips that could not be read, as a table; none where there are none."""
+    path = os.path.join(folder, LEFT_OUT)
+    if left_out:
+        lines = [f"{clip}\t{' '.join(reason.split())}\n" for clip, reason in left_out.items()]
+        write_text(path, "id\treason\n" + "".join(lines))
+        logger.warning(f"{len(left_out)} clips could not be read and are left out; {path} says why")
+    elif os.path.exists(path):
+        os.remove(path)
 
 
 @contextmanager
@@ -407,19 +642,20 @@ def data_folders(data_args) -> dict[str, str | None]:
     return {name: places.get(name) for name in names}
 
 
-def load_clips(data_args, seed: int) -> DatasetDict:
+def load_clips(data_args, seed: int, left_out: dict[str, str] | None = None) -> DatasetDict:
     """
     Load what `data_args` names: one data set, or several with the union of their labels.
 
     Args:
         data_args ([`DataArguments`]): The arguments.
         seed (`int`): Seed of the draw of `train_clips_per_intent`.
+        left_out (`dict[str, str]`, *optional*): Takes clips that could not be read, and why, with `--on_error skip`.
 
     Raises:
         ValueError: If names and folders do not match, or a data set cannot be read.
     """
     datasets = {
-        name: load_from_hub(name) if folder is None else load_from_folder(name, folder, data_args)
+        name: load_from_hub(name) if folder is None else load_from_folder(name, folder, data_args, left_out)
         for name, folder in data_folders(data_args).items()
     }
     dataset = merge_datasets(datasets) if len(datasets) > 1 else next(iter(datasets.values()))
@@ -432,7 +668,7 @@ def load_clips(data_args, seed: int) -> DatasetDict:
     return dataset
 
 
-def load_from_folder(name, folder, data_args):
+def load_from_folder(name, folder, data_args, left_out=None):
     """One data set of this machine, with features from its files or made from its clips."""
     dataset = load_mintrec(
         folder,
@@ -444,7 +680,8 @@ def load_from_folder(name, folder, data_args):
         context_turns=data_args.context_turns or 0,
         allow_missing_features=data_args.allow_missing_features,
     )
-    return add_clip_features(dataset, data_args.audio_encoder, data_args.video_encoder, folder)
+    failures = left_out if data_args.on_error == "skip" else None
+    return add_clip_features(dataset, data_args.audio_encoder, data_args.video_encoder, folder, failures=failures)
 
 
 def load_from_hub(name):
@@ -645,37 +882,55 @@ def run_for_each_seed(run, model_args, data_args, training_args, output_dir=None
     """
     `run(model_args, data_args, training_args)`; with `--seeds` once for each, in a folder of its own, and then
     `aggregate.csv` and `aggregate.md` over them. A seed that has its metrics is not run again, and one that was stopped
-    goes on from its last whole checkpoint.
+    goes on from its last whole checkpoint. No other process may work in the folder at the same time.
     """
     logging.set_verbosity(training_args.get_process_log_level())
     output_dir = training_args.output_dir if output_dir is None else output_dir
-    if data_args.seeds is None:
-        return run(model_args, data_args, training_args)
-    for seed in (int(seed) for seed in data_args.seeds.split(",")):
+    check_arguments(data_args, training_args)
+    seeds = data_args.seed_list()
+    if seeds is None:
+        check_output_dir(output_dir)
+        with alone(training_args, output_dir):
+            return run(model_args, data_args, training_args)
+    for seed in seeds:
         args = copy.deepcopy(training_args)
         args.seed, args.output_dir = seed, seed_folder(output_dir, seed)
         args.resume_from_checkpoint = "True"
-        if not is_finished(args, data_args):
+        check_output_dir(args.output_dir)
+        with alone(args, args.output_dir):
             run(model_args, data_args, args)
-            if args.process_index == 0:
-                write_json(os.path.join(args.output_dir, FINISHED), what_is_asked(args, data_args))
-    results = load_seed_results(output_dir)
+    results = load_seed_results(output_dir, seeds)
     if training_args.process_index == 0:
         write_aggregate(aggregate_runs(results), output_dir)
     return results
 
 
-def what_is_asked(training_args, data_args):
-    """The arguments that say what a run leaves behind."""
-    asked = {name: getattr(training_args, name) for name in ("do_train", "do_eval", "do_predict")}
-    return asked | {name: getattr(data_args, name) for name in ("hold_out_intents", "detector", "report")}
+def alone(training_args, folder):
+    """A lock on the folder, on the process that writes."""
+    return locked(folder) if training_args.process_index == 0 else nullcontext()
 
 
-def is_finished(training_args, data_args):
+def what_is_done(run, data_args):
+    """The arguments that say what a run leaves behind, and the clips that it scores."""
+    done = {name: getattr(data_args, name) for name in ("hold_out_intents", "detector", "report")}
+    for option, name, *_ in SCORED_SPLITS:
+        asked = getattr(run.training_args, option)
+        done[option] = dataset_digest(run.dataset[name]) if asked else None
+    return done | {"do_train": run.training_args.do_train}
+
+
+def note_finished(run, data_args):
+    """Write down, last of all, what the run has done."""
+    if run.training_args.process_index == 0:
+        write_json(os.path.join(run.training_args.output_dir, FINISHED), what_is_done(run, data_args))
+
+
+def has_done(run, data_args):
     """Whether a run has ended in the output folder that did all that the arguments ask for."""
     try:
-        with open(os.path.join(training_args.output_dir, FINISHED), encoding="utf-8") as file:
+        with open(os.path.join(run.training_args.output_dir, FINISHED), encoding="utf-8") as file:
             done = json.load(file)
     except (OSError, ValueError):
         return False
-    return all(not value or done.get(name) == value for name, value in what_is_asked(training_args, data_args).items())
+    asked = what_is_done(run, data_args)
+    return all(not value or done.get(name) == value for name, value in asked.items())

@@ -9,15 +9,27 @@ Arguments come from the command line, or from one JSON file: `run_mir.py argumen
 `run_mir_no_trainer.py` does the same with a plain loop.
 """
 
-from mir_common import one_line_errors, parse_arguments, prepare, run_for_each_seed, score
+from mir_common import (
+    is_finished,
+    note_finished,
+    one_line_errors,
+    parse_arguments,
+    prepare,
+    run_for_each_seed,
+    score,
+)
 
 from amess_hf import AMESSTrainer
+from amess_hf.evaluation.aggregation import update_results
 from amess_hf.hub import push_folder
 
 
 def run(model_args, data_args, training_args):
     """One training and evaluation, as the arguments say. Returns the content of `all_results.json`."""
     run = prepare(model_args, data_args, training_args)
+    training_args = run.training_args
+    if is_finished(run, model_args, data_args, AMESSTrainer.__name__):
+        return update_results(training_args.output_dir, {})
     trainer = AMESSTrainer(
         run.model,
         training_args,
@@ -41,6 +53,7 @@ def run(model_args, data_args, training_args):
 
     is_main_process = trainer.is_world_process_zero()
     results = score(run, data_args, training_args, predict, is_main_process, model_args.model_name_or_path)
+    note_finished(run, data_args)
     if training_args.push_to_hub and is_main_process:
         push_folder(
             training_args.output_dir,

@@ -18,7 +18,15 @@ from itertools import islice
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, skip_first_batches
-from mir_common import one_line_errors, parse_arguments, prepare, run_for_each_seed, score
+from mir_common import (
+    is_finished,
+    note_finished,
+    one_line_errors,
+    parse_arguments,
+    prepare,
+    run_for_each_seed,
+    score,
+)
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 from transformers import get_scheduler, set_seed
@@ -28,6 +36,7 @@ from transformers.utils import logging
 
 from amess_hf import AMESSDataCollator, AMESSTrainer
 from amess_hf.evaluation.aggregation import update_results
+from amess_hf.evaluation.metric_names import CLASSIFICATION_METRICS
 from amess_hf.evaluation.metrics import in_scope_metrics
 from amess_hf.evaluation.prediction import CLIP_OUTPUTS, ClipOutputs
 from amess_hf.hub import push_folder, save_for_hub, save_training_arguments
@@ -41,12 +50,19 @@ from amess_hf.training.checkpoint_integrity import (
 )
 from amess_hf.training.dataloader import mark_dynamic_lengths, training_dataloader
 from amess_hf.training.description_sampling import description_sampler, start_label_embeds
+from amess_hf.training.divergence import DivergenceGuard
 from amess_hf.training.parameter_groups import freeze_word_embeddings
+from amess_hf.training.preemption import Preemption
+from amess_hf.training.run_record import check_checkpoint, training_request, write_record
+from amess_hf.training.train_loss import TrainLoss
+from amess_hf.training.trainer import check_best_metric
 from amess_hf.training.weight_averaging import averaged_weights
 
 
 logger = logging.get_logger("amess_hf.run_mir_no_trainer")
 
+# What checkpoints of this loop are known by.
+WRITTEN_BY = "run_mir_no_trainer.py"
 # A loss without weight, or a batch in which nothing is heard, leaves some weights without gradient.
 DDP_ARGUMENTS = DistributedDataParallelKwargs(find_unused_parameters=True)
 
@@ -95,6 +111,7 @@ class Training:
         self.accelerator, self.args, self.eval_dataset = accelerator, args, eval_dataset
         self.model, self.tokenizer = model.to(accelerator.device), processor.tokenizer
         self.collator = AMESSDataCollator(processor)
+        self.request = training_request(model, args, train_dataset, eval_dataset, WRITTEN_BY)
         start_label_embeds(self.model, self.tokenizer)
         self.loader = training_dataloader(
             train_dataset, self.collator, args, accelerator, self.tokenizer, self.model.config
@@ -119,13 +136,16 @@ class Training:
         self.state = TrainerState()
         self.learning_rate = 0.0  # of the step taken last
         self.loss_parts = defaultdict(list)
-        self.total_loss = torch.zeros((), device=accelerator.device)  # of all steps of this start
+        self.train_loss = TrainLoss()
+        self.guard = DivergenceGuard(self.model, args)
+        self.preemption = Preemption()
 
     def run(self):
         """Train to the end, and leave the model with its best or its last weights. Returns metrics."""
         start = time.perf_counter()
         checkpoint = checkpoint_to_resume(self.args.resume_from_checkpoint, self.args.output_dir)
         if checkpoint is not None:
+            check_checkpoint(checkpoint, self.request)
             self.load_checkpoint(checkpoint)
         self.wrapped.train()
         progress = logging.tqdm(
@@ -135,20 +155,22 @@ class Training:
             disable=not self.accelerator.is_main_process,
         )
         first_step = self.state.global_step
-        while self.state.global_step < self.max_steps and not self.has_stopped_improving():
-            for batches in self.rest_of_epoch():
-                self.update(batches)
-                progress.update()
-                self.after_update()
-                if self.state.global_step == self.max_steps or self.has_stopped_improving():
-                    break
+        with self.preemption:
+            while self.state.global_step < self.max_steps and not self.has_stopped_improving():
+                for batches in self.rest_of_epoch():
+                    self.update(batches)
+                    progress.update()
+                    self.after_update()
+                    if self.state.global_step == self.max_steps or self.has_stopped_improving():
+                        break
         progress.close()
+        self.guard.check(self.state.global_step, weights=True)
+        self.train_loss.collect(self.accelerator)
         self.finish()
         seconds = time.perf_counter() - start
         steps = self.state.global_step - first_step
-        loss = self.accelerator.reduce(self.total_loss, "mean").item() / max(1, steps)
         return {
-            "train_loss": loss,
+            "train_loss": self.train_loss.mean(self.state.global_step),
             "train_runtime": round(seconds, 4),
             "train_steps_per_second": round(steps / seconds, 3),
         }
@@ -175,7 +197,8 @@ class Training:
                 with self.accelerator.autocast():
                     outputs = self.wrapped(**mark_dynamic_lengths({**batch, **descriptions}, self.accelerator))
                 self.accelerator.backward(outputs.loss / len(batches))
-            self.total_loss += outputs.loss.detach() / len(batches)
+            self.guard.add(outputs.loss, self.state.global_step + 1)
+            self.train_loss.add(outputs.loss / len(batches))
             for name in ("loss", *LOSS_PARTS):
                 if outputs.get(name) is not None:
                     self.loss_parts[name].append(outputs[name].detach())
@@ -193,12 +216,23 @@ class Training:
     def after_update(self):
         """Log, evaluate and save, as far as each is due."""
         args, step = self.args, self.state.global_step
-        if step % max(1, int(args.logging_steps)) == 0:
+        logs = step % max(1, int(args.logging_steps)) == 0
+        evaluates = is_due(args.eval_strategy, args.eval_steps or 1, step, self.updates_per_epoch, self.max_steps)
+        saves = is_due(args.save_strategy, args.save_steps, step, self.updates_per_epoch, self.max_steps)
+        # A GPU is asked only where it is waited for anyway.
+        if logs or evaluates or saves or self.accelerator.device.type == "cpu":
+            self.guard.check(step, weights=evaluates or saves)
+        if logs:
             self.log()
-        if is_due(args.eval_strategy, args.eval_steps or 1, step, self.updates_per_epoch, self.max_steps):
+        if evaluates:
             self.evaluate()
-        if is_due(args.save_strategy, args.save_steps, step, self.updates_per_epoch, self.max_steps):
+        if saves:
             self.save_checkpoint()
+        if self.preemption.is_due(self.accelerator, step):
+            self.guard.check(step, weights=True)
+            if not saves:
+                self.save_checkpoint()
+            self.preemption.stop(os.path.join(args.output_dir, f"checkpoint-{step}"))
 
     def log(self):
         # The parts were kept on the device, and are fetched once a log line.
@@ -222,12 +256,9 @@ class Training:
         self.wrapped.train()
         metrics = metrics_of(outputs, "eval")
         self.record(metrics)
-        name = self.args.metric_for_best_model
-        if name is None:
+        if self.args.metric_for_best_model is None:
             return
-        name = name if name.startswith("eval_") else f"eval_{name}"
-        if name not in metrics:
-            raise ValueError(f"`metric_for_best_model` is {name!r}; it must be one of {', '.join(metrics)}")
+        name = f"eval_{self.args.metric_for_best_model.removeprefix('eval_')}"
         if self.state.best_metric is None or metrics[name] > self.state.best_metric:
             self.state.best_metric, self.state.best_global_step = metrics[name], self.state.global_step
 
@@ -241,8 +272,11 @@ class Training:
         """Everything that the rest of the run depends on; the state last, so that it is there in whole checkpoints only."""
         path = os.path.join(self.args.output_dir, f"checkpoint-{self.state.global_step}")
         main = self.accelerator.is_main_process
+        self.train_loss.collect(self.accelerator)
+        self.state.stateful_callbacks[TrainLoss.__name__] = self.train_loss.state()
         if main:
             begin_checkpoint(path)
+            write_record(path, self.request)
         self.accelerator.wait_for_everyone()
         self.accelerator.save_state(path)
         self.accelerator.wait_for_everyone()
@@ -263,6 +297,7 @@ class Training:
         if self.average is not None:
             self.average.load(path)
         self.state = TrainerState.load_from_json(os.path.join(path, TRAINER_STATE_NAME))
+        self.train_loss.restore(self.state)
 
     def finish(self):
         """Give the model the weights to keep: averaged if they are, of the best checkpoint if that is wanted."""
@@ -280,13 +315,18 @@ class Training:
 def run(model_args, data_args, training_args):
     """One training and evaluation, as the arguments say. Returns the content of `all_results.json`."""
     run = prepare(model_args, data_args, training_args)
+    training_args = run.training_args
+    if training_args.do_train:
+        check_best_metric(training_args, tuple(CLASSIFICATION_METRICS))
+    if is_finished(run, model_args, data_args, WRITTEN_BY):
+        return update_results(training_args.output_dir, {})
     accelerator = Accelerator(
         mixed_precision=training_args.mixed_precision,
         kwargs_handlers=[DDP_ARGUMENTS],
     )
     output_dir, main = training_args.output_dir, accelerator.is_main_process
     if training_args.do_train:
-        args = training_args.for_model(run.model.config, has_eval_dataset="validation" in run.seen)
+        args = training_args
         check_free_space(args, run.model)
         if args.freeze_word_embeddings:
             freeze_word_embeddings(run.model)
@@ -309,6 +349,7 @@ def run(model_args, data_args, training_args):
         return outputs
 
     results = score(run, data_args, training_args, predict_and_record, main, model_args.model_name_or_path)
+    note_finished(run, data_args)
     if training_args.push_to_hub and main:
         push_folder(output_dir, training_args.hub_model_id, training_args.hub_token, training_args.hub_revision)
     return results

@@ -132,13 +132,13 @@ def one_step(world, rank, wrap, sizes=(5, 3)):
     return numbers
 
 
-def from_training(model, history, logits):
-    """Weights, label memory, logged loss parts and answers of a finished training."""
+def from_training(model, history, logits, train_loss):
+    """Weights, label memory, logged loss parts, mean loss and answers of a finished training."""
     numbers = {f"weights {name}": value for name, value in model.state_dict().items()}
     lines = [line for line in history if "label_triplet_loss" in line]
     for name in ("loss", *LOSS_PARTS):
         numbers[f"logged {name}"] = torch.tensor([line[name] for line in lines])
-    return {**numbers, "logits": torch.as_tensor(logits)}
+    return {**numbers, "mean loss": torch.tensor(train_loss), "logits": torch.as_tensor(logits)}
 
 
 def with_trainer(folder, world, **values):
@@ -148,8 +148,8 @@ def with_trainer(folder, world, **values):
     trainer = AMESSTrainer(
         model, arguments, train_dataset=clips, eval_dataset=clips, processing_class=make_tokenizer()
     )
-    trainer.train()
-    return from_training(model, trainer.state.log_history, trainer.predict(clips).predictions)
+    train_loss = trainer.train().training_loss
+    return from_training(model, trainer.state.log_history, trainer.predict(clips).predictions, train_loss)
 
 
 def with_loop(folder, world, **values):
@@ -160,9 +160,9 @@ def with_loop(folder, world, **values):
     freeze_word_embeddings(model)
     accelerator = Accelerator(kwargs_handlers=[run_mir_no_trainer.DDP_ARGUMENTS])
     training = run_mir_no_trainer.Training(accelerator, model, arguments, clips, clips, processor)
-    training.run()
+    train_loss = training.run()["train_loss"]
     outputs = run_mir_no_trainer.predict(accelerator, model, training.collator, clips, 4)
-    return from_training(model, training.state.log_history, outputs.logits)
+    return from_training(model, training.state.log_history, outputs.logits, train_loss)
 
 
 def scenarios(folder, world=1, rank=0):

@@ -34,7 +34,7 @@ class TestValues:
             ("hidden_size", 15, "multiple of `num_attention_heads`"),
             ("num_anchors", True, "expected int"),
             ("audio_feature_size", -3, "greater or equal to 1"),
-            ("fusion_type", "concat", "anchor, cross_modal, mean, text"),
+            ("fusion_type", "concat", "anchor, cross_modal, gated_anchor, late, mean, text"),
             ("dropout", 1.5, "greater or equal to 0 and smaller or equal to 1"),
             ("label_smoothing", float("nan"), "greater or equal to 0 and smaller or equal to 1"),
             ("label_similarity_weight", "0.5", "float"),

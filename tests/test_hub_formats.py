@@ -38,7 +38,7 @@ def test_first_format_gives_its_known_answers(known):
 def test_first_format_keeps_labels_descriptions_tokenizer_and_detector(known):
     inputs, expected = known
     config = AutoConfig.from_pretrained(CHECKPOINT)
-    assert config.format_version == 1
+    assert config.format_version == 2 and config.fusion_type == "gated_anchor"
     assert config.id2label == {0: "Thank", 1: "Complain", 2: "Greet"}
     assert config.label_descriptions["Greet"] == ["the speaker says hello to a friend"]
     tokens = AutoTokenizer.from_pretrained(CHECKPOINT)("hello friend")["input_ids"]

@@ -1,5 +1,6 @@
 """Every snippet of the README is run as it stands there, on small stand-ins for the models and data that it names."""
 
+import json
 import os
 import re
 import shlex
@@ -27,7 +28,9 @@ NOT_RUN = ("make ", "pip ")
 
 
 def snippets(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    """The README's fenced blocks of a language, in their order."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+    return [text for name, text in blocks if name == language]
 
 
 def commands():
@@ -56,8 +59,7 @@ def folder(tmp_path, tokenizer, monkeypatch):
     generator = np.random.default_rng(0)
     clips = Path("my_data/clips")
     clips.mkdir(parents=True)
-    (own,) = snippets("")[:1]  # the table of the user's own data
-    header, row = own.strip().splitlines()
+    header, row = snippets("")[0].strip().splitlines()  # the table of the user's own data
     rows = [row.replace("Refuse", label) for label in DESCRIPTIONS for _ in range(4)]
     for split in ("train", "dev"):
         Path(f"my_data/{split}.csv").write_text("\n".join([header, *rows]) + "\n")
@@ -65,14 +67,12 @@ def folder(tmp_path, tokenizer, monkeypatch):
         frames = generator.integers(0, 255, (12, 32, 32, 3), dtype=np.uint8)
         write_clip(path, frames, generator.uniform(-0.3, 0.3, 16000), frame_rate=12)
     shutil.copytree(ROOT / "examples", "examples", ignore=shutil.ignore_patterns("results", "__pycache__"))
-    import json
-
     Path("my_data/descriptions.json").write_text(json.dumps({"descriptions": DESCRIPTIONS}))
     return tmp_path
 
 
 def test_python_snippets(folder, hub, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    monkeypatch.setenv("HF_TOKEN", hub.token)
     names = {}
     for snippet in snippets("python"):
         exec(compile(snippet, "README.md", "exec"), names)

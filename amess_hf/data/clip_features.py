@@ -26,6 +26,8 @@ from .mintrec import with_feature_arrays
 
 # Clips encoded together: enough to fill a batch of a frozen encoder, few enough to hold their sound in memory.
 CLIPS_PER_BATCH = 16
+# Why a clip could not be read, until it is left out.
+_ERROR_COLUMN = "error_of_clip"
 # Columns of a row that say where its clip is.
 JOB_COLUMNS = ("id", "clip", "audio", "video", "start", "end", "dialogue_id")
 
@@ -159,6 +161,7 @@ def add_clip_features(
     max_audio_length: int | None = None,
     max_video_length: int | None = None,
     device: str | torch.device | None = None,
+    failures: dict[str, str] | None = None,
 ) -> datasets.DatasetDict:
     """Add the columns `audio_features` and `video_features`, made from the raw clips.
 
@@ -174,6 +177,8 @@ def add_clip_features(
         max_audio_length (`int`, *optional*): Features to keep; no more of a clip is decoded.
         max_video_length (`int`, *optional*): The same for video.
         device (`str` or `torch.device`, *optional*): Where the encoders run, by default a GPU if there is one.
+        failures (`dict[str, str]`, *optional*):
+            If given, clips that cannot be read are left out, and are added here: {clip id: why}.
 
     Returns:
         `datasets.DatasetDict`: With the columns, `float32` of shape `(frames, width)`.
@@ -191,7 +196,9 @@ def add_clip_features(
     for name, split in dataset.items():
         paths = split.select_columns([column for column in JOB_COLUMNS if column in split.column_names])
         jobs = clip_jobs(paths.with_format(None), data_dir)
-        encoded[name] = _encode_split(split, name, jobs, audio, video, limits)
+        encoded[name] = _encode_split(split, name, jobs, audio, video, limits, skip_errors=failures is not None)
+        if failures is not None:
+            encoded[name] = _leave_out(encoded[name], failures)
     return with_feature_arrays(datasets.DatasetDict(encoded))
 
 
@@ -202,18 +209,22 @@ def _encode_split(
     audio: AudioEncoder | None,
     video: VideoEncoder | None,
     limits: dict[str, int | None],
+    skip_errors: bool = False,
 ) -> datasets.Dataset:
     encoders = {key: encoder for key, encoder in (("audio", audio), ("video", video)) if encoder is not None}
     features = split.features.copy()
     for modality, encoder in encoders.items():
         features[f"{modality}_features"] = datasets.Array2D((None, encoder.feature_size), "float32")
+    if skip_errors:
+        features[_ERROR_COLUMN] = datasets.Value("string")
 
     def encode(_: Any, rows: list[int]) -> dict[str, list[np.ndarray]]:
         clips = encode_jobs([jobs[row] for row in rows], audio, video, **limits)
         for clip in clips:
-            if clip.error is not None:
-                raise ValueError(f"clip {clip.job.id}: {clip.error}")
-        return {f"{modality}_features": [getattr(clip, modality) for clip in clips] for modality in encoders}
+            if clip.error is not None and not skip_errors:
+                raise ValueError(f"clip {clip.job.id}: {clip.error}; `on_error` skip continues without it")
+        columns = {f"{modality}_features": [getattr(clip, modality) for clip in clips] for modality in encoders}
+        return columns | ({_ERROR_COLUMN: [clip.error for clip in clips]} if skip_errors else {})
 
     files = {Path(path) for job in jobs for path in (job.audio, job.video) if path is not None}
     names = [(key, encoder.name, encoder.frame_rate, encoder.feature_size) for key, encoder in encoders.items()]
@@ -226,5 +237,13 @@ def _encode_split(
         writer_batch_size=CLIPS_PER_BATCH,
         features=features,
         desc=f"Encoding the clips of {name}",
-        new_fingerprint=Hasher.hash(state),
+        new_fingerprint=Hasher.hash([*state, skip_errors]),
     )
+
+
+def _leave_out(encoded: datasets.Dataset, failures: dict[str, str]) -> datasets.Dataset:
+    """Return the clips that could be read, and add the others to `failures`."""
+    errors = encoded[_ERROR_COLUMN]
+    failures |= {clip_id: error for clip_id, error in zip(encoded["id"], errors, strict=True) if error is not None}
+    readable = [row for row, error in enumerate(errors) if error is None]
+    return encoded.select(readable).remove_columns(_ERROR_COLUMN)

@@ -1,6 +1,7 @@
 """Metrics, predictions, reports and model cards. Plots and cards need the `report` extra: `pip install "amess_hf[report]"`."""
 
 from .aggregation import aggregate_runs, paired_difference, write_aggregate
+from .anchor_metrics import compute_anchor_metrics, read_evidence_spans
 from .metrics import compute_classification_metrics, compute_oos_metrics, compute_open_classification_metrics
 from .model_card import create_model_card
 from .prediction import ClipOutputs, modality_table, predict_clips
@@ -10,6 +11,7 @@ from .reporting import fit_detectors, report
 __all__ = [
     "ClipOutputs",
     "aggregate_runs",
+    "compute_anchor_metrics",
     "compute_classification_metrics",
     "compute_oos_metrics",
     "compute_open_classification_metrics",
@@ -18,6 +20,7 @@ __all__ = [
     "modality_table",
     "paired_difference",
     "predict_clips",
+    "read_evidence_spans",
     "report",
     "write_aggregate",
 ]

@@ -23,11 +23,12 @@ def seed_folder(output_dir: str | os.PathLike, seed: int) -> str:
     return os.path.join(output_dir, _SEED_FOLDER.format(seed=seed))
 
 
-def load_seed_results(output_dir: str | os.PathLike) -> dict[int, dict]:
+def load_seed_results(output_dir: str | os.PathLike, seeds: Sequence[int] | None = None) -> dict[int, dict]:
     """Read `all_results.json` of the seeds that have one in `output_dir/seed-*`.
 
     Args:
         output_dir (`str`): The folder with the seeds' folders; it may be missing.
+        seeds (`Sequence[int]`, *optional*): The seeds to read; by default all that are there.
 
     Returns:
         `dict[int, dict]`: seed -> the file's metrics, in order of the seeds; empty if there is nothing yet.
@@ -39,7 +40,7 @@ def load_seed_results(output_dir: str | os.PathLike) -> dict[int, dict]:
     for name in os.listdir(output_dir) if os.path.isdir(output_dir) else []:
         match = re.fullmatch(_SEED_FOLDER.format(seed=r"(\d+)"), name)
         path = os.path.join(output_dir, name, ALL_RESULTS_NAME)
-        if match and os.path.isfile(path):
+        if match and os.path.isfile(path) and (seeds is None or int(match.group(1)) in seeds):
             results[int(match.group(1))] = _read_results(path)
     return dict(sorted(results.items()))
 

@@ -30,6 +30,12 @@ def modality_label(modalities: Sequence[str]) -> str:
     return " + ".join(MODALITY_NAMES[name] for name in modalities)
 
 
+def escape_markdown(text: str) -> str:
+    """Write a name on one line so that it breaks no table and is no HTML, link or image."""
+    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("[", "\\[")
+
+
 def percent(share: float) -> str:
     """Write a share in percent with two digits."""
     return f"{100 * share:.2f}"

@@ -12,6 +12,7 @@ from .metric_names import (
     MODALITY_NAMES,
     OOS_METRICS,
     OPEN_METRICS,
+    escape_markdown,
     modality_label,
     percent,
 )
@@ -131,7 +132,7 @@ def create_model_card(
         uses_clips=len(modalities) > 1,
         has_descriptions=model.config.label_descriptions is not None,
         text_encoder=text_encoder,
-        dataset_title=dataset_title,
+        dataset_title=escape_markdown(dataset_title),
         data_description="\n\n".join(entry["description"] for entry in known),
         english_television=bool(known),
         labels=_labels(model.config),
@@ -212,9 +213,9 @@ def _labels(config: Any):
         sentences = descriptions.get(name, ())
         labels.append(
             {
-                "name": " ".join(name.split()),
+                "name": escape_markdown(name),
                 # On one line: a line of dashes would end the card's header.
-                "sentences": " ".join(" ".join(sentences[:_SENTENCES_SHOWN]).split()),
+                "sentences": escape_markdown(" ".join(sentences[:_SENTENCES_SHOWN])),
                 "more": len(sentences[_SENTENCES_SHOWN:]),
                 "zero_shot": name in zero_shot,
             }

@@ -62,6 +62,8 @@ _STYLE = {
     "lines.linewidth": 2,
     "hatch.linewidth": 0.8,
     "svg.hashsalt": "amess",
+    # Names of intents are words, also with a dollar sign in them.
+    "text.parse_math": False,
 }
 
 

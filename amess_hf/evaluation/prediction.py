@@ -56,7 +56,7 @@ class ClipOutputs:
         """Build the outputs from what a `Trainer` gathers.
 
         Args:
-            dataset (`datasets.Dataset`, or a sequence of examples): The clips, with `id`, `text` and `label`.
+            dataset (`datasets.Dataset`, or examples one after another): The clips, with `id`, `text` and `label`.
             outputs (`np.ndarray` or `torch.Tensor`):
                 `logits`, `pooler_output`, `multimodal_embeds`, `label_embeds`, `anchor_indices`, `anchor_scores`, with
                 one row for each clip (`label_embeds` for each label).
@@ -67,6 +67,8 @@ class ClipOutputs:
         Raises:
             ValueError: If an output does not have one row for each clip.
         """
+        if not hasattr(dataset, "__len__"):  # a stream
+            dataset = [{name: row[name] for name in ("id", "text", "label")} for row in dataset]
         arrays = {name: _to_numpy(value) for name, value in outputs.items() if value is not None}
         for name, values in arrays.items():
             if name in CLIP_OUTPUTS and len(values) != len(dataset):

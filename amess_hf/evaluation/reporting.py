@@ -23,6 +23,7 @@ from .metric_names import (
     MODALITY_NAMES,
     OOS_METRICS,
     OPEN_METRICS,
+    escape_markdown,
     modality_label,
     percent,
 )
@@ -160,23 +161,20 @@ class _ReportWriter:
         """Add a table whose first `left` columns are words and the others numbers."""
         rule = ["---"] * left + ["---:"] * (len(header) - left)
         lines = [header, rule, *rows]
-        self.parts.append("\n".join(f"| {' | '.join(_escape(str(cell)) for cell in line)} |" for line in lines))
+        self.parts.append(
+            "\n".join(f"| {' | '.join(escape_markdown(str(cell)) for cell in line)} |" for line in lines)
+        )
 
     def plot(self, figure: Any, file_name: str, description: str):
         from .plots import save_figure
 
         save_figure(figure, os.path.join(self.output_dir, file_name))
-        self.parts.append(f"![{description}]({file_name})")
+        self.parts.append(f"![{escape_markdown(description)}]({file_name})")
 
     def save(self, results: dict):
         write_text(os.path.join(self.output_dir, "report.md"), "\n\n".join(self.parts) + "\n")
         write_json(os.path.join(self.output_dir, "metrics.json"), results)
         logger.info(f"The report is in {self.output_dir}")
-
-
-def _escape(text: str):
-    """Escape what would break a Markdown table."""
-    return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").split())
 
 
 def _write_classification(

@@ -1,17 +1,36 @@
 """Training arguments: transformers' own, with this project's recipe as defaults, and a few more."""
 
 import copy
+import math
 import os
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
-from transformers.trainer_utils import IntervalStrategy
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.utils import logging
 
 from ..configuration_amess import AMESSConfig
 
 
 logger = logging.get_logger(__name__)
+
+# The recipe's passes over the clips of a data set of usual size, and the clips that training sees at least, however few
+# there are: 300 steps of 16. From 800 clips on the first decides.
+USUAL_EPOCHS = 6.0
+CLIPS_SEEN_AT_LEAST = 4800
+# Of a few clips, at most: that is the steps where an epoch is one.
+EPOCHS_AT_MOST = 300
+# Evaluations (and checkpoints) while training on few clips: a quick epoch each would mostly evaluate and save.
+EVALUATIONS_AT_MOST = 30
+
+
+def default_epochs(num_clips: int) -> float:
+    """Return 6 passes over the clips, and more where there are fewer than 800, so that training takes hundreds of steps.
+
+    Args:
+        num_clips (`int`): Training clips.
+    """
+    return max(USUAL_EPOCHS, min(float(math.ceil(CLIPS_SEEN_AT_LEAST / max(1, num_clips))), float(EPOCHS_AT_MOST)))
 
 
 # Low-rank adapters start from zero and take a higher rate than the weights that they are added to.
@@ -48,6 +67,9 @@ class AMESSTrainingArguments(TrainingArguments):
             between, the memory of its last embedding stands in. The labels take turns, about ten at a time.
         weight_averaging (`float`, *optional*, defaults to 0.99):
             Decay per step of the moving average of the weights that is evaluated and kept; 0 is none.
+        num_train_epochs (`float`, *optional*):
+            Passes over the training clips. By default 6, and more where there are fewer than 800 clips; see
+            [`default_epochs`].
         early_stopping_patience (`int`, *optional*):
             Evaluations without a better `metric_for_best_model` after which training stops.
         dataloader_num_workers (`int`, *optional*):
@@ -88,7 +110,9 @@ class AMESSTrainingArguments(TrainingArguments):
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Evaluations without improvement after which training stops."}
     )
-    num_train_epochs: float = field(default=6.0, metadata={"help": "Passes over the training clips."})
+    num_train_epochs: float | None = field(
+        default=None, metadata={"help": "Passes over the training clips; by default 6, and more for few clips."}
+    )
     per_device_train_batch_size: int = field(default=16, metadata={"help": "Clips a step and device, in training."})
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Clips a step and device, in evaluation."})
     warmup_steps: float = field(
@@ -145,6 +169,16 @@ class AMESSTrainingArguments(TrainingArguments):
         self.dataloader_pin_memory = self.dataloader_pin_memory and not on_cpu
         if choose_workers and not on_cpu:
             self.dataloader_num_workers = min(4, (os.cpu_count() or 1) // self.world_size)
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 1")
+        if self.num_train_epochs is not None and not self.num_train_epochs > 0:
+            raise ValueError(f"`num_train_epochs` is {self.num_train_epochs}; it must be above 0")
+        if self.early_stopping_patience is not None and self.early_stopping_patience < 1:
+            raise ValueError(f"`early_stopping_patience` is {self.early_stopping_patience}; it must be at least 1")
+        for name in ("learning_rate", "head_learning_rate"):
+            if getattr(self, name) is not None and not math.isfinite(getattr(self, name)):
+                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be a finite number")
         for name in ("head_learning_rate", "head_weight_decay"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 0")
@@ -168,12 +202,17 @@ class AMESSTrainingArguments(TrainingArguments):
         """
         return {"step": 1, "epoch": max(1, steps_per_epoch)}.get(self.label_update) or int(self.label_update)
 
-    def for_model(self, config: AMESSConfig, has_eval_dataset: bool) -> "AMESSTrainingArguments":
-        """Return a copy for training a model: its learning rate chosen, and no evaluation where there is nothing to evaluate on.
+    def for_model(
+        self, config: AMESSConfig, has_eval_dataset: bool, num_clips: int | None = None
+    ) -> "AMESSTrainingArguments":
+        """Return a copy for training a model on a data set.
+
+        Its learning rate and its epochs are chosen, and nothing is evaluated where there is nothing to evaluate on.
 
         Args:
             config ([`AMESSConfig`]): The model's configuration.
             has_eval_dataset (`bool`): Whether there are clips to evaluate on while training.
+            num_clips (`int`, *optional*): Training clips; `None` where there are none, or nobody knows how many.
 
         Raises:
             ValueError: If training is to stop by evaluations that cannot be made.
@@ -181,6 +220,8 @@ class AMESSTrainingArguments(TrainingArguments):
         args = copy.copy(self)
         if args.learning_rate is None:
             args.learning_rate = default_learning_rate(config)
+        if args.num_train_epochs is None:
+            args._choose_epochs(num_clips)
         if has_eval_dataset or args.eval_strategy == IntervalStrategy.NO:
             return args
         if args.early_stopping_patience is not None:
@@ -191,3 +232,20 @@ class AMESSTrainingArguments(TrainingArguments):
         logger.warning("no dev split: nothing is evaluated while training, and the last weights are kept")
         args.eval_strategy, args.load_best_model_at_end = IntervalStrategy.NO, False
         return args
+
+    def _choose_epochs(self, num_clips: int | None):
+        self.num_train_epochs = USUAL_EPOCHS
+        if num_clips is None or self.max_steps > 0 or default_epochs(num_clips) == USUAL_EPOCHS:
+            return
+        self.num_train_epochs = default_epochs(num_clips)
+        batch = self.train_batch_size * self.world_size * self.gradient_accumulation_steps
+        steps = math.ceil(num_clips / batch)
+        epochs_between = math.ceil(self.num_train_epochs / EVALUATIONS_AT_MOST)
+        if epochs_between > 1 and self.eval_strategy == self.save_strategy == "epoch":
+            self.eval_strategy, self.save_strategy = IntervalStrategy.STEPS, SaveStrategy.STEPS
+            self.eval_steps = self.save_steps = steps * epochs_between
+        if self.process_index == 0:
+            logger.warning(
+                f"{num_clips} training clips are few: {self.num_train_epochs:.0f} epochs, "
+                f"{steps * self.num_train_epochs:.0f} steps (`--num_train_epochs` chooses others)"
+            )

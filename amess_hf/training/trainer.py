@@ -1,6 +1,9 @@
 """Trainer for A-MESS."""
 
+import os
 from collections import defaultdict
+from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,10 +20,11 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.trainer_utils import TrainOutput, has_length
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, has_length
 
 from ..configuration_amess import AMESSConfig
 from ..data.collator import AMESSDataCollator
+from ..evaluation.metric_names import CLASSIFICATION_METRICS
 from ..evaluation.prediction import CLIP_OUTPUTS, ClipOutputs
 from ..hub import PushesToHub
 from ..modeling_amess import LOSS_PARTS, AMESSClassifierOutput, AMESSForIntentClassification
@@ -35,7 +39,12 @@ from .checkpoint_integrity import (
 )
 from .dataloader import mark_dynamic_lengths, training_dataloader
 from .description_sampling import description_sampler, start_label_embeds, update_label_embeds
+from .divergence import DivergenceGuard
 from .parameter_groups import freeze_word_embeddings, parameter_groups
+from .preemption import Preemption
+from .run_lock import locked
+from .run_record import check_checkpoint, training_request, write_record
+from .train_loss import TrainLoss
 from .weight_averaging import WeightAverage, averaged_weights
 
 
@@ -88,6 +97,36 @@ class _AverageWeights(TrainerCallback):
         self.trainer.average.update()
 
 
+class _RestoreCounts(TrainerCallback):
+    """Begin with what a checkpoint's callbacks had counted: losses, evaluations without improvement."""
+
+    def __init__(self, trainer: "AMESSTrainer"):
+        self.trainer = trainer
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        for callback in self.trainer.callback_handler.callbacks:
+            if isinstance(callback, TrainLoss):
+                callback.restore(state)
+            elif isinstance(callback, EarlyStoppingCallback):
+                kept = state.stateful_callbacks.get(type(callback).__name__, {})
+                vars(callback).update(kept.get("attributes", {}))
+
+
+def check_best_metric(args: AMESSTrainingArguments, known: Sequence[str]) -> None:
+    """See that the metric by which checkpoints are compared is one that evaluations give.
+
+    Args:
+        args ([`AMESSTrainingArguments`]): The arguments.
+        known (`Sequence[str]`): The metrics' names.
+
+    Raises:
+        ValueError: Naming the metric and those that there are.
+    """
+    name = (args.metric_for_best_model or "").removeprefix("eval_")
+    if name and args.eval_strategy != "no" and name not in known:
+        raise ValueError(f"`metric_for_best_model` is {name!r}; it must be one of {', '.join(known)}")
+
+
 class AMESSTrainer(PushesToHub, Trainer):
     """[`~transformers.Trainer`] for [`AMESSForIntentClassification`], with the recipe of the project.
 
@@ -134,12 +173,15 @@ class AMESSTrainer(PushesToHub, Trainer):
                 f"`model` is a {type(model).__name__}, whose adapters would not carry the label embeddings; give the model "
                 "itself, after `amess_hf.training.add_lora(model)`"
             )
-        args = (args or AMESSTrainingArguments()).for_model(model.config, eval_dataset is not None)
+        num_clips = len(train_dataset) if has_length(train_dataset) else None
+        args = (args or AMESSTrainingArguments()).for_model(model.config, eval_dataset is not None, num_clips)
         if args.should_save:
             check_output_dir(args.output_dir)
         if args.freeze_word_embeddings:
             freeze_word_embeddings(model)
         processor = processor_for(model.config, processing_class)
+        if "compute_metrics" not in kwargs:
+            check_best_metric(args, (*CLASSIFICATION_METRICS, "loss"))
         kwargs.setdefault("compute_metrics", prediction_metrics)
         super().__init__(
             model=model,
@@ -159,6 +201,9 @@ class AMESSTrainer(PushesToHub, Trainer):
         self.average = None
         self._sampler = None  # of descriptions
         self._parts = defaultdict(list)
+        self._guard = DivergenceGuard(self.model, self.args)
+        self._preemption = Preemption()
+        self._saved_step = None
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
 
@@ -176,10 +221,21 @@ class AMESSTrainer(PushesToHub, Trainer):
             raise ValueError("training needs clips: pass `train_dataset`")
         if not has_length(self.train_dataset):
             # A stream: what the next batch is nobody knows, and accelerate shares it out.
+            if self.args.label_update == "epoch":
+                raise ValueError("a streamed `train_dataset` has no epochs: give `label_update` as a number of steps")
             return super().get_train_dataloader()
         return training_dataloader(
             self.train_dataset, self.data_collator, self.args, self.accelerator, self.tokenizer, self.model.config
         )
+
+    def _get_dataloader(self, *args, is_training: bool = False, **kwargs):
+        # `dataloader_drop_last` is about training: every clip that is to be scored is scored.
+        drop_last = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = drop_last and is_training
+        try:
+            return super()._get_dataloader(*args, is_training=is_training, **kwargs)
+        finally:
+            self.args.dataloader_drop_last = drop_last
 
     def _get_eval_sampler(self, eval_dataset: Any):
         # In the data set's order, whatever training does: predictions are matched with clips by their place.
@@ -195,23 +251,75 @@ class AMESSTrainer(PushesToHub, Trainer):
             kwargs: As for [`~transformers.Trainer.train`].
 
         Raises:
-            ValueError: If the named checkpoint was cut while being written, or the disk has no room for the run.
+            ValueError: If the named checkpoint was cut while being written or is of a run that was asked for something
+                else, another process trains in the output folder, the disk has no room, or the loss is no longer a number.
+            SystemExit: With 143, after SIGTERM; a checkpoint is saved before.
         """
+        if self.args.should_save:
+            with locked(self.args.output_dir):
+                return self._train(resume_from_checkpoint, **kwargs)
+        return self._train(resume_from_checkpoint, **kwargs)
+
+    def _train(self, resume_from_checkpoint: str | bool | None, **kwargs):
         checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
+        request = self.request  # made now, before the weights change
+        if checkpoint is not None:
+            check_checkpoint(checkpoint, request)
         if self.args.should_save:
             check_free_space(self.args, self.model)
-        if self.args.weight_averaging and self.average is None:
+        if self.args.weight_averaging:
             self.average = WeightAverage(self.model, self.args.weight_averaging)
-            self.add_callback(_AverageWeights(self))
+        self._guard = DivergenceGuard(self.model, self.args)
+        callbacks = [TrainLoss(), _RestoreCounts(self), *([_AverageWeights(self)] if self.average else [])]
+        for callback in callbacks:
+            self.add_callback(callback)
         start_label_embeds(self.model, self.tokenizer)
-        result = super().train(resume_from_checkpoint=checkpoint, **kwargs)
-        if self.average is not None:
-            if not self.args.load_best_model_at_end:
+        try:
+            with Preemption() as self._preemption:
+                result = super().train(resume_from_checkpoint=checkpoint, **kwargs)
+            self._guard.check(self.state.global_step, weights=True)
+            if self.average is not None and not self.args.load_best_model_at_end:
                 self.average.apply()
-            self.pop_callback(_AverageWeights)
+        finally:
             self.average = None
+            for callback in callbacks:
+                self.pop_callback(type(callback))
         self._update_label_embeds()
-        return result
+        return result._replace(training_loss=result.metrics["train_loss"])
+
+    @cached_property
+    def request(self) -> dict[str, Any]:
+        """What the training is asked for; checkpoints keep it."""
+        return training_request(self.model, self.args, self.train_dataset, self.eval_dataset, type(self).__name__)
+
+    @property
+    def _train_loss(self):
+        return next(callback for callback in self.callback_handler.callbacks if isinstance(callback, TrainLoss))
+
+    def training_step(self, *args, **kwargs) -> torch.Tensor:
+        """Take a batch's part of a step, and keep its loss."""
+        loss = super().training_step(*args, **kwargs)
+        self._train_loss.add(loss)
+        return loss
+
+    def _maybe_log_save_evaluate(self, tr_loss: torch.Tensor, grad_norm: Any, model: Any, trial: Any, *args, **kwargs):
+        step, control = self.state.global_step, self.control
+        saves_or_evaluates = control.should_evaluate or control.should_save
+        # A GPU is asked only where it is waited for anyway.
+        if control.should_log or saves_or_evaluates or self.args.device.type == "cpu":
+            self._guard.check(step, weights=saves_or_evaluates)
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
+        if self._preemption.is_due(self.accelerator, step):
+            self._guard.check(step, weights=True)
+            if self._saved_step != step and not self.args.save_only_model:
+                self._save_checkpoint(model, trial)
+            path = os.path.join(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{step}")
+            self._preemption.stop(None if self.args.save_only_model else path)
+
+    def _save_checkpoint(self, model: Any, trial: Any):
+        self._train_loss.collect(self.accelerator)
+        super()._save_checkpoint(model, trial)
+        self._saved_step = self.state.global_step
 
     def _save_rng_state(self, output_dir: str | None):
         super()._save_rng_state(output_dir)
@@ -227,7 +335,8 @@ class AMESSTrainer(PushesToHub, Trainer):
     def _descriptions(self):
         """The description inputs of the present step, on the device."""
         if self._sampler is None:
-            batches = len(self.callback_handler.train_dataloader)
+            loader = self.callback_handler.train_dataloader
+            batches = len(loader) if has_length(loader) else 1
             self._sampler = description_sampler(self.model.config, self.tokenizer, self.args, batches)
         return self._prepare_input(self._sampler(self.state.global_step))
 
@@ -243,6 +352,7 @@ class AMESSTrainer(PushesToHub, Trainer):
             inputs = mark_dynamic_lengths({**inputs, **self._descriptions()}, self.accelerator)
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         if model.training:
+            self._guard.add(loss, self.state.global_step + 1)
             for name in LOSS_PARTS:
                 if outputs.get(name) is not None:
                     self._parts[name].append(outputs[name])
@@ -255,6 +365,9 @@ class AMESSTrainer(PushesToHub, Trainer):
             for name, values in self._parts.items():
                 logs[name] = self.accelerator.reduce(torch.stack(values).mean(), "mean").item()
             self._parts.clear()
+        if "train_loss" in logs:
+            self._train_loss.collect(self.accelerator)
+            logs["train_loss"] = self._train_loss.mean(self.state.global_step)
         super().log(logs, start_time)
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
@@ -287,8 +400,9 @@ class AMESSTrainer(PushesToHub, Trainer):
         """Save the model, and in a checkpoint the average of its weights too."""
         if _internal_call and self.is_in_train and output_dir is not None and self.args.should_save:
             begin_checkpoint(output_dir)
+            write_record(output_dir, self.request)
         super().save_model(output_dir, _internal_call)
-        # A checkpoint holds the weights to go on from, and beside them the average.
+        # A checkpoint holds the weights to go on from, and next to them the average.
         if _internal_call and self.average is not None and self.args.should_save:
             self.average.save(output_dir)
 

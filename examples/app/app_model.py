@@ -88,6 +88,7 @@ def train_model(folder: Path, text_encoder: str | None = None, clips_per_intent:
         num_train_epochs=30,
         head_learning_rate=1e-3,
         learning_rate=1e-3 if text_encoder is None else 1e-4,
+        freeze_word_embeddings=text_encoder is not None,
         eval_strategy="no",
         save_strategy="no",
         logging_strategy="no",
@@ -95,7 +96,7 @@ def train_model(folder: Path, text_encoder: str | None = None, clips_per_intent:
         dataloader_num_workers=0,
         seed=seed,
     )
-    trainer = AMESSTrainer(model, arguments, tokenizer, data_collator=collator, train_dataset=train)
+    trainer = AMESSTrainer(model, arguments, train_dataset=train, processing_class=processor)
     trainer.train()
     outputs = {name: outputs_of(model, collator, rows) for name, rows in (("train", train), ("dev", held_back))}
     right = (outputs["dev"].logits.argmax(-1) == torch.tensor([row["label"] for row in held_back])).float().mean()

@@ -6,7 +6,9 @@ What A-MESS costs in addition to its text encoder: time, memory, padding, loadin
     python examples/benchmarks/benchmark.py --output_dir results       # more rounds
 
 Everything that is compared is measured in turns within one run, so that what else the machine does hits all alike;
-numbers are medians with their spread (half the distance between the quartiles), and ratios of medians. Sizes are those of
+numbers are medians with their spread (half the distance between the quartiles), and ratios of medians with a bootstrap
+interval over the rounds. A ratio whose interval is too wide is not given but called "not measured", and the page names what
+else kept the machine busy. Sizes are those of
 the published experiments on MIntRec: 30 tokens, 230 frames of picture (256 wide) and 480 of sound (768 wide), all full,
 batch 16, a BERT-base text encoder with random weights. A GPU is used when there is one: timed with events after a
 warm-up, also in bf16 and compiled, with the model FLOP utilisation of a training step at batch 64.
@@ -30,6 +32,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig, BertTokenizer, HfArgumentParser
@@ -63,6 +66,13 @@ VARIANTS = {
     "mean": {"fusion_type": "mean"},
     "cross_modal": {"fusion_type": "cross_modal"},
 }
+# A ratio is given where its 95 % interval is at most this share of it wide.
+WIDEST_INTERVAL = 0.25
+NOT_MEASURED = "not measured"
+RESAMPLES = 2000
+# Other processes are named from this many cores on.
+BUSY_CORES = 0.05
+
 LABEL_UPDATE = int(AMESSTrainingArguments.label_update)
 DESCRIPTION_LENGTH = 22
 
@@ -106,7 +116,8 @@ def in_turns(functions, rounds, device, description, warm_up=1):
     Time functions one after another, in a new order in each round; one that takes several `steps` counts for a step.
 
     Returns:
-        `dict`: for each name `seconds` (median), `spread` (half the distance between the quartiles) and `rounds`.
+        `dict`: for each name `seconds` (median), `spread` (half the distance between the quartiles), `rounds`, and the
+        `times` of all rounds.
     """
     times = {name: [] for name in functions}
     draw = random.Random(0)
@@ -124,14 +135,63 @@ def summary(values):
         "seconds": statistics.median(values),
         "spread": (quartiles[2] - quartiles[0]) / 2,
         "rounds": len(values),
+        "times": values,
     }
 
 
+def ratio_of(record, reference):
+    """
+    The ratio of two medians, and the interval in which it lies in 95 of 100 resamples of the rounds.
+
+    Args:
+        record, reference (`dict`): What [`in_turns`] returned for two functions of the same call.
+
+    Returns:
+        `dict`: `ratio`, or `None` where the interval is too wide to say; `low` and `high`.
+    """
+    above, below = np.array(record["times"]), np.array(reference["times"])
+    rounds = np.random.default_rng(0).integers(0, len(above), (RESAMPLES, len(above)))
+    low, high = np.quantile(np.median(above[rounds], axis=1) / np.median(below[rounds], axis=1), (0.025, 0.975))
+    ratio = record["seconds"] / reference["seconds"]
+    is_measured = high - low <= WIDEST_INTERVAL * ratio
+    return {"ratio": ratio if is_measured else None, "low": float(low), "high": float(high)}
+
+
 def with_ratios(records, reference):
-    """Add to each record the ratio of its median to that of `reference`."""
+    """Add to each record the ratio of its median to that of `reference`, and the interval of the ratio."""
     for record in records.values():
-        record["ratio"] = record["seconds"] / records[reference]["seconds"]
+        record.update(ratio_of(record, records[reference]))
     return records
+
+
+class OtherWork:
+    """What other processes take of the processor from now on; of those that end meanwhile nothing is known."""
+
+    def __init__(self):
+        self.begin = time.perf_counter()
+        self.before = self.processor_seconds()
+
+    @staticmethod
+    def processor_seconds():
+        """Process (its number and when it began) → name and seconds of the processor, for all but this one's own."""
+        own = {process.pid for process in [psutil.Process(), *psutil.Process().children(recursive=True)]}
+        seconds = {}
+        for process in psutil.process_iter(["name", "create_time", "cpu_times"]):
+            times = process.info["cpu_times"]
+            if process.pid not in own and times is not None:
+                key = (process.pid, process.info["create_time"])
+                seconds[key] = (process.info["name"], times.user + times.system)
+        return seconds
+
+    def cores(self):
+        """Name of a program → cores that it took on average, the busiest first."""
+        passed = time.perf_counter() - self.begin
+        taken = {}
+        for key, (name, seconds) in self.processor_seconds().items():
+            before = self.before.get(key, (name, 0.0))[1]
+            taken[name] = taken.get(name, 0.0) + (seconds - before) / passed
+        busy = {name: round(cores, 2) for name, cores in taken.items() if cores >= BUSY_CORES}
+        return dict(sorted(busy.items(), key=lambda item: -item[1]))
 
 
 # ------------------------------------------------------------------------------------------------------- what to measure
@@ -311,8 +371,8 @@ def section_growth(arguments, device):
         records = in_turns(functions, rounds, device, f"Growth, {fusion_type}")
         previous = None
         for record in records.values():
-            record["growth"] = None if previous is None else record["seconds"] / previous
-            previous = record["seconds"]
+            record["growth"] = None if previous is None else ratio_of(record, previous)
+            previous = record
         results[fusion_type] = records
     return results
 
@@ -528,9 +588,28 @@ def milliseconds(record):
     return f"{1000 * record['seconds']:,.1f} ± {1000 * record['spread']:,.1f}"
 
 
+def ratio_text(record):
+    """The ratio with its interval, or that it is not measured."""
+    interval = f"{record['low']:.2f} to {record['high']:.2f}"
+    return f"{NOT_MEASURED} ({interval})" if record["ratio"] is None else f"{record['ratio']:.2f} ({interval})"
+
+
+def other_work_text(cores):
+    """What else ran, in a sentence."""
+    if not cores:
+        return "No other process took a twentieth of a core meanwhile."
+    programs = ", ".join(f"{name} {share:.1f}" for name, share in cores.items())
+    return f"**Disturbed**: other processes took {sum(cores.values()):.1f} cores on average ({programs})."
+
+
 def as_markdown(results):
     """The results as a page of tables."""
     lines = ["# Benchmark", "", f"{results['device']}; {results['software']}; {results['settings']}.", ""]
+    lines += [
+        f"{other_work_text(results['other_processes'])} Ratios are given with their 95 % interval over the rounds; one whose "
+        f"interval is wider than {WIDEST_INTERVAL:.0%} of it is {NOT_MEASURED}.",
+        "",
+    ]
 
     def table(title, note, head, rows):
         lines.extend([f"## {title}", "", note, "", f"| {' | '.join(head)} |"])
@@ -544,7 +623,7 @@ def as_markdown(results):
             f"{kind.capitalize()}, batch {BATCH_SIZE}",
             f"Text {TEXT_LENGTH}, picture {VIDEO_LENGTH}, sound {AUDIO_LENGTH}, all full; ratios to the text encoder alone.",
             ("", "ms", "ratio"),
-            [(name, milliseconds(r), f"{r['ratio']:.2f}") for name, r in sections["step"][kind].items()],
+            [(name, milliseconds(r), ratio_text(r)) for name, r in sections["step"][kind].items()],
         )
     if "memory" in sections:
         table(
@@ -559,7 +638,7 @@ def as_markdown(results):
             "Forward and backward of the fusion alone; frames of sound / picture.",
             ("", "ms", "to the line above"),
             [
-                (name, milliseconds(r), "" if r["growth"] is None else f"{r['growth']:.2f}")
+                (name, milliseconds(r), "" if r["growth"] is None else ratio_text(r["growth"]))
                 for name, r in records.items()
             ],
         )
@@ -568,7 +647,7 @@ def as_markdown(results):
             "Described intents, inference",
             "Classifier and stored descriptions together; ratios to 30.",
             ("intents", "ms", "ratio"),
-            [(name, milliseconds(r), f"{r['ratio']:.2f}") for name, r in sections["intents"].items()],
+            [(name, milliseconds(r), ratio_text(r)) for name, r in sections["intents"].items()],
         )
     if "latency" in sections:
         table(
@@ -600,7 +679,7 @@ def as_markdown(results):
                 (
                     name,
                     milliseconds(r),
-                    f"{r['ratio']:.2f}",
+                    ratio_text(r),
                     f"{r['tflops']:.1f}",
                     f"{r['utilisation']:.0%}" if "utilisation" in r else "",
                 )
@@ -624,8 +703,9 @@ def draw(results, path):
         for offset, (kind, colour) in enumerate((("training", "#0072B2"), ("inference", "#E69F00"))):
             ratios = [sections["step"][kind][name]["ratio"] for name in names]
             places = np.arange(len(names)) + 0.4 * offset
-            bars = axes[0].bar(places, ratios, 0.38, label=kind, color=colour)
-            axes[0].bar_label(bars, [f"{ratio:.2f}" for ratio in ratios], fontsize=9, padding=2)
+            bars = axes[0].bar(places, [ratio or 0 for ratio in ratios], 0.38, label=kind, color=colour)
+            labels = [NOT_MEASURED if ratio is None else f"{ratio:.2f}" for ratio in ratios]
+            axes[0].bar_label(bars, labels, fontsize=9, padding=2)
         axes[0].set_xticks(np.arange(len(names)) + 0.2, names)
         axes[0].set(title=f"Time compared with the text encoder's, batch {BATCH_SIZE}", ylabel="ratio to text alone")
         axes[0].margins(y=0.15)
@@ -672,7 +752,7 @@ def main(arguments=None):
     unknown = set(chosen) - set(SECTIONS)
     if unknown:
         sys.exit(f"benchmark.py: no section {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
-    begin = time.perf_counter()
+    begin, others = time.perf_counter(), OtherWork()
     results = {
         "device": machine(device, arguments.threads),
         "software": f"torch {torch.__version__}, Python {platform.python_version()}",
@@ -685,6 +765,7 @@ def main(arguments=None):
             results["sections"][name] = measured
         gc.collect()
     results["seconds"] = time.perf_counter() - begin
+    results["other_processes"] = others.cores()
     folder = Path(arguments.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "benchmark.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

@@ -111,6 +111,7 @@ def train(arguments: DemoArguments, model, tokenizer, collator, train_split) -> 
         output_dir=str(arguments.output_dir / "training"),
         num_train_epochs=arguments.num_train_epochs,
         learning_rate=1e-3,
+        freeze_word_embeddings=False,  # the text encoder starts from nothing
         seed=arguments.seed,
         eval_strategy="no",
         save_strategy="no",

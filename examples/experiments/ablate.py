@@ -19,7 +19,7 @@ from transformers import HfArgumentParser
 from transformers.utils import logging
 
 from amess_hf import AMESSTrainingArguments
-from amess_hf.evaluation.aggregation import aggregate_runs, format_spread, load_seed_results, paired_difference
+from amess_hf.evaluation.aggregation import aggregate_runs, format_spread, paired_difference
 
 
 sys.path.append(str(Path(__file__).parents[1]))
@@ -79,8 +79,7 @@ def chosen_variants(names):
 def run_variant(name, changes, model_args, data_args, training_args):
     """Train one variant with every seed. Returns seed → metrics."""
     folder = os.path.join(training_args.output_dir, name)
-    run_for_each_seed(run, replace(model_args, **changes), data_args, training_args, output_dir=folder)
-    return load_seed_results(folder)
+    return run_for_each_seed(run, replace(model_args, **changes), data_args, training_args, output_dir=folder)
 
 
 def ablation_rows(results, metric):

@@ -1,8 +1,10 @@
 """Training from raw clips: what tells the intents apart is only in the sound, or only in the movement."""
 
+import json
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -198,6 +200,47 @@ class TestClipJobs:
         (folder / "dia0_utt1.mp4").write_text("no clip")
         with pytest.raises(ValueError, match="clip dia0_utt1: .*dia0_utt1.mp4 cannot be decoded"):
             add_clip_features(dataset, "log-mel", data_dir=folder)
+
+    def test_a_clip_that_cannot_be_read_is_left_out(self, few):
+        folder, dataset = few
+        clips = {name: list(split["id"]) for name, split in dataset.items()}
+        (folder / "dia0_utt1.mp4").write_text("no clip")
+        for _ in range(2):  # the second time from the cache
+            failures = {}
+            encoded = add_clip_features(dataset, "log-mel", data_dir=folder, failures=failures)
+            assert list(failures) == ["dia0_utt1"] and "cannot be decoded" in failures["dia0_utt1"]
+            for name, split in encoded.items():
+                assert list(split["id"]) == [clip for clip in clips[name] if clip != "dia0_utt1"]
+                assert "audio_features" in split.column_names and set(split.column_names) <= {
+                    *dataset[name].column_names,
+                    "audio_features",
+                }
+
+
+@pytest.mark.slow
+def test_bad_clips_do_not_stop_a_run(corpus, tokenizer, tmp_path):
+    """`--on_error skip` trains on the others, and lists what was left out and why."""
+    import run_mir
+
+    folder = shutil.copytree(corpus, tmp_path / "data")
+    dataset = load_mintrec(folder)
+    bad, clips = dataset["train"]["id"][1], find_clips(folder)
+    Path(clips[bad]).write_text("no clip")
+    BertModel(text_config()).save_pretrained(tmp_path / "encoder")
+    tokenizer.save_pretrained(tmp_path / "encoder")
+    options = {
+        "data_dir": folder, "audio_encoder": "log-mel", "text_model_name_or_path": tmp_path / "encoder",
+        "output_dir": tmp_path / "run", "max_steps": 1, "hidden_size": 16, "projection_dim": 8, "use_cpu": True,
+        "disable_tqdm": True,
+    }  # fmt: skip
+    flags = ["--do_train", *(part for name, value in options.items() for part in (f"--{name}", str(value)))]
+    with pytest.raises(ValueError, match=f"clip {bad}: .* cannot be decoded.*`on_error` skip continues without it"):
+        run_for_each_seed(run_mir.run, *parse_arguments(flags))
+    run_for_each_seed(run_mir.run, *parse_arguments([*flags, "--on_error", "skip"]))
+    header, line = (tmp_path / "run" / "left_out.tsv").read_text().splitlines()
+    assert header == "id\treason" and line.startswith(f"{bad}\t") and "cannot be decoded" in line
+    asked = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert asked["train_clips"].startswith(f"{len(dataset['train']) - 1} clips, ")
 
 
 @pytest.mark.slow

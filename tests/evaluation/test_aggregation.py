@@ -121,6 +121,7 @@ class TestFiles:
             (2, {"eval_accuracy": 0.02}),
             (10, {"eval_accuracy": 0.1}),
         ]
+        assert list(load_seed_results(tmp_path, [10, 3, 11])) == [10]
 
     @pytest.mark.parametrize(("text", "message"), [('{"eval_acc', "is not valid JSON"), ("[1]", "holds a list")])
     def test_damaged_results(self, text, message, tmp_path):

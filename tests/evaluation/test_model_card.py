@@ -176,6 +176,14 @@ class TestHostileInput:
         assert card.data.base_model == "google-bert/bert-base-uncased"
         assert "started from google-bert/bert-base-uncased" in card.text
 
+    def test_names_are_no_markup(self):
+        names = ["<img src=x onerror=alert(1)>", "a\nb", "[click](http://x)", "R&D", "$\\frac{$", "a|b"]
+        model = tiny_model(id2label=dict(enumerate(names)), label_descriptions=None)
+        text = create_model_card(model, RESULTS, "<b>clips").text
+        assert "<img" not in text and "<b>" not in text and "Trained on &lt;b&gt;clips." in text
+        for line in ("**a b**", r"**\[click](http://x)**", "**R&amp;D**", r"**$\\frac{$**", r"**a\|b**"):
+            assert f"\n- {line}\n" in text, line
+
     def test_descriptions_cannot_break_the_card(self):
         nasty = {"Greet": ["line\n---\nlicense: none\n---", "{{ card_data }} {% raw %}"], "Th|ank": ["a"]}
         model = tiny_model(id2label={0: "Greet", 1: "Th|ank"}, label_descriptions=nasty)

@@ -345,6 +345,27 @@ class TestReport:
         assert not list(tmp_path.iterdir())
 
 
+HOSTILE = [r"$\frac{$", "<script>alert(1)</script>", "two\nlines", "a|b", "![x](http://x)", "\\", "喜び", " "]
+
+
+def test_names_are_words(model, dataset, collator, outputs, tmp_path):
+    """Names of intents with formulas, HTML, links and line breaks: the report is written, and they are words in it."""
+    names = {**model.config.id2label, **dict(enumerate(HOSTILE))}
+    usual = model.config.id2label
+    model.config.id2label = names
+    try:
+        report(model, dataset, collator, tmp_path, outputs=outputs)
+    finally:
+        model.config.id2label = usual
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "<script>" not in text and "&lt;script&gt;" in text and "| two lines |" in text and "| a\\|b |" in text
+    assert "![x]" not in text
+    tables = [part.splitlines() for part in text.split("\n\n") if part.startswith("| ")]
+    for table in tables:
+        assert len({len(re.findall(r"(?<!\\)\|", line.replace(r"\\", ""))) for line in table}) == 1, table
+    assert len(tables) >= 5
+
+
 class TestPlots:
     def test_confused_intents_become_neighbours(self):
         """Pairs (0, 5), (1, 4), (2, 3) are confused; in the order they stand side by side."""

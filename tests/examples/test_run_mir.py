@@ -4,8 +4,11 @@ import csv
 import importlib.util
 import json
 import re
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,11 +17,13 @@ import run_mir_no_trainer
 import torch
 from demo_corpus import write_demo_corpus
 from mir_common import one_line_errors, parse_arguments, run_for_each_seed
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertModel, BertTokenizer
 from utils import text_config
 
 from amess_hf.data.labels import LABELS, MINTREC_LABELS
+from amess_hf.hub import files_for_hub
+from amess_hf.training.checkpoint_integrity import last_complete_checkpoint
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -264,6 +269,19 @@ def test_from_the_command_line(inputs, tmp_path):
         ({"train_sampling_strategy": "batch_rebalance"}, "train_sampling_strategy"),
         ({"label_update": "0"}, "label_update"),
         ({"resume_from_checkpoint": "no-such-checkpoint"}, "no-such-checkpoint"),
+        ({"per_device_train_batch_size": 0}, "`per_device_train_batch_size` is 0; it must be at least 1"),
+        ({"gradient_accumulation_steps": -1}, "`gradient_accumulation_steps` is -1"),
+        (
+            {"metric_for_best_model": "acc"},
+            "`metric_for_best_model` is 'acc'; it must be one of accuracy, weighted_f1",
+        ),
+        ({"seeds": "0,x"}, "`--seeds 0,x`: 'x' is not a number"),
+        ({"seeds": "1,-2"}, "'-2' is not a number of at least 0"),
+        ({"seeds": "1,2,1"}, "`--seeds 1,2,1` has 1 twice"),
+        ({"seeds": "3,"}, "'' is not a number"),
+        ({"seeds": "4294967296"}, "4294967296 is too large"),
+        ({"train_clips_per_intent": 0}, "`--train_clips_per_intent` is 0"),
+        ({"context_turns": -1}, "`--context_turns` is -1"),
     ],
 )
 def test_bad_input_is_one_line(inputs, tmp_path, change, message, monkeypatch):
@@ -282,6 +300,41 @@ def test_output_folder_that_cannot_be_written(inputs, tmp_path, script):
     values = {**inputs["data"], **inputs["encoder"], **inputs["run"], "output_dir": tmp_path / "file" / "run"}
     with pytest.raises(ValueError, match="`--output_dir` .*run cannot be written to"):
         run_script(script, values, ("do_train",))
+
+
+def without_split(inputs, folder, missing):
+    """The tiny data set without one of its splits."""
+    folder.mkdir()
+    for name in {"train", "dev", "test"} - {missing}:
+        (folder / f"{name}.tsv").write_bytes(Path(inputs["data"]["data_dir"], f"{name}.tsv").read_bytes())
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("missing", "option", "split"),
+    [("test", "do_predict", "test"), ("dev", "do_eval", "validation"), ("train", "do_train", "train")],
+)
+def test_splits_are_looked_for_before_training(inputs, tmp_path, missing, option, split):
+    values = {
+        **inputs["data"],
+        **inputs["encoder"],
+        **inputs["sizes"],
+        **inputs["run"],
+        "output_dir": tmp_path / "run",
+    }
+    values["data_dir"] = without_split(inputs, tmp_path / "data", missing)
+    with pytest.raises(ValueError, match=f"`--{option}` needs the split `{split}`, but the data has only"):
+        run_script("run_mir", values, dict.fromkeys(["do_train", option]))
+    assert not list((tmp_path / "run").glob("*.safetensors")) and not list((tmp_path / "run").glob("checkpoint-*"))
+
+
+def test_labels_that_train_lacks_are_named(inputs, tmp_path, caplog):
+    data = write_folder(tmp_path / "data", train=["Refuse", "Thank"] * 4, dev=["Refuse", "Warn"])
+    values = {**inputs["encoder"], **inputs["run"], "dataset_name": "folder", "data_dir": data, "max_steps": 1}
+    run_script("run_mir", {**values, "output_dir": tmp_path / "run"}, ("do_train",))
+    assert (
+        "the split validation has labels that train lacks, and no clip of them will be right: ['Warn']" in caplog.text
+    )
 
 
 def test_missing_test_split(trained, inputs, tmp_path):
@@ -367,7 +420,7 @@ def test_report_detector_and_card(inputs, tmp_path):
     run_script("run_mir", scored, ("do_predict",))
     answers |= {row["prediction"] for row in read_predictions(tmp_path / "scored" / "predictions_test.tsv")}
     assert answers <= {*MINTREC_LABELS, "UNK"}
-    # a detector that was made for other weights does not stay beside new ones
+    # a detector that was made for other weights does not stay next to new ones
     run_script("run_mir", {name: value for name, value in values.items() if name != "detector"}, ("do_train",))
     assert not (tmp_path / "run" / "oos_detector.json").exists()
 
@@ -396,3 +449,135 @@ def test_three_lines_of_python_give_the_same(inputs, tmp_path):
     assert all(torch.equal(value, second[name]) for name, value in first.items())
     configs = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("script", "python")]
     assert configs[0] == configs[1]
+
+
+@pytest.mark.slow
+class TestRunsThatWouldMix:
+    """A folder whose run was asked for something else is not gone on with, and its figures are nobody else's."""
+
+    @pytest.fixture(scope="class")
+    def finished(self, inputs, tmp_path_factory):
+        """Options of a finished run with one seed, and its folder."""
+        folder = tmp_path_factory.mktemp("finished")
+        values = {**inputs["data"], **inputs["encoder"], **inputs["sizes"], **inputs["run"], "max_steps": 2}
+        values |= {
+            "output_dir": folder,
+            "seeds": "5",
+            "fusion_type": "text",
+            "save_strategy": "steps",
+            "save_steps": 1,
+        }
+        values |= {"eval_strategy": "no", "load_best_model_at_end": False}
+        return values, run_script("run_mir", values, ("do_train", "do_eval"))
+
+    @pytest.fixture
+    def copied(self, finished, tmp_path):
+        values, _ = finished
+        shutil.copytree(values["output_dir"], tmp_path / "run")
+        return {**values, "output_dir": tmp_path / "run"}
+
+    @pytest.mark.parametrize("script", SCRIPTS)
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"learning_rate": 1e-3}, r"`learning_rate` \(0.0002 before, 0.001 now\)"),
+            ({"max_steps": 3}, r"`max_steps` \(2 before, 3 now\)"),
+            ({"fusion_type": "mean"}, "`config.fusion_type` .text before, mean now"),
+            ({"train_clips_per_intent": 1}, "`train_clips` .23 clips, .* before, "),
+        ],
+    )
+    def test_refused(self, copied, script, change, message):
+        (copied["output_dir"] / "seed-5" / "finished.json").unlink()  # also where it was stopped half-way
+        message = message if script == "run_mir" else "`written_by` .AMESSTrainer before, run_mir_no_trainer.py now"
+        with pytest.raises(ValueError, match=f"seed-5 holds a run that was asked for something else: .*{message}"):
+            run_script(script, {**copied, **change}, ("do_train", "do_eval"))
+
+    def test_other_data(self, copied, tmp_path):
+        """A table whose words have changed, in the same place."""
+        data = shutil.copytree(copied["data_dir"], tmp_path / "data")
+        table = data / "train.tsv"
+        *lines, last = table.read_text(encoding="utf-8").splitlines(keepends=True)
+        *cells, text, label = last.split("\t")
+        table.write_text("".join(lines) + "\t".join([*cells, f"please {text}", label]), encoding="utf-8")
+        with pytest.raises(ValueError, match="`train_clips`"):
+            run_script("run_mir", {**copied, "data_dir": data}, ("do_train", "do_eval"))
+
+    def test_the_same_data_elsewhere(self, copied, finished, tmp_path):
+        data = shutil.copytree(copied["data_dir"], tmp_path / "moved")
+        assert run_script("run_mir", {**copied, "data_dir": data}, ("do_train", "do_eval")) == finished[1]
+
+    def test_started_again(self, copied):
+        values = {**copied, "learning_rate": 1e-3, "max_steps": 1}
+        run_script("run_mir", values, ("do_train", "overwrite_run"))
+        folder = copied["output_dir"] / "seed-5"
+        # neither its checkpoint nor its figures
+        assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-1"]
+        assert "eval_accuracy" not in json.loads((folder / "all_results.json").read_text())
+        assert not (folder / "predictions_dev.tsv").exists()
+        assert json.loads((folder / "run.json").read_text())["learning_rate"] == 1e-3
+
+    def test_only_named_seeds_count(self, copied, finished):
+        other = copied["output_dir"] / "seed-7"
+        other.mkdir()
+        (other / "all_results.json").write_text('{"eval_accuracy": 0.0}')
+        assert run_script("run_mir", copied, ("do_train", "do_eval")) == finished[1]
+        assert "| 1 |" in (copied["output_dir"] / "aggregate.md").read_text()
+
+    def test_other_test_clips(self, inputs, trained, tmp_path):
+        """What is only scored: the folder holds the figures of one model."""
+        values = {**inputs["data"], "use_cpu": True, "output_dir": tmp_path, "model_name_or_path": trained["run_mir"]}
+        run_script("run_mir", values, ("do_eval",))
+        run_script("run_mir", values, ("do_predict",))
+        values["model_name_or_path"] = tmp_path / "other"
+        shutil.copytree(trained["run_mir"], tmp_path / "other")
+        weights = load_file(tmp_path / "other" / "model.safetensors")
+        weights["amess.text_encoder.embeddings.position_embeddings.weight"] += 1
+        save_file(weights, tmp_path / "other" / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(ValueError, match="something else: `weights`"):
+            run_script("run_mir", values, ("do_predict",))
+
+    def test_unknown_run(self, copied):
+        (copied["output_dir"] / "seed-5" / "run.json").unlink()
+        with pytest.raises(ValueError, match=r"has no run\.json that says what it was asked for; give another"):
+            run_script("run_mir", copied, ("do_train", "do_eval"))
+
+    def test_what_ended_before_it_had_results(self, copied, tmp_path):
+        """After training that diverged before the first checkpoint, a lower rate needs no permission."""
+        values = {**copied, "output_dir": tmp_path / "new"}
+        with pytest.raises(
+            ValueError, match=r"the loss of step \d+ is not a finite number: `learning_rate` is 1e\+30"
+        ):
+            run_script("run_mir", {**values, "learning_rate": 1e30, "max_steps": 9, "save_steps": 9}, ("do_train",))
+        assert not list((tmp_path / "new" / "seed-5").glob("*.safetensors"))
+        run_script("run_mir", values, ("do_train",))
+
+    def test_nothing_of_it_goes_to_the_hub(self, copied):
+        names = files_for_hub(copied["output_dir"] / "seed-5")
+        assert "model.safetensors" in names and not {"run.json", "finished.json"} & set(names)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_from_outside(inputs, script, number, tmp_path):
+    """While one run trains no other may; then it is told to stop, and does with one line and a whole checkpoint."""
+    values = {**inputs["data"], **inputs["encoder"], **inputs["sizes"], **inputs["run"], "max_steps": 1_000_000}
+    values |= {"output_dir": tmp_path, "save_strategy": "steps", "save_steps": 5, "eval_strategy": "no"}
+    values |= {"load_best_model_at_end": False, "logging_steps": 1_000_000}
+    command = [sys.executable, EXAMPLES / f"{script}.py", *as_options(values), "--do_train"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        while last_complete_checkpoint(tmp_path) is None:
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.2)
+        with pytest.raises(ValueError, match=rf"is in use by process {process.pid} on .* \({script}.py, since"):
+            run_script(script, values, ("do_train",))
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + number and "Traceback" not in errors
+    assert sum(number.name in line or "stopped by" in line for line in errors.splitlines()) == 1
+    assert last_complete_checkpoint(tmp_path) is not None
+    if number == signal.SIGTERM:
+        assert f"{last_complete_checkpoint(tmp_path)} is saved" in errors

@@ -3,14 +3,16 @@ import re
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from encoder_texts import TEXT_ENCODERS, text_encoder_config
+from transformers import TrainerCallback
 from transformers.trainer_utils import EvalPrediction
 from utils import DESCRIPTIONS, text_config, tiny_config, tiny_model
 
 from amess_hf import AMESSForIntentClassification, AMESSProcessor, AMESSTrainer, AMESSTrainingArguments
 from amess_hf.evaluation.prediction import predict_clips
 from amess_hf.training import LabelDescriptionSampler, WeightAverage, parameter_groups
-from amess_hf.training.arguments import default_learning_rate
+from amess_hf.training.arguments import default_epochs, default_learning_rate
 from amess_hf.training.description_sampling import TRAINING_SENTENCES, start_label_embeds
 from amess_hf.training.parameter_groups import layer_depths
 from amess_hf.training.trainer import prediction_metrics
@@ -30,6 +32,13 @@ class TestArguments:
             ("layer_decay", 1.1),
             ("weight_averaging", 1.0),
             ("head_learning_rate", -1e-3),
+            ("head_learning_rate", float("nan")),
+            ("learning_rate", float("inf")),
+            ("per_device_train_batch_size", 0),
+            ("per_device_eval_batch_size", -2),
+            ("gradient_accumulation_steps", 0),
+            ("num_train_epochs", 0),
+            ("early_stopping_patience", 0),
         ],
     )
     def test_bad_value(self, tmp_path, field, value):
@@ -40,6 +49,38 @@ class TestArguments:
         assert arguments(tmp_path, label_update="step").label_update_period(50) == 1
         assert arguments(tmp_path, label_update="epoch").label_update_period(50) == 50
         assert arguments(tmp_path, label_update="7").label_update_period(50) == 7
+
+
+class TestEpochs:
+    """Hundreds of steps, however few clips there are; data sets of usual size keep their six epochs."""
+
+    @pytest.mark.parametrize(
+        ("clips", "epochs"),
+        [(1, 300), (16, 300), (100, 48), (368, 14), (600, 8), (799, 7), (800, 6), (1334, 6), (9304, 6)],
+    )
+    def test_default(self, clips, epochs):
+        assert default_epochs(clips) == epochs
+
+    def test_at_least_three_hundred_steps(self):
+        assert all(default_epochs(clips) * -(-clips // 16) >= 300 for clips in range(1, 3000))
+
+    def test_usual_size_is_as_before(self, tmp_path, caplog):
+        args = arguments(tmp_path).for_model(tiny_config(), True, 1334)
+        assert (args.num_train_epochs, args.eval_strategy, args.save_strategy) == (6, "epoch", "epoch")
+        assert not caplog.records
+
+    def test_few_clips(self, tmp_path, caplog):
+        args = arguments(tmp_path).for_model(tiny_config(), True, 40)
+        assert args.num_train_epochs == 120 and "40 training clips are few: 120 epochs, 360 steps" in caplog.text
+        # 30 evaluations in place of 120
+        assert (args.eval_strategy, args.eval_steps, args.save_steps) == ("steps", 12, 12)
+        assert args.load_best_model_at_end
+
+    @pytest.mark.parametrize("given", [{"num_train_epochs": 2}, {"max_steps": 5}])
+    def test_what_is_given_counts(self, tmp_path, given, caplog):
+        args = arguments(tmp_path, **given).for_model(tiny_config(), True, 40)
+        assert args.num_train_epochs == given.get("num_train_epochs", 6) and args.eval_strategy == "epoch"
+        assert not caplog.records
 
 
 class TestParameterGroups:
@@ -262,6 +303,68 @@ class TestTrainerWithLittle:
     def test_stopping_early_needs_clips(self, saved, tmp_path):
         with pytest.raises(ValueError, match="`early_stopping_patience` is 3"):
             AMESSTrainer(saved, arguments(tmp_path, early_stopping_patience=3))
+
+    def test_unknown_metric(self, saved, clips, tmp_path):
+        args = arguments(tmp_path, metric_for_best_model="acuracy")
+        with pytest.raises(ValueError, match="`metric_for_best_model` is 'acuracy'; it must be one of accuracy, "):
+            AMESSTrainer(saved, args, eval_dataset=clips)
+        own = {"compute_metrics": lambda prediction: {"acuracy": 1.0}}
+        assert AMESSTrainer(saved, args, eval_dataset=clips, **own).args.metric_for_best_model == "acuracy"
+
+    def test_left_out_batches_are_those_of_training(self, saved, clips, tmp_path):
+        """Twelve clips in batches of five: training drops two, dev and predictions drop none."""
+        args = arguments(
+            tmp_path,
+            dataloader_drop_last=True,
+            per_device_train_batch_size=5,
+            per_device_eval_batch_size=5,
+            save_strategy="no",
+            load_best_model_at_end=False,
+            num_train_epochs=1,
+        )
+        trainer = AMESSTrainer(saved, args, train_dataset=clips, eval_dataset=clips)
+        trainer.train()
+        assert trainer.state.global_step == 2 and trainer.args.dataloader_drop_last
+        assert trainer.predict_clips(clips)[0].ids == [row["id"] for row in clips]
+        assert [len(batch["labels"]) for batch in trainer.get_eval_dataloader()] == [5, 5, 2]
+
+    def test_streams(self, saved, clips, tmp_path):
+        """Clips that come one after another, as from a disk that holds more than fits."""
+        stream = Dataset.from_list(clips).to_iterable_dataset()
+        steps = {"max_steps": 3, "eval_strategy": "steps", "save_strategy": "no", "load_best_model_at_end": False}
+        args = arguments(tmp_path, **steps, eval_steps=3, per_device_train_batch_size=5)
+        trainer = AMESSTrainer(saved, args, train_dataset=stream, eval_dataset=stream)
+        result = trainer.train()
+        assert trainer.state.global_step == 3 and result.training_loss > 0
+        outputs, metrics = trainer.predict_clips(stream)
+        alone = predict_clips(saved, clips, trainer.data_collator)
+        np.testing.assert_allclose(outputs.logits, alone.logits, atol=1e-5)
+        assert outputs.ids == alone.ids and metrics["test_accuracy"] == trainer.evaluate()["eval_accuracy"]
+
+    def test_streams_have_no_epochs(self, saved, clips, tmp_path):
+        stream = Dataset.from_list(clips).to_iterable_dataset()
+        with pytest.raises(ValueError, match="max_steps has to be specified"):
+            AMESSTrainer(saved, arguments(tmp_path), train_dataset=stream)
+        trainer = AMESSTrainer(saved, arguments(tmp_path, max_steps=2, label_update="epoch"), train_dataset=stream)
+        with pytest.raises(ValueError, match="give `label_update` as a number of steps"):
+            trainer.train()
+
+    def test_training_goes_on_in_the_same_session(self, saved, clips, tmp_path):
+        """After Ctrl-C the same trainer goes on, although its weights have changed meanwhile."""
+
+        class Interrupt(TrainerCallback):
+            def on_step_end(self, args, state, control, **kwargs):
+                if state.global_step == 3:
+                    raise KeyboardInterrupt
+
+        steps = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "load_best_model_at_end": False}
+        args = arguments(tmp_path, eval_strategy="no", **steps)
+        trainer = AMESSTrainer(saved, args, train_dataset=clips)
+        trainer.add_callback(Interrupt())
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train()
+        trainer.remove_callback(Interrupt)
+        assert trainer.train(resume_from_checkpoint=True).global_step == 4
 
     @pytest.mark.parametrize("freeze", [True, False])
     def test_word_embeddings(self, saved, tmp_path, freeze):

@@ -1,0 +1,151 @@
+"""What the sound and the picture of a clip say of the intents by themselves: evidence that is added to the words' logits.
+
+Each frame votes for intents, and the votes are pooled over time. Weights start at zero, so that a modality adds nothing
+before it has learned something, and have no bias: how frequent an intent is, its frames do not say.
+"""
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+
+from .constants_amess import FEATURE_MODALITIES
+
+
+POOLINGS = ("logsumexp", "statistics")
+
+
+class AMESSVotes(nn.Linear):
+    """Votes for the intents: a linear map without bias, zero before training.
+
+    Args:
+        size (`int`): Width of the input.
+        num_labels (`int`): Number of intents.
+    """
+
+    def __init__(self, size: int, num_labels: int):
+        super().__init__(size, num_labels, bias=False)
+
+    @torch.no_grad()
+    def select_labels(self, rows: list[int | None]) -> None:
+        """Give the weights of other labels: row `rows[i]` becomes row `i`, zero where that is `None`."""
+        zero = self.weight.new_zeros(self.in_features)
+        self.weight = nn.Parameter(torch.stack([zero if row is None else self.weight[row] for row in rows]))
+        self.out_features = len(rows)
+
+
+def masked_statistics(states: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean and standard deviation over time.
+
+    Args:
+        states (`torch.Tensor` of shape `(batch_size, length, width)`): States.
+        mask (`torch.BoolTensor` of shape `(batch_size, length)`): Which of them count.
+
+    Returns:
+        `tuple`: two tensors of shape `(batch_size, width)`; the mean of nothing is zero.
+    """
+    weights = mask.to(states.dtype).unsqueeze(-1)
+    count = weights.sum(1).clamp(min=1)
+    mean = (states * weights).sum(1) / count
+    variance = ((states - mean.unsqueeze(1)).square() * weights).sum(1) / count
+    # The square root has no gradient at zero, where a clip has one frame or none.
+    return mean, (variance + torch.finfo(torch.float32).eps).sqrt()
+
+
+def pool_votes(votes: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Pool the votes of frames: the logarithm of the mean of exp(vote).
+
+    One frame that is sure of an intent is enough, and because it is a mean, a longer clip is not surer.
+
+    Args:
+        votes (`torch.FloatTensor` of shape `(batch_size, length, num_labels)`): Votes of the frames.
+        mask (`torch.BoolTensor` of shape `(batch_size, length)`): Which frames are present.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch_size, num_labels)`; zero for a clip without frames.
+    """
+    votes = votes.masked_fill(~mask.unsqueeze(-1), torch.finfo(votes.dtype).min)
+    count = mask.sum(1, keepdim=True)
+    return (votes.logsumexp(1) - count.clamp(min=1).log()).where(count > 0, 0.0)
+
+
+class AMESSFrameEvidence(nn.Module):
+    """Evidence of single frames, pooled by log-sum-exp: for evidence that lies in a part of the clip.
+
+    Args:
+        config ([`AMESSConfig`]): The model's configuration.
+        feature_size (`int`): Width of the features.
+        frames_per_token (`int`): Frames that temporal convolutions make one token of.
+    """
+
+    def __init__(self, config: PreTrainedConfig, feature_size: int, frames_per_token: int = 1):
+        super().__init__()
+        self.frames_per_token = frames_per_token
+        self.votes = AMESSVotes(feature_size, config.num_labels)
+
+    def forward(
+        self, frames: torch.Tensor, mask: torch.Tensor, tokens: torch.Tensor, token_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Let the frames vote.
+
+        Args:
+            frames (`torch.Tensor` of shape `(batch_size, length, feature_size)`): Normalised frames.
+            mask (`torch.BoolTensor` of shape `(batch_size, length)`): Which of them are present.
+            tokens (`torch.Tensor` of shape `(batch_size, tokens, hidden_size)`): Tokens made of them, in order.
+            token_mask (`torch.BoolTensor` of shape `(batch_size, tokens)`): Which of these are present.
+
+        Returns:
+            `tuple`: the evidence `(batch_size, num_labels)`, float32, zero for a clip that lacks the modality; and how much
+            each token says `(batch_size, tokens)`, float32.
+        """
+        votes = self.votes(frames).float()
+        scores = votes.logsumexp(-1).masked_fill(~mask, torch.finfo(torch.float32).min)
+        if self.frames_per_token > 1:  # a token says what the best of its frames says
+            scores = nn.functional.max_pool1d(scores, self.frames_per_token, ceil_mode=True)
+        return pool_votes(votes, mask), scores
+
+
+class AMESSStatisticsEvidence(nn.Module):
+    """Evidence of mean and deviation over time: for evidence that lies in the whole clip, such as a tone of voice.
+
+    A linear map of the statistics of the frames (with which it contains the usual logistic regression) and of the tokens.
+
+    Args:
+        config ([`AMESSConfig`]): The model's configuration.
+        feature_size (`int`): Width of the features.
+        frames_per_token (`int`): Frames that temporal convolutions make one token of.
+    """
+
+    def __init__(self, config: PreTrainedConfig, feature_size: int, frames_per_token: int = 1):
+        super().__init__()
+        self.dropout = nn.Dropout(config.dropout)
+        self.frame_votes = AMESSVotes(2 * feature_size, config.num_labels)
+        self.token_votes = AMESSVotes(config.hidden_size, config.num_labels)
+        self.deviation_votes = AMESSVotes(config.hidden_size, config.num_labels)
+
+    def forward(
+        self, frames: torch.Tensor, mask: torch.Tensor, tokens: torch.Tensor, token_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Vote by statistics; see [`AMESSFrameEvidence.forward`]. `frames` are as loud as they came."""
+        mean, deviation = masked_statistics(tokens, token_mask)
+        statistics = torch.cat(masked_statistics(frames.to(tokens.dtype), mask), dim=-1)
+        evidence = self.frame_votes(self.dropout(statistics)) + self.token_votes(self.dropout(mean))
+        evidence = evidence + self.deviation_votes(self.dropout(deviation))
+        scores = self.token_votes(tokens).float().logsumexp(-1)
+        return evidence.float() * mask.any(1, keepdim=True), scores
+
+
+class AMESSEvidence(nn.ModuleDict):
+    """Evidence of sound and picture, as far as the configuration names them.
+
+    Args:
+        config ([`AMESSConfig`]): The model's configuration.
+    """
+
+    def __init__(self, config: PreTrainedConfig):
+        classes = {"logsumexp": AMESSFrameEvidence, "statistics": AMESSStatisticsEvidence}
+        layers = {}
+        for name in FEATURE_MODALITIES:
+            size, pooling = getattr(config, f"{name}_feature_size"), getattr(config, f"{name}_pooling")
+            if size:
+                layers[name] = classes[pooling](config, size, 2 ** getattr(config, f"num_{name}_conv_layers"))
+        super().__init__(layers)

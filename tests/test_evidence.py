@@ -1,0 +1,131 @@
+"""Evidence of sound and picture by themselves, and the tokens that convolutions make."""
+
+import math
+
+import pytest
+import torch
+from utils import random_batch, tiny_config, tiny_model
+
+from amess_hf.evidence_amess import AMESSFrameEvidence, AMESSStatisticsEvidence, AMESSVotes, pool_votes
+from amess_hf.fusion_amess import AMESSTemporalLayer, choose_anchors
+
+
+TONE = {"audio_feature_norm": "clip", "num_audio_conv_layers": 2, "audio_pooling": "statistics"}
+PICTURE = {"num_video_conv_layers": 1, "conv_kernel_size": 3}
+
+
+def lengths_mask(*lengths):
+    return torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+
+
+class TestPooling:
+    def test_by_hand(self):
+        votes = torch.tensor([[[0.0, 1.0], [2.0, 1.0], [9.0, 9.0]]])
+        pooled = pool_votes(votes, torch.tensor([[True, True, False]]))
+        expected = [math.log((1 + math.exp(2)) / 2), 1.0]
+        torch.testing.assert_close(pooled, torch.tensor([expected]))
+
+    def test_slow_loop_and_absent_clip(self):
+        generator = torch.Generator().manual_seed(0)
+        votes, mask = torch.randn(3, 7, 4, generator=generator), lengths_mask(7, 2, 0)
+        pooled = pool_votes(votes, mask)
+        for clip, length in enumerate((7, 2)):
+            for label in range(4):
+                mean = sum(math.exp(votes[clip, frame, label]) for frame in range(length)) / length
+                assert pooled[clip, label] == pytest.approx(math.log(mean), abs=1e-5)
+        assert (pooled[2] == 0).all()
+
+    def test_a_longer_clip_of_the_same_frames_is_not_surer(self):
+        votes = torch.randn(1, 3, 4)
+        twice = torch.cat([votes, votes], dim=1)
+        once = pool_votes(votes, lengths_mask(3))
+        torch.testing.assert_close(pool_votes(twice, lengths_mask(6)), once)
+
+
+class TestVotes:
+    @pytest.mark.parametrize("layer_class", [AMESSFrameEvidence, AMESSStatisticsEvidence])
+    def test_nothing_is_said_before_training(self, layer_class):
+        model = tiny_model(**(TONE if layer_class is AMESSStatisticsEvidence else {}))
+        fresh = type(model)(model.config).eval()
+        assert isinstance(fresh.amess.fusion.evidence["audio"], layer_class)
+        outputs = fresh(**random_batch(model.config))
+        assert (outputs.evidence == 0).all()
+
+    def test_other_labels(self):
+        votes = AMESSVotes(3, 2)
+        before = votes.weight.detach().clone()
+        votes.select_labels([1, None, 0])
+        assert torch.equal(votes.weight[[0, 2]], before[[1, 0]]) and (votes.weight[1] == 0).all()
+        assert votes(torch.ones(5, 3)).shape == (5, 3)
+
+
+class TestAnchors:
+    def test_most_votes_first(self):
+        scores, mask = torch.tensor([[1.0, 3.0, 2.0, 9.0], [0.0, 5.0, 0.0, 0.0]]), lengths_mask(3, 0, 4)[:2]
+        mask = torch.tensor([[True, True, True, False], [False] * 4])
+        indices, shares, present = choose_anchors(scores, mask, 2)
+        assert indices[0].tolist() == [1, 2] and present.tolist() == [[True, True], [False, False]]
+        torch.testing.assert_close(shares[0], scores[0, :3].softmax(-1)[[1, 2]])
+        assert (shares[1] == 0).all()
+
+    def test_positions_are_those_of_frames(self):
+        model = tiny_model(**TONE)
+        indices = model(**random_batch(model.config, audio=(9, 4, 1))).anchor_indices[:, 1]
+        assert (indices[indices >= 0] % 4 == 0).all() and (indices[0] >= 0).sum() == 3 and (indices[2] >= 0).sum() == 1
+
+
+class TestTemporalLayer:
+    def test_halves_and_leaves_padding_out(self):
+        config = tiny_config()
+        layer, tokens = AMESSTemporalLayer(config).eval(), torch.randn(2, 7, 16)
+        mask = lengths_mask(7, 4)
+        states, mask_after = layer(tokens, mask)
+        assert states.shape == (2, 4, 16) and mask_after.sum(1).tolist() == [4, 2]
+        alone, _ = layer(tokens[1:, :4], mask[1:, :4])
+        torch.testing.assert_close(states[1, :2], alone[0])
+
+
+@pytest.mark.parametrize("fields", [{}, TONE, PICTURE, {**TONE, **PICTURE}, {"fusion_type": "late"}])
+class TestClipAlone:
+    def test_padding_and_neighbours_change_nothing(self, fields):
+        model = tiny_model(**fields)
+        batch = random_batch(model.config, text=(5, 3, 7), audio=(9, 4, 1), video=(6, 8, 2))
+        together = model(**batch)
+        for clip, (words, sound, picture) in enumerate(((5, 9, 6), (3, 4, 8), (7, 1, 2))):
+            alone = {
+                name: value[clip : clip + 1, : {"i": words, "a": sound, "v": picture}[_kind(name)]]
+                for name, value in batch.items()
+                if name != "labels"
+            }
+            outputs = model(**alone)
+            torch.testing.assert_close(together.logits[clip], outputs.logits[0], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(together.evidence[clip], outputs.evidence[0], atol=1e-5, rtol=1e-5)
+
+    def test_words_alone_are_answered_as_without_fusion(self, fields):
+        model = tiny_model(**fields)
+        batch = random_batch(model.config, audio=(0, 3, 1), video=(0, 2, 2), labels=False)
+        with_others = model(**batch)
+        words = {name: value for name, value in batch.items() if name in ("input_ids", "attention_mask")}
+        torch.testing.assert_close(with_others.logits[0], model(**words).logits[0], atol=1e-5, rtol=1e-5)
+        assert with_others.modality_mask.tolist() == [[True, False, False], [True, True, True], [True, True, True]]
+        torch.testing.assert_close(with_others.pooler_output[0], with_others.text_pooler_output[0])
+
+    def test_a_clip_that_lacks_a_modality_counts_in_no_loss_of_it(self, fields):
+        model = tiny_model(**fields)
+        batch = random_batch(model.config, audio=(9, 0, 1), video=(6, 8, 2))
+        before = model(**batch).audio_loss
+        batch["labels"][1] = (batch["labels"][1] + 1) % 4
+        torch.testing.assert_close(model(**batch).audio_loss, before)
+
+    def test_evidence_learns_from_its_own_loss_alone(self, fields):
+        model = tiny_model(**fields, label_similarity_weight=0.0, modality_loss_weight=0.0)
+        weights = [p for name, p in model.named_parameters() if "votes" in name]
+        loss = model(**random_batch(model.config)).classification_loss
+        assert weights and not loss.requires_grad
+        model(**random_batch(model.config)).loss.backward()
+        if fields.get("fusion_type") == "late":
+            assert all(weight.grad is None for weight in weights)
+
+
+def _kind(name):
+    return "a" if name.startswith("audio") else "v" if name.startswith("video") else "i"
