@@ -51,8 +51,8 @@ from .text_encoders_amess import (
 )
 
 
-# Descriptions that are encoded together in a training step; more of them are encoded in turns.
-SENTENCES_AT_A_TIME = 16
+# Descriptions that are encoded together in a training step where there are more than twice as many.
+SENTENCES_AT_A_TIME = 8
 
 
 @dataclass
@@ -164,6 +164,8 @@ class AMESSPreTrainedModel(PreTrainedModel):
 
     # Revision, token and cache that the model was loaded with: its tokenizer and its detector are loaded likewise.
     hub_kwargs = {}
+    # While the model is being pushed: whether an adapter is saved as part of the weights.
+    _merge_adapter = False
 
     @classmethod
     def from_pretrained(
@@ -206,7 +208,7 @@ class AMESSPreTrainedModel(PreTrainedModel):
             kwargs: As for [`~transformers.PreTrainedModel.save_pretrained`].
         """
         adapter, ignored = self.config.text_adapter, self._keys_to_ignore_on_save
-        if adapter is None or not merge_adapter:
+        if adapter is None or not (merge_adapter or self._merge_adapter):
             super().save_pretrained(save_directory, *args, state_dict=state_dict, **kwargs)
             return
         state_dict = merged_state_dict(self, state_dict)
@@ -215,6 +217,20 @@ class AMESSPreTrainedModel(PreTrainedModel):
             super().save_pretrained(save_directory, *args, state_dict=state_dict, **kwargs)
         finally:
             self.config.text_adapter, self._keys_to_ignore_on_save = adapter, ignored
+
+    def push_to_hub(self, *args: Any, merge_adapter: bool = True, **kwargs: Any) -> str:
+        """Upload the model as [`~transformers.PreTrainedModel.push_to_hub`] does.
+
+        Args:
+            args: As for [`~transformers.PreTrainedModel.push_to_hub`].
+            merge_adapter (`bool`): Whether an adapter is added to the weights, so that the model loads without peft.
+            kwargs: As for [`~transformers.PreTrainedModel.push_to_hub`].
+        """
+        try:
+            self._merge_adapter = merge_adapter
+            return super().push_to_hub(*args, **kwargs)
+        finally:
+            self._merge_adapter = False
 
     def _leave_frozen_weights_out(self):
         """See that frozen weights of the text encoder that are loaded from elsewhere are neither saved nor missed."""
@@ -712,7 +728,7 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
 
     def _encode_in_turns(self, input_ids: torch.Tensor, attention_mask: torch.Tensor):
         """Encode sentences a few at a time, and again when their gradient is wanted: only those few take memory."""
-        if len(input_ids) <= SENTENCES_AT_A_TIME:
+        if len(input_ids) <= 2 * SENTENCES_AT_A_TIME:
             return self._encode_sentences(input_ids, attention_mask)
         parts = zip(input_ids.split(SENTENCES_AT_A_TIME), attention_mask.split(SENTENCES_AT_A_TIME), strict=True)
         return torch.cat([checkpoint(self._encode_sentences, *part, use_reentrant=False) for part in parts])

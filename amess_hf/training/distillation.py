@@ -1,17 +1,17 @@
 """Distillation: a teacher's answers to the training clips, which the model learns from beside the labels."""
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
+import torch
 from datasets import Dataset
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
-from scipy.special import log_softmax, logsumexp
 from transformers import AutoTokenizer
 
 from ..configuration_amess import AMESSConfig
@@ -96,7 +96,7 @@ def _suffix(path: str | os.PathLike):
 
 def teacher_answers(
     name_or_path: str | os.PathLike, dataset: Dataset, batch_size: int = 64
-) -> tuple[np.ndarray, list]:
+) -> tuple[torch.Tensor, list[str]]:
     """Return a teacher's log-probabilities for clips, and the names of its labels.
 
     Args:
@@ -117,7 +117,8 @@ def teacher_answers(
                 f"{name_or_path} has no answer to {len(missing)} of {len(dataset)} clips, the first of which is "
                 f"{missing[0]!r}; let the teacher answer all training clips"
             )
-        return log_softmax(logits[[places[clip] for clip in dataset["id"]]], axis=-1), names
+        rows = torch.from_numpy(logits[[places[clip] for clip in dataset["id"]]])
+        return rows.log_softmax(-1), names
     fields, _ = AMESSConfig.get_config_dict(name_or_path)
     if fields.get("model_type") != AMESSConfig.model_type:
         raise ValueError(f"{name_or_path} is a {fields.get('model_type')} model; a teacher is a saved A-MESS model")
@@ -125,7 +126,7 @@ def teacher_answers(
     processor = AMESSProcessor.for_model(model.config, AutoTokenizer.from_pretrained(name_or_path))
     outputs = predict_clips(model, dataset, AMESSDataCollator(processor), batch_size, description="Asking the teacher")
     names = [model.config.id2label[index] for index in range(model.config.num_labels)]
-    return log_softmax(outputs.logits, axis=-1), names
+    return torch.from_numpy(outputs.logits).log_softmax(-1), names
 
 
 def add_teacher_logits(
@@ -156,9 +157,5 @@ def add_teacher_logits(
                 f"the teacher {teacher} does not know {', '.join(missing)}; give one that knows all labels"
             )
         answers.append(log_probabilities[:, [columns[name.casefold()] for name in label_names]])
-    mean = logsumexp(answers, axis=0) - np.log(len(answers))
-    return dataset.add_column("teacher_logits", _as_column(mean))
-
-
-def _as_column(values: np.ndarray) -> Any:
-    return list(values.astype(np.float32))
+    mean = torch.stack(answers).logsumexp(0) - math.log(len(answers))
+    return dataset.add_column("teacher_logits", list(mean.numpy()))

@@ -141,9 +141,12 @@ class TestAdapters:
         HfApi(token=hub.token).create_repo("org/lora")
         push_folder(tmp_path / "adapter", "org/lora", token=hub.token)
         loaded = AMESSForIntentClassification.from_pretrained("org/lora", token=hub.token)
+        model.push_to_hub("org/model", token=hub.token)
         batch = random_batch(model.config)
-        assert loaded.config.text_adapter is None
-        torch.testing.assert_close(loaded(**batch).logits, model(**batch).logits, atol=1e-5, rtol=1e-5)
+        for pushed in (loaded, AMESSForIntentClassification.from_pretrained("org/model", token=hub.token)):
+            assert pushed.config.text_adapter is None
+            torch.testing.assert_close(pushed(**batch).logits, model(**batch).logits, atol=1e-5, rtol=1e-5)
+        assert model.config.text_adapter is not None
         assert any("lora_" in name for name in weight_names(tmp_path / "adapter"))
 
 
