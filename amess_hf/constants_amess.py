@@ -30,4 +30,5 @@ LOSS_PARTS = (
     "batch_triplet_loss",
     "consistency_loss",
     "outlier_exposure_loss",
+    "distillation_loss",
 )

@@ -545,7 +545,8 @@ class IntentRecognitionPipeline(Pipeline):
             return {name: [] for name in MODALITIES}
         anchors = dict(zip(MODALITIES, result["anchors"], strict=True))
         tokenizer, limit = self.processor.tokenizer, self.processor.max_text_length
-        words = utterance_words(tokenizer, anchors["text"], result["text"], result["context"], limit)
+        prefix = self.processor.text_prefix
+        words = utterance_words(tokenizer, anchors["text"], result["text"], result["context"], limit, prefix)
         found = {"text": sorted((w for w in words if w["score"] is not None), key=lambda word: -word["score"])}
         for name in FEATURE_MODALITIES:
             encoder = self.processor.load_encoder(name, self.device) if result["decoded"][name] else None
