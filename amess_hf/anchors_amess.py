@@ -31,6 +31,7 @@ def utterance_words(
     text: str,
     context: Sequence[str] | None = None,
     max_length: int | None = None,
+    prefix: str | None = None,
 ) -> list[dict[str, Any]]:
     """Split an utterance at white space and find the score of each word.
 
@@ -45,6 +46,8 @@ def utterance_words(
             Earlier turns that the model was given with it.
         max_length (`int`, *optional*):
             Maximum number of tokens that the model was given.
+        prefix (`str`, *optional*):
+            What the model was given before it all.
 
     Returns:
         `list[dict]`: For each word `word`, `start` and `end` in characters of `text`, and `score`, that of the best
@@ -57,13 +60,16 @@ def utterance_words(
         words.append({"word": word, "start": start, "end": end, "score": None})
     if not words or not anchors or not tokenizer.is_fast:
         return words
-    encoding = encode_text(tokenizer, text, context or (), max_length, return_offsets_mapping=True)
+    encoding = encode_text(tokenizer, text, context or (), max_length, prefix, return_offsets_mapping=True)
     sequences, offsets = encoding.sequence_ids(), encoding["offset_mapping"]
     utterance = max(sequence for sequence in sequences if sequence is not None)
+    before = len(prefix or "") if utterance == 0 else 0  # the prefix begins the first text of a pair
     for position, score in anchors:
         if position >= len(sequences) or sequences[position] != utterance:
             continue
-        begin, end = offsets[position]
+        begin, end = (place - before for place in offsets[position])
+        if end < 0:
+            continue
         # A token may begin with the space before its word, or be that space, so its end says which word it is of.
         word = next((word for word in words if word["end"] >= max(end, begin + 1)), None)
         if word is not None and (word["score"] is None or score > word["score"]):

@@ -176,6 +176,18 @@ class AMESSConfig(PreTrainedConfig):
         label_similarity_weight (`float`, *optional*, defaults to 0.3):
             Share of the similarity to descriptions in the logits at inference: 0 is the classifier alone, 1 the
             similarity alone.
+        distillation_loss_weight (`float`, *optional*, defaults to 1.0):
+            Weight of the divergence from a teacher's answers, where training clips come with them (`teacher_logits`).
+        distillation_temperature (`float`, *optional*, defaults to 2.0):
+            Both answers are softened by it (arXiv 1503.02531).
+        text_pooling (`str`, *optional*, defaults to `"mean"`):
+            How the text encoder's tokens become one: their `"mean"`, or the `"cls"` (first) or the `"last"` one.
+        text_prefix (`str`, *optional*):
+            What the text encoder wants to read before an utterance, such as `"query: "`; it is neither summarised nor fused.
+        description_prefix (`str`, *optional*):
+            The same before a label's description.
+        text_adapter (`dict`, *optional*):
+            Fields of the `peft.LoraConfig` of an adapter in the text encoder; see `adapters_amess.py`.
         context_turns (`int`, *optional*, defaults to 0):
             Earlier turns of the dialogue that the model was trained to read before an utterance.
         label_descriptions (`dict[str, list[str]]`, *optional*):
@@ -264,6 +276,12 @@ class AMESSConfig(PreTrainedConfig):
     outlier_exposure_loss_weight: float | int = _non_negative(default=0.0)
     label_smoothing: float | int = _share(default=0.1)
     label_similarity_weight: float | int = _share(default=0.3)
+    distillation_loss_weight: float | int = _non_negative(default=1.0)
+    distillation_temperature: float | int = interval(min=0.01, max=100)(default=2.0)
+    text_pooling: str = "mean"
+    text_prefix: str | None = None
+    description_prefix: str | None = None
+    text_adapter: dict | None = None
     context_turns: int = interval(min=0)(default=0)
     id2label: dict | None = None
     label2id: dict | None = None
@@ -340,8 +358,10 @@ class AMESSConfig(PreTrainedConfig):
         Raises:
             `ValueError`: Naming the field, its value and what is allowed.
         """
-        from .evidence_amess import POOLINGS  # here, because reading a configuration needs no layers
+        # Here, because reading a configuration needs no layers.
+        from .evidence_amess import POOLINGS
         from .fusion_amess import FUSION_TYPES
+        from .text_encoders_amess import TEXT_POOLINGS, check_text_config
 
         if self.fusion_type not in FUSION_TYPES:
             self._refuse("fusion_type", f"one of {', '.join(FUSION_TYPES)}")
@@ -358,8 +378,9 @@ class AMESSConfig(PreTrainedConfig):
             self._refuse("hidden_size", "an even number (half sines, half cosines in the positions)")
         if self.format_version > FORMAT_VERSION:
             self._refuse("format_version", f"at most {FORMAT_VERSION}; update amess_hf to load this checkpoint")
-        if getattr(self.text_config, "is_encoder_decoder", False):
-            self._refuse("text_config", "that of an encoder without a decoder", self.text_config.model_type)
+        if self.text_pooling not in TEXT_POOLINGS:
+            self._refuse("text_pooling", f"one of {', '.join(TEXT_POOLINGS)}")
+        check_text_config(self.text_config, "`text_config`")
 
     def validate_labels(self) -> None:
         """Check the labels, their descriptions and the zero-shot labels against one another.

@@ -30,6 +30,7 @@ LOSS_PARTS = (
     "batch_triplet_loss",
     "consistency_loss",
     "outlier_exposure_loss",
+    "distillation_loss",
 )
 
 # Sentences of a label that training draws from, the first ones: those that say what the intent is. The stored embedding is

@@ -54,6 +54,7 @@ def save_for_hub(
     detector: OutOfScopeDetector | None = None,
     run_folder: str | os.PathLike | None = None,
     repo_id: str | None = None,
+    merge_adapter: bool = True,
 ) -> None:
     """Save everything that a model needs into one folder, which loads with and without this package installed.
 
@@ -71,6 +72,8 @@ def save_for_hub(
             given.
         repo_id (`str`, *optional*):
             The model's name in a new card.
+        merge_adapter (`bool`, *optional*, defaults to `True`):
+            Whether an adapter in the text encoder is added to its weights, so that the folder loads without peft.
 
     Raises:
         ValueError: If the processor was made for another model, or `run_folder` is not a folder.
@@ -79,7 +82,7 @@ def save_for_hub(
     folder.mkdir(parents=True, exist_ok=True)
     if run_folder is not None:
         _copy_run_files(Path(run_folder), folder)
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, merge_adapter=merge_adapter)
     save_processor_and_descriptions(folder, model.config, processor)
     if detector is not None:
         detector.save_pretrained(folder)
@@ -137,6 +140,7 @@ def push_to_hub(
     revision: str | None = None,
     token: str | None = None,
     commit_message: str = "Upload A-MESS model",
+    merge_adapter: bool = True,
 ) -> CommitInfo:
     """Upload a model with everything that it needs, as one commit of one repository, which is created if needed.
 
@@ -150,6 +154,7 @@ def push_to_hub(
         revision (`str`, *optional*): The branch, which is created if needed; by default the main one.
         token (`str`, *optional*): A token that may write; by default the one of `hf auth login`.
         commit_message (`str`): The title of the commit.
+        merge_adapter (`bool`): As for [`save_for_hub`].
 
     Returns:
         `huggingface_hub.CommitInfo`: The commit. Pushing the same again makes none, and returns the last one.
@@ -174,11 +179,11 @@ def push_to_hub(
     if revision is not None:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        save_for_hub(folder, model, processor, detector, run_folder, repo_id)
+        save_for_hub(folder, model, processor, detector, run_folder, repo_id, merge_adapter)
         has_own_card = run_folder is not None and Path(run_folder, CARD_NAME).exists()
         if not has_own_card and api.file_exists(repo_id, CARD_NAME, revision=revision):
             Path(folder, CARD_NAME).unlink(missing_ok=True)  # the Hub's card may have been edited there
-        return push_folder(folder, repo_id, token, revision, commit_message)
+        return push_folder(folder, repo_id, token, revision, commit_message, merge_adapter=merge_adapter)
 
 
 def push_folder(
@@ -188,6 +193,7 @@ def push_folder(
     revision: str | None = None,
     commit_message: str = "Upload A-MESS model",
     run_as_future: bool = False,
+    merge_adapter: bool = True,
 ) -> CommitInfo | Future:
     """Upload what of a model's folder belongs on the Hub (see [`files_for_hub`]), in one commit.
 
@@ -200,12 +206,18 @@ def push_folder(
         revision (`str`, *optional*): The branch, which must exist; by default the main one.
         commit_message (`str`): The title of the commit.
         run_as_future (`bool`): Whether to upload in the background.
+        merge_adapter (`bool`): As for [`save_for_hub`]; what is uploaded is then a copy, and `folder` stays as it is.
 
     Returns:
         `huggingface_hub.CommitInfo`, or with `run_as_future` a `Future` of it.
     """
     from .evaluation.model_card import name_repository
 
+    if merge_adapter and _has_adapter(folder):
+        where = (repo_id, token, revision, commit_message, run_as_future)
+        copy = _copy_for_hub(folder)
+        AMESSForIntentClassification.from_pretrained(folder).save_pretrained(copy.name, merge_adapter=True)
+        return _then_clean_up(copy, push_folder(copy.name, *where, merge_adapter=False))
     api, names = HfApi(token=token), files_for_hub(folder)
     if CARD_NAME in names:
         name_repository(Path(folder, CARD_NAME), repo_id)
@@ -345,12 +357,28 @@ class PushesToHub:
 
 def _push_copy(folder: str, *where: str | None) -> Future:
     """Run `push_folder` in the background, on a copy: the Trainer may delete a checkpoint while it is being uploaded."""
+    copy = _copy_for_hub(folder)
+    return _then_clean_up(copy, push_folder(copy.name, *where, run_as_future=True))
+
+
+def _copy_for_hub(folder: str | os.PathLike) -> tempfile.TemporaryDirectory:
     copy = tempfile.TemporaryDirectory()
     for name in files_for_hub(folder):
         shutil.copyfile(os.path.join(folder, name), os.path.join(copy.name, name))
-    future = push_folder(copy.name, *where, run_as_future=True)
-    future.add_done_callback(lambda _: copy.cleanup())
-    return future
+    return copy
+
+
+def _then_clean_up(copy: tempfile.TemporaryDirectory, pushed: CommitInfo | Future) -> CommitInfo | Future:
+    if isinstance(pushed, Future):
+        pushed.add_done_callback(lambda _: copy.cleanup())
+    else:
+        copy.cleanup()
+    return pushed
+
+
+def _has_adapter(folder: str | os.PathLike) -> bool:
+    path = Path(folder, CONFIG_NAME)
+    return path.exists() and json.loads(path.read_text(encoding="utf-8")).get("text_adapter") is not None
 
 
 __all__ = ["files_for_hub", "push_folder", "push_to_hub", "save_for_hub"]

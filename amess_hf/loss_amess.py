@@ -155,6 +155,31 @@ def consistency_loss(
     return 0.5 * ((first.exp() - second.exp()) * (first - second)).sum(-1)
 
 
+def distillation_loss(
+    logits: torch.Tensor,
+    teacher_logits: torch.Tensor,
+    temperature: float,
+    candidate_mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Knowledge distillation (arXiv 1503.02531): the Kullback-Leibler divergence from a teacher's softened answers.
+
+    Args:
+        logits (`torch.Tensor` of shape `(batch_size, num_labels)`): Scores of the labels.
+        teacher_logits (`torch.Tensor` of shape `(batch_size, num_labels)`): The teacher's.
+        temperature (`float`): By which both are divided; the loss is multiplied by its square.
+        candidate_mask (`torch.BoolTensor` of shape `(batch_size, num_labels)`, *optional*): Labels a clip may have.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch_size,)`.
+    """
+    scores = logits.float() / temperature, teacher_logits.float() / temperature
+    if candidate_mask is not None:
+        # Not minus infinity, whose difference would be NaN below.
+        scores = (values.masked_fill(~candidate_mask, -1e9) for values in scores)
+    own, teacher = (values.log_softmax(-1) for values in scores)
+    return temperature**2 * (teacher.exp() * (teacher - own)).sum(-1)
+
+
 def outlier_exposure_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Cross-entropy between the uniform distribution and the prediction, for out-of-scope clips only.
 

@@ -3,9 +3,9 @@
 `fusion_amess.py` holds A-ME and the fusions it is compared with, `loss_amess.py` the losses.
 """
 
-import inspect
 import math
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
@@ -13,12 +13,21 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
+from .adapters_amess import base_of, frozen_names, inject_adapter, load_frozen_weights, merged_state_dict
 from .configuration_amess import AMESSConfig, text_positions
-from .constants_amess import FEATURE_MODALITIES, LOSS_PARTS, MODALITIES, OUT_OF_SCOPE_ID, TRAINING_SENTENCES
+from .constants_amess import (
+    FEATURE_MODALITIES,
+    LOSS_PARTS,
+    MODALITIES,
+    NO_ANCHOR,
+    OUT_OF_SCOPE_ID,
+    TRAINING_SENTENCES,
+)
 from .descriptions_amess import describe_labels
 from .distributed_amess import gather_clips, mean_over_processes
 from .evidence_amess import AMESSVotes
@@ -28,19 +37,32 @@ from .fusion_amess import (
     AMESSLateFusion,
     AMESSModalityEmbedding,
     FusionOutput,
-    masked_mean,
 )
 from .loss_amess import (
     batch_triplet_loss,
     classification_loss,
     consistency_loss,
+    distillation_loss,
     label_contrastive_loss,
     label_triplet_loss,
     outlier_exposure_loss,
 )
 from .padding_amess import encode_texts
 from .recipe_amess import config_fields_for, front_end_fields, label_names
+from .text_encoders_amess import (
+    build_text_encoder,
+    encode_tokens,
+    left_padding,
+    load_text_encoder,
+    pool,
+    shifted,
+    text_encoder_fields,
+)
 from .zero_shot_amess import PROBES, balancing_offset, kept_share
+
+
+# Descriptions that are encoded together in a training step where there are more than twice as many.
+SENTENCES_AT_A_TIME = 8
 
 
 @dataclass
@@ -104,7 +126,8 @@ class AMESSClassifierOutput(ModelOutput):
         label_embeds (`torch.FloatTensor` of shape `(num_labels, projection_dim)`, *optional*):
             The label descriptions, unit length; `None` where the model has none.
         classification_loss, text_loss, audio_loss, video_loss, label_triplet_loss, label_contrastive_loss,
-        batch_triplet_loss, consistency_loss, outlier_exposure_loss (`torch.FloatTensor`, scalar, *optional*):
+        batch_triplet_loss, consistency_loss, outlier_exposure_loss,
+        distillation_loss (`torch.FloatTensor`, scalar, *optional*):
             The parts of the loss (`LOSS_PARTS`), before their weights, detached; `None` where the weight is zero.
     """
 
@@ -127,6 +150,7 @@ class AMESSClassifierOutput(ModelOutput):
     batch_triplet_loss: torch.FloatTensor | None = None
     consistency_loss: torch.FloatTensor | None = None
     outlier_exposure_loss: torch.FloatTensor | None = None
+    distillation_loss: torch.FloatTensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
 
@@ -150,6 +174,8 @@ class AMESSPreTrainedModel(PreTrainedModel):
 
     # Revision, token and cache that the model was loaded with: its tokenizer and its detector are loaded likewise.
     hub_kwargs = {}
+    # While the model is being pushed: whether an adapter is saved as part of the weights.
+    _merge_adapter = False
 
     @classmethod
     def from_pretrained(
@@ -169,7 +195,61 @@ class AMESSPreTrainedModel(PreTrainedModel):
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         names = ("revision", "token", "cache_dir", "local_files_only")
         model.hub_kwargs = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
+        if base := base_of(model.config.text_adapter):
+            encoder = model.base_model.text_encoder
+            load_frozen_weights(encoder, load_text_encoder(base, dtype=encoder.dtype), model.config.text_adapter)
         return loaded
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        *args: Any,
+        state_dict: dict[str, torch.Tensor] | None = None,
+        merge_adapter: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Save the model as [`~transformers.PreTrainedModel.save_pretrained`] does.
+
+        Args:
+            save_directory (`str` or `os.PathLike`): The folder.
+            args: As for [`~transformers.PreTrainedModel.save_pretrained`].
+            state_dict (`dict[str, torch.Tensor]`, *optional*): The weights to save, by default the present ones.
+            merge_adapter (`bool`): Whether to save a model without adapter, whose weights have it added to them.
+            kwargs: As for [`~transformers.PreTrainedModel.save_pretrained`].
+        """
+        adapter, ignored = self.config.text_adapter, self._keys_to_ignore_on_save
+        if adapter is None or not (merge_adapter or self._merge_adapter):
+            super().save_pretrained(save_directory, *args, state_dict=state_dict, **kwargs)
+            return
+        state_dict = merged_state_dict(self, state_dict)
+        try:
+            self.config.text_adapter, self._keys_to_ignore_on_save = None, set()
+            super().save_pretrained(save_directory, *args, state_dict=state_dict, **kwargs)
+        finally:
+            self.config.text_adapter, self._keys_to_ignore_on_save = adapter, ignored
+
+    def push_to_hub(self, *args: Any, merge_adapter: bool = True, **kwargs: Any) -> str:
+        """Upload the model as [`~transformers.PreTrainedModel.push_to_hub`] does.
+
+        Args:
+            args: As for [`~transformers.PreTrainedModel.push_to_hub`].
+            merge_adapter (`bool`): Whether an adapter is added to the weights, so that the model loads without peft.
+            kwargs: As for [`~transformers.PreTrainedModel.push_to_hub`].
+        """
+        try:
+            self._merge_adapter = merge_adapter
+            return super().push_to_hub(*args, **kwargs)
+        finally:
+            self._merge_adapter = False
+
+    def _leave_frozen_weights_out(self):
+        """See that frozen weights of the text encoder that are loaded from elsewhere are neither saved nor missed."""
+        if base_of(self.config.text_adapter) is None:
+            self._keys_to_ignore_on_save = set()
+            return
+        prefix = next(name for name, module in self.named_modules() if module is self.base_model.text_encoder)
+        self._keys_to_ignore_on_save = {f"{prefix}.{name}" for name in frozen_names(self.base_model.text_encoder)}
+        self._keys_to_ignore_on_load_missing.update(re.escape(name) for name in self._keys_to_ignore_on_save)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -207,19 +287,16 @@ class AMESSModel(AMESSPreTrainedModel):
 
     def __init__(self, config: AMESSConfig):
         super().__init__(config)
-        self.text_encoder = AutoModel.from_config(config.text_config)
-        self._drop_pooler()
+        self.text_encoder = build_text_encoder(config.text_config)
         fusion = FUSIONS[config.fusion_type]
         self.fusion = None if fusion is None else fusion(config)
         width = config.text_config.hidden_size
         # Without a projection clips and descriptions are compared in the space that the encoder was pretrained for.
         self.projection = AMESSProjection(width, config.projection_dim, bias=False) if config.projection_dim else None
         self.post_init()
-
-    def _drop_pooler(self):
-        # Nothing reads the pooler that BERT and similar encoders have; weights without a gradient would stop DDP.
-        if getattr(self.text_encoder, "pooler", None) is not None:
-            self.text_encoder.pooler = None
+        if config.text_adapter is not None:
+            inject_adapter(self.text_encoder, config.text_adapter)
+            self._leave_frozen_weights_out()
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the text encoder's word embeddings."""
@@ -239,7 +316,7 @@ class AMESSModel(AMESSPreTrainedModel):
         """Encode the words.
 
         Args:
-            input_ids (`torch.LongTensor` of shape `(batch_size, text_length)`): Tokens.
+            input_ids (`torch.LongTensor` of shape `(batch_size, text_length)`): Tokens, padded on the right.
             attention_mask (`torch.Tensor` of shape `(batch_size, text_length)`, *optional*): 1 for tokens, 0 for padding.
             token_type_ids (`torch.LongTensor` of shape `(batch_size, text_length)`, *optional*):
                 Passed on if the encoder takes them.
@@ -247,19 +324,14 @@ class AMESSModel(AMESSPreTrainedModel):
                 1 for the utterance's own tokens, 0 for its dialogue context.
 
         Returns:
-            `tuple`: token states `(batch_size, text_length, width)`, the mean of the utterance's `(batch_size, width)`
+            `tuple`: token states `(batch_size, text_length, width)`, the summary of the utterance's `(batch_size, width)`
             (zero where there are no words), and the utterance's mask as `torch.BoolTensor`.
         """
         mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-        # Some encoders return NaN where every token is masked; so the first one is let through, and its state not used.
-        first = torch.arange(input_ids.shape[1], device=input_ids.device) == 0
-        inputs = {"input_ids": input_ids, "attention_mask": (mask | (first & ~mask.any(1, keepdim=True))).long()}
-        if token_type_ids is not None and "token_type_ids" in inspect.signature(self.text_encoder.forward).parameters:
-            inputs["token_type_ids"] = token_type_ids
-        states = self.text_encoder(**inputs, return_dict=True).last_hidden_state
+        states = encode_tokens(self.text_encoder, input_ids, mask, token_type_ids)
         if utterance_mask is not None:
             mask = mask & utterance_mask.bool()
-        return states, masked_mean(states, mask), mask
+        return states, pool(states, mask, self.config.text_pooling), mask
 
     def project(self, pooled: torch.Tensor) -> torch.Tensor:
         """Map `(batch_size, text_config.hidden_size)` to unit vectors `(batch_size, projection_dim)`, in float32."""
@@ -284,7 +356,7 @@ class AMESSModel(AMESSPreTrainedModel):
 
         Args:
             input_ids (`torch.LongTensor` of shape `(batch_size, text_length)`, *optional*):
-                Tokens of the utterances. A clip without words has a mask of zeros.
+                Tokens of the utterances, padded on either side. A clip without words has a mask of zeros.
             attention_mask (`torch.Tensor` of shape `(batch_size, text_length)`, *optional*):
                 1 for tokens, 0 for padding; all ones if not given.
             token_type_ids (`torch.LongTensor` of shape `(batch_size, text_length)`, *optional*):
@@ -322,9 +394,10 @@ class AMESSModel(AMESSPreTrainedModel):
             audio=(audio_features, audio_attention_mask), video=(video_features, video_attention_mask)
         )
         if input_ids is not None:
-            features["text"], summary, masks["text"] = self.encode_text(
-                input_ids, attention_mask, token_type_ids, utterance_mask
-            )
+            # Positions count from the first token on, so that padding on the left moves nothing.
+            shift = left_padding(attention_mask)
+            texts = (input_ids, attention_mask, token_type_ids, utterance_mask)
+            features["text"], summary, masks["text"] = self.encode_text(*(shifted(text, shift) for text in texts))
         else:
             summary = self._no_words(audio_features if audio_features is not None else video_features)
         if any(mask.shape[0] != summary.shape[0] for mask in masks.values()):
@@ -345,10 +418,15 @@ class AMESSModel(AMESSPreTrainedModel):
             # Where there is nothing to fuse, a modality answers for itself: the words as if there were no fusion.
             pooled = summary + fused.state * (modality_mask.sum(1, keepdim=True) > 1)
             embedded = summary + fused.state * modality_mask[:, 1:].any(1, keepdim=True)
+        anchor_indices = fused.anchor_indices
+        if anchor_indices is not None and input_ids is not None and shift is not None:
+            text = anchor_indices[:, 0]
+            text = torch.where(text == NO_ANCHOR, text, text + shift)
+            anchor_indices = torch.cat([text.unsqueeze(1), anchor_indices[:, 1:]], dim=1)
         return AMESSModelOutput(
             multimodal_embeds=self.project(embedded),
             pooler_output=pooled,
-            anchor_indices=fused.anchor_indices,
+            anchor_indices=anchor_indices,
             anchor_scores=fused.anchor_scores,
             evidence=fused.evidence,
             modality_mask=modality_mask,
@@ -437,6 +515,7 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
         self.logit_scale = nn.Parameter(torch.full((1,), float(config.logit_scale_init_value)))
         self.register_buffer("label_embeds", torch.zeros(config.num_labels, config.embedding_dim))
         self.post_init()
+        self._leave_frozen_weights_out()
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the text encoder's word embeddings."""
@@ -500,16 +579,16 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
             raise ValueError("no labels: give `labels`, `dataset`, or `label_descriptions` whose keys are the labels")
         if label_descriptions is not None:
             label_descriptions = describe_labels(list(labels), label_descriptions)
-        text_encoder = AutoModel.from_pretrained(pretrained_model_name_or_path, dtype=dtype)
+        text_encoder = load_text_encoder(pretrained_model_name_or_path, dtype=dtype)
+        usage = text_encoder_fields(pretrained_model_name_or_path, text_encoder.config)
         config = AMESSConfig(
             text_config=text_encoder.config,
             id2label=dict(enumerate(labels)),
             label_descriptions=label_descriptions,
-            **config_kwargs,
+            **{**usage, **config_kwargs},
         )
         model = cls(config).to(text_encoder.dtype)
         model.amess.text_encoder = text_encoder
-        model.amess._drop_pooler()
         if label_descriptions is not None:
             model.update_label_embeds(tokenizer or AutoTokenizer.from_pretrained(pretrained_model_name_or_path))
         return model
@@ -562,17 +641,18 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
             for first in range(0, len(sentences), batch_size)
         ]
         self.train(was_training)
-        return tuple(
-            torch.cat([output[name] for output in outputs]) for name in ("multimodal_embeds", "pooler_output")
-        )
+        return tuple(torch.cat(parts) for parts in zip(*outputs, strict=True))
 
     def _tokenize(self, sentences: list[str], tokenizer: PreTrainedTokenizerBase):
-        batch = encode_texts(tokenizer, sentences, max_length=min(text_positions(self.config.text_config), 128))
+        max_length = min(text_positions(self.config.text_config), 128)
+        sentences = [(self.config.description_prefix or "") + sentence for sentence in sentences]
+        batch = encode_texts(tokenizer, sentences, max_length=max_length)
         return {name: batch[name].to(self.device) for name in ("input_ids", "attention_mask")}
 
     def _encode_sentences(self, input_ids: torch.Tensor, attention_mask: torch.Tensor):
         # Through the whole model, as a clip of words alone, so that clips and descriptions are comparable.
-        return self.amess(input_ids=input_ids, attention_mask=attention_mask, return_dict=True)
+        outputs = self.amess(input_ids=input_ids, attention_mask=attention_mask, return_dict=True)
+        return outputs.multimodal_embeds, outputs.pooler_output
 
     def update_label_embeds(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Embed `config.label_descriptions` again and store them with the model: after training, before saving.
@@ -712,13 +792,20 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
         by_class = class_logits.float().log_softmax(-1) + similarities.logsumexp(-1, keepdim=True)
         return (1 - weight) * by_class + weight * similarities
 
+    def _encode_in_turns(self, input_ids: torch.Tensor, attention_mask: torch.Tensor):
+        """Encode sentences a few at a time, and again when their gradient is wanted: only those few take memory."""
+        if len(input_ids) <= 2 * SENTENCES_AT_A_TIME:
+            return self._encode_sentences(input_ids, attention_mask)[0]
+        parts = zip(input_ids.split(SENTENCES_AT_A_TIME), attention_mask.split(SENTENCES_AT_A_TIME), strict=True)
+        return torch.cat([checkpoint(self._encode_sentences, *part, use_reentrant=False)[0] for part in parts])
+
     def _refreshed_label_embeds(
         self, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, indices: torch.Tensor | None
     ):
         """Encode the descriptions of the labels `indices` again, with gradient; the others come from memory."""
         if input_ids is None:
             return self.label_embeds.clone()
-        fresh = self._encode_sentences(input_ids, attention_mask).multimodal_embeds.to(self.label_embeds.dtype)
+        fresh = self._encode_in_turns(input_ids, attention_mask).to(self.label_embeds.dtype)
         label_embeds = self.label_embeds.index_copy(0, indices, fresh)
         if self.training:
             # In place: DDP keeps the processes' buffers alike by the tensors it saw first.
@@ -739,6 +826,7 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
         labels: torch.LongTensor | None = None,
         candidate_mask: torch.BoolTensor | None = None,
         utterance_mask: torch.Tensor | None = None,
+        teacher_logits: torch.FloatTensor | None = None,
         description_input_ids: torch.LongTensor | None = None,
         description_attention_mask: torch.Tensor | None = None,
         description_indices: torch.LongTensor | None = None,
@@ -754,6 +842,8 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
                 Intents; -1 for out of scope, anything below for a row that counts in no loss.
             candidate_mask (`torch.BoolTensor` of shape `(batch_size, num_labels)`, *optional*):
                 Labels that a clip may have, where clips come from data sets with different label sets.
+            teacher_logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`, *optional*):
+                A teacher's answers, from which the model's own should not diverge.
             description_input_ids (`torch.LongTensor` of shape `(descriptions, text_length)`, *optional*):
                 Tokens of descriptions to encode in this step, at most one for a label; the others come from memory.
             description_attention_mask (`torch.Tensor` of shape `(descriptions, text_length)`, *optional*):
@@ -806,6 +896,7 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
                 similarity_logits,
                 _repeat(labels, passes),
                 _repeat(candidate_mask, passes),
+                _repeat(teacher_logits, passes),
             )
         if self.training:
             logits = class_logits + evidence
@@ -840,9 +931,12 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
         similarity_logits: torch.Tensor,
         labels: torch.Tensor,
         candidate_mask: torch.Tensor | None,
+        teacher_logits: torch.Tensor | None,
     ):
         """Compute `loss` and its parts; each is a mean over the labelled (or out-of-scope) clips of all processes."""
         config, labelled, embeds = self.config, labels >= 0, outputs.multimodal_embeds
+        evidence = 0.0 if outputs.evidence is None else outputs.evidence.sum(1)
+        answers = self.combine_logits(class_logits, similarity_logits, evidence)
         if outputs.evidence is not None:
             # Detached: sound and picture learn from losses of their own; the words, which fit the training clips within
             # two epochs, would leave them no gradient (Wang et al., CVPR 2020).
@@ -870,6 +964,9 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
             candidates = None if candidate_mask is None else candidate_mask[: first.shape[0]]
             values = consistency_loss(first, second, candidates).repeat(2)
             parts.append(("consistency_loss", weight, self._mean(values, labelled)))
+        if teacher_logits is not None and (weight := config.distillation_loss_weight):
+            values = distillation_loss(answers, teacher_logits, config.distillation_temperature, candidate_mask)
+            parts.append(("distillation_loss", weight, self._mean(values, labelled)))
         loss = sum(weight * mean for _, weight, mean in parts)
         return {"loss": loss, **{name: mean.detach() for name, _, mean in parts}}
 
@@ -925,5 +1022,4 @@ __all__ = [
     "AMESSModel",
     "AMESSModelOutput",
     "AMESSPreTrainedModel",
-    "masked_mean",
 ]

@@ -61,6 +61,7 @@ def encode_text(
     text: str,
     context: Sequence[str] = (),
     max_length: int | None = None,
+    prefix: str | None = None,
     **kwargs: Any,
 ) -> BatchEncoding:
     """Tokenize one utterance after as many of the latest whole turns as fit with it.
@@ -71,24 +72,31 @@ def encode_text(
         text (`str`):
             The utterance.
         context (`list[str]`, *optional*):
-            Earlier turns, oldest first. They are joined by the tokenizer's separator and are the first text of a pair.
+            Earlier turns, oldest first. They are joined by the tokenizer's separator, or by new lines if it has none, and
+            are the first text of a pair.
         max_length (`int`, *optional*):
             Maximum number of tokens. The oldest turns are left out first, whole; only an utterance that is too long by
             itself is cut, at its end.
+        prefix (`str`, *optional*):
+            What stands before all this; it does not count in `max_length`.
         kwargs:
             For the tokenizer.
 
     Returns:
         [`~transformers.BatchEncoding`]: The tokens, not padded. The utterance is the last sequence of it.
     """
-    separator = f" {tokenizer.sep_token} " if tokenizer.sep_token else " "
+    prefix = prefix or ""
+    # Without a separator of its own, the last turn would run into the utterance.
+    separator, end = (f" {tokenizer.sep_token} ", "") if tokenizer.sep_token else ("\n", "\n")
     with _TOKENIZING:
+        if prefix and max_length is not None:
+            max_length += len(tokenizer(prefix, add_special_tokens=False)["input_ids"])
         for first in range(len(context)):
-            row = tokenizer(separator.join(context[first:]), text, verbose=False, **kwargs)
+            row = tokenizer(prefix + separator.join(context[first:]) + end, text, verbose=False, **kwargs)
             if max_length is None or len(row["input_ids"]) <= max_length:
                 return row
         limit = {} if max_length is None else {"truncation": True, "max_length": max_length}
-        return tokenizer(text, **limit, **kwargs)
+        return tokenizer(prefix + text, **limit, **kwargs)
 
 
 def encode_texts(
@@ -96,6 +104,7 @@ def encode_texts(
     texts: Sequence[str],
     contexts: Sequence[Sequence[str]] | None = None,
     max_length: int | None = None,
+    prefix: str | None = None,
 ) -> BatchEncoding:
     """Tokenize utterances, each with the turns before it, and pad them to the longest of the batch.
 
@@ -108,20 +117,26 @@ def encode_texts(
             Earlier turns of each utterance; see [`encode_text`].
         max_length (`int`, *optional*):
             Maximum number of tokens of each.
+        prefix (`str`, *optional*):
+            What stands before each; see [`encode_text`].
 
     Returns:
         [`~transformers.BatchEncoding`]: `input_ids`, `attention_mask` (and `token_type_ids` if the tokenizer makes
-        them), each a `torch.LongTensor` of shape `(batch_size, text_length)`; where a clip has earlier turns, also
-        `utterance_mask` of that shape, 1 for the tokens of the utterance itself.
+        them), each a `torch.LongTensor` of shape `(batch_size, text_length)`; where a clip has earlier turns or a prefix,
+        also `utterance_mask` of that shape, 1 for the tokens of the utterance itself. A tokenizer without a padding token
+        is given one of those that it has.
     """
+    _give_padding_token(tokenizer)
     rows, context_lengths = [], []
     for text, context in zip(texts, contexts if contexts is not None else [()] * len(texts), strict=True):
-        row = encode_text(tokenizer, text, context, max_length)
+        row = encode_text(tokenizer, text, context, max_length, prefix)
         # The utterance is last, and the separator before it takes the place of a start token.
-        alone = encode_text(tokenizer, text, max_length=max_length) if len(context) else row
+        alone = encode_text(tokenizer, text, max_length=max_length) if len(context) or prefix else row
         context_lengths.append(len(row["input_ids"]) - len(alone["input_ids"]))
         if not text.strip():
-            row["attention_mask"] = [0] * len(row["attention_mask"])
+            # Some tokenizers make no token at all of it, but a row has at least one.
+            row = {name: list(values) or [0] for name, values in row.items()}
+            row["attention_mask"] = [0] * len(row["input_ids"])
         rows.append(row)
     batch = _padded(tokenizer, rows)
     if any(context_lengths):
@@ -132,15 +147,15 @@ def encode_texts(
 
 def _padded(tokenizer: PreTrainedTokenizerBase, rows: list[BatchEncoding]) -> BatchEncoding:
     """Pad rows of tokens on the right, whatever side the tokenizer pads on: positions then do not depend on the batch."""
-    if tokenizer.pad_token_id is None:
-        # Tokenizers of language models may have none; what stands in masked places does not count.
-        rows = [{**row} for row in rows]
-        longest = max(len(row["input_ids"]) for row in rows) or 1
-        batch = {name: [list(row[name]) + [0] * (longest - len(row[name])) for row in rows] for name in rows[0]}
-        return BatchEncoding(batch, tensor_type="pt")
     if not any(row["input_ids"] for row in rows):  # a tokenizer without special tokens gives none for no words
         rows[0] = BatchEncoding({name: [tokenizer.pad_token_id * (name == "input_ids")] for name in rows[0]})
     return pad_without_fast_tokenizer_warning(tokenizer, rows, return_tensors="pt", padding_side="right")
+
+
+def _give_padding_token(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give a tokenizer that has no padding token one: which one does not matter, since masks hide it."""
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
 
 
 __all__ = ["encode_text", "encode_texts", "pad_features"]

@@ -494,12 +494,14 @@ class IntentRecognitionPipeline(Pipeline):
         return self.asr_model({"raw": speech, "sampling_rate": rate})["text"].strip()
 
     def _model_for(self, candidates: dict[str, list[str]]) -> Any:
-        """Give the model another label set; it shares all weights but the classifier with the pipeline's own."""
+        """Give the model another label set; it shares all but the classifier and the fusion, which votes too."""
         key, described = repr(candidates), self._described  # as one pair: other threads have other candidates
         if described[0] != key:
             model = copy.copy(self.model)
             model._modules, model._buffers = dict(model._modules), dict(model._buffers)
             model.config = copy.deepcopy(model.config)
+            model.amess = copy.copy(model.amess)
+            model.amess._modules = {**model.amess._modules, "fusion": copy.deepcopy(model.amess.fusion)}
             model.set_label_descriptions(candidates, self.processor.tokenizer)
             if not self._knows_descriptions():  # these are some of its own intents, and their descriptions say nothing
                 model.config.label_descriptions = None
@@ -545,7 +547,8 @@ class IntentRecognitionPipeline(Pipeline):
             return {name: [] for name in MODALITIES}
         anchors = dict(zip(MODALITIES, result["anchors"], strict=True))
         tokenizer, limit = self.processor.tokenizer, self.processor.max_text_length
-        words = utterance_words(tokenizer, anchors["text"], result["text"], result["context"], limit)
+        prefix = self.processor.text_prefix
+        words = utterance_words(tokenizer, anchors["text"], result["text"], result["context"], limit, prefix)
         found = {"text": sorted((w for w in words if w["score"] is not None), key=lambda word: -word["score"])}
         for name in FEATURE_MODALITIES:
             encoder = self.processor.load_encoder(name, self.device) if result["decoded"][name] else None

@@ -44,6 +44,7 @@ SHARED_WITH_CONFIG = (
     "max_text_length",
     "max_audio_length",
     "max_video_length",
+    "text_prefix",
 )
 
 
@@ -81,6 +82,8 @@ class AMESSProcessor(ProcessorMixin):
             Maximum number of tokens; longer texts are cut.
         max_audio_length, max_video_length (`int`, *optional*, default to 480 and 230):
             Maximum number of feature frames; longer clips are cut.
+        text_prefix (`str`, *optional*):
+            What the text encoder wants to read before an utterance.
 
     Example:
     ```python
@@ -105,6 +108,7 @@ class AMESSProcessor(ProcessorMixin):
         max_audio_length: int = 480,
         max_video_length: int = 230,
         audio_encoder_layer: int | None = None,
+        text_prefix: str | None = None,
     ):
         super().__init__(tokenizer)
         self.feature_extractor = _part(feature_extractor, "feature_extractor_type")
@@ -119,6 +123,7 @@ class AMESSProcessor(ProcessorMixin):
         self.max_text_length = max_text_length
         self.max_audio_length = max_audio_length
         self.max_video_length = max_video_length
+        self.text_prefix = text_prefix
         self._encoders: dict[str, Any] = {}
 
     @classmethod
@@ -374,7 +379,7 @@ class AMESSProcessor(ProcessorMixin):
         """
         texts = [row.get("text") or "" for row in rows]
         contexts = [as_turns(row.get("context")) for row in rows]
-        batch = dict(encode_texts(self.tokenizer, texts, contexts, self.max_text_length))
+        batch = dict(encode_texts(self.tokenizer, texts, contexts, self.max_text_length, self.text_prefix))
         for modality in FEATURE_MODALITIES:
             width = getattr(self, f"{modality}_feature_size")
             if width is not None:

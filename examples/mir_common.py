@@ -59,7 +59,9 @@ from amess_hf.evaluation.reporting import fit_detectors, report
 from amess_hf.files_amess import write_json, write_text
 from amess_hf.oos_amess import DETECTOR_CONFIG_NAME, DETECTOR_WEIGHTS_NAME, OOS_METHODS
 from amess_hf.recipe_amess import feature_sizes
+from amess_hf.training.adapters import add_lora
 from amess_hf.training.checkpoint_integrity import check_output_dir
+from amess_hf.training.distillation import add_teacher_logits
 from amess_hf.training.run_lock import locked
 from amess_hf.training.run_record import (
     RUN_RECORD_NAME,
@@ -116,6 +118,19 @@ class ModelArguments:
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "A saved A-MESS model to evaluate or to train further."}
     )
+    teacher_model_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Learn from a teacher's answers too: a saved A-MESS model, or a .npz or .safetensors of logits; "
+            "several, with a comma between, are averaged."
+        },
+    )
+    lora_rank: int | None = field(
+        default=None, metadata={"help": "Train an adapter of this rank instead of the text encoder's weights."}
+    )
+    lora_target_modules: list[str] | None = field(
+        default=None, metadata={"help": "Layers of the text encoder to adapt; all linear ones if not given."}
+    )
     fusion_type: str | None = _config_field(
         "anchor (A-ME), cross_modal, mean or text; text if the data has words alone."
     )
@@ -134,6 +149,9 @@ class ModelArguments:
     consistency_loss_weight: float | None = _config_field("Weight of R-Drop, which doubles the time of a step.")
     outlier_exposure_loss_weight: float | None = _config_field("Weight of the uniform target of out-of-scope clips.")
     label_smoothing: float | None = _config_field("Label smoothing of the cross-entropy.")
+    distillation_loss_weight: float | None = _config_field("Weight of the divergence from the teacher's answers.")
+    distillation_temperature: float | None = _config_field("Temperature that softens both answers.")
+    text_pooling: str | None = _config_field("mean, cls or last; what the text encoder was made for if not given.")
     label_similarity_weight: float | None = _config_field("Share of the descriptions in the answer, 0 to 1.")
     max_text_length: int | None = _config_field("Tokens of an utterance; the data set's usual limit if not given.")
     max_audio_length: int | None = _config_field("Audio frames; the data set's usual limit if not given.")
@@ -141,7 +159,7 @@ class ModelArguments:
 
     def config_fields(self):
         """The fields of [`AMESSConfig`] that were given, by name."""
-        names = [item.name for item in fields(self) if not item.name.endswith("model_name_or_path")]
+        names = [item.name for item in fields(self) if item.name in AMESSConfig.__dataclass_fields__]
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
@@ -430,11 +448,22 @@ def prepare(model_args, data_args, training_args) -> Run:
     else:
         model = AMESSForIntentClassification.from_pretrained(model_args.model_name_or_path, config=saved_config)
         check_features(saved_config, data_args, seen)
+    if model_args.lora_rank is not None:
+        add_lora(
+            model,
+            model_args.lora_rank,
+            model_args.lora_target_modules,
+            base_model_name_or_path=model_args.text_model_name_or_path if saved_config is None else None,
+        )
     seen = in_labels_of(model.config, seen, data_args.dataset_name)
     if data_args.outliers and "train" in seen:
         if not model.config.outlier_exposure_loss_weight:
             raise ValueError("`--outliers` is for `--outlier_exposure_loss_weight`, which is 0; give a weight, as 0.5")
         seen["train"] = with_outliers(seen["train"])
+    if model_args.teacher_model_name_or_path is not None and training_args.do_train and "train" in seen:
+        teachers = [name.strip() for name in model_args.teacher_model_name_or_path.split(",")]
+        with training_args.main_process_first(desc="asking the teacher"):
+            seen["train"] = add_teacher_logits(seen["train"], teachers, labels_of(seen))
     processor = AMESSProcessor.for_model(model.config, tokenizer)
     num_clips = len(seen["train"]) if training_args.do_train else None
     training_args = training_args.for_model(model.config, "validation" in seen, num_clips)

@@ -47,11 +47,12 @@ class AMESSDataCollator:
             rows (`list[dict]`):
                 Rows with `text` and, where known, `context` (`list[str]`), `audio_features` and `video_features` of shape
                 `(frames, feature_size)`, `label` (`int`) and `candidate_mask` (`list[bool]`, one for each label of the
-                model: whether the clip may have it). Other columns are ignored; clips are not decoded.
+                model: whether the clip may have it) and
+                `teacher_logits` (`list[float]`). Other columns are ignored; clips are not decoded.
 
         Returns:
             `dict[str, torch.Tensor]`: What the model's `forward` takes, with `labels` of shape `(batch_size,)` and
-            `candidate_mask` of shape `(batch_size, num_labels)` where the rows have them.
+            `candidate_mask` and `teacher_logits` of shape `(batch_size, num_labels)` where the rows have them.
 
         Raises:
             ValueError: Features have another width than the model takes.
@@ -59,6 +60,8 @@ class AMESSDataCollator:
         batch = dict(self.processor.collate(rows))
         if "label" in rows[0]:
             batch["labels"] = torch.tensor([int(row["label"]) for row in rows])
+        if "teacher_logits" in rows[0]:
+            batch["teacher_logits"] = torch.tensor([list(row["teacher_logits"]) for row in rows], dtype=torch.float32)
         if "candidate_mask" in rows[0]:
             batch["candidate_mask"] = torch.tensor([list(row["candidate_mask"]) for row in rows], dtype=torch.bool)
         return batch

@@ -409,6 +409,7 @@ class _ClipAnchors:
             self.outputs.texts[number],
             self.dataset[int(number)].get("context"),
             self.processor.max_text_length,
+            prefix=self.processor.text_prefix,
         )
         return [(word["word"], word["score"]) for word in words]
 

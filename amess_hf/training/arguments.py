@@ -33,12 +33,17 @@ def default_epochs(num_clips: int) -> float:
     return max(USUAL_EPOCHS, min(float(math.ceil(CLIPS_SEEN_AT_LEAST / max(1, num_clips))), float(EPOCHS_AT_MOST)))
 
 
+# Low-rank adapters start from zero and take a higher rate than the weights that they are added to.
+LORA_RATE_FACTOR = 10.0
+
+
 def default_learning_rate(config: AMESSConfig) -> float:
-    """Return 2e-4 for a text encoder up to 384 wide, and less in proportion to the square of the width beyond.
+    """Return 2e-4 for a text encoder up to 384 wide, and less in proportion to the square of the width beyond; for adapters more.
 
     2e-4 was chosen on MIntRec's dev split with MiniLM; at 768 the rule gives 5e-5, the usual rate for BERT-base.
     """
-    return 2e-4 * min(1.0, 384 / config.text_config.hidden_size) ** 2
+    rate = 2e-4 * min(1.0, 384 / config.text_config.hidden_size) ** 2
+    return rate if config.text_adapter is None else LORA_RATE_FACTOR * rate
 
 
 @dataclass

@@ -42,6 +42,7 @@ class LabelDescriptionSampler:
         period (`int`): Steps between two turns of the same label; 1 is every label at every step.
         seed (`int`): Seed of the draw.
         max_length (`int`): Tokens of a sentence at most.
+        prefix (`str`, *optional*): What stands before each sentence.
     """
 
     def __init__(
@@ -51,12 +52,14 @@ class LabelDescriptionSampler:
         period: int,
         seed: int,
         max_length: int = MAX_SENTENCE_LENGTH,
+        prefix: str | None = None,
     ):
         self.sentences = [sentences[:TRAINING_SENTENCES] for sentences in label_descriptions.values()]
         self.tokenizer = tokenizer
         self.period = period
         self.seed = seed
         self.max_length = max_length
+        self.prefix = prefix or ""
         self.turns = label_turns(len(self.sentences), period)
 
     def __call__(self, step: int) -> dict[str, torch.Tensor]:
@@ -74,7 +77,9 @@ class LabelDescriptionSampler:
             return {}
         draw = random.Random(f"{self.seed} {step}")
         batch = encode_texts(
-            self.tokenizer, [draw.choice(self.sentences[index]) for index in indices], max_length=self.max_length
+            self.tokenizer,
+            [self.prefix + draw.choice(self.sentences[index]) for index in indices],
+            max_length=self.max_length,
         )
         return {
             "description_input_ids": batch["input_ids"],
@@ -119,4 +124,4 @@ def description_sampler(
     period = args.label_update_period(math.ceil(batches_per_epoch / args.gradient_accumulation_steps))
     descriptions = {name: config.label_descriptions[name] for name in names}
     max_length = min(text_positions(config.text_config), MAX_SENTENCE_LENGTH)
-    return LabelDescriptionSampler(descriptions, tokenizer, period, args.seed, max_length)
+    return LabelDescriptionSampler(descriptions, tokenizer, period, args.seed, max_length, config.description_prefix)

@@ -168,6 +168,11 @@ class AMESSTrainer(PushesToHub, Trainer):
     ):
         if model is None:
             raise ValueError("`model` is missing; give an `AMESSForIntentClassification`")
+        if type(model).__name__.startswith("PeftModel"):
+            raise ValueError(
+                f"`model` is a {type(model).__name__}, whose adapters would not carry the label embeddings; give the model "
+                "itself, after `amess_hf.training.add_lora(model)`"
+            )
         num_clips = len(train_dataset) if has_length(train_dataset) else None
         args = (args or AMESSTrainingArguments()).for_model(model.config, eval_dataset is not None, num_clips)
         if args.should_save:

@@ -16,6 +16,7 @@ warm-up, also in bf16 and compiled, with the model FLOP utilisation of a trainin
 Writes `benchmark.json`, `benchmark.md` and `benchmark.png` into `--output_dir`.
 """
 
+import copy
 import gc
 import json
 import os
@@ -35,7 +36,7 @@ import numpy as np
 import psutil
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import BertConfig, BertTokenizer, HfArgumentParser
+from transformers import BertConfig, BertTokenizer, HfArgumentParser, Qwen2Config
 from transformers.utils import logging
 
 from amess_hf import (
@@ -48,6 +49,7 @@ from amess_hf import (
 from amess_hf.data.feature_files import SafetensorsFeatures, read_pickle, write_features
 from amess_hf.data.labels import MINTREC_LABELS
 from amess_hf.padding_amess import encode_texts, pad_features
+from amess_hf.training.adapters import add_lora
 from amess_hf.training.dataloader import ClipBatchSampler
 from amess_hf.training.description_sampling import label_turns
 
@@ -56,7 +58,7 @@ TEXT_LENGTH, VIDEO_LENGTH, AUDIO_LENGTH = 30, 230, 480
 VIDEO_SIZE, AUDIO_SIZE = 256, 768
 BATCH_SIZE = 16
 GROWTH = ((120, 60), (240, 120), (480, 240), (960, 480))  # frames of sound and picture
-SECTIONS = ("step", "memory", "growth", "intents", "latency", "padding", "loading", "gpu")
+SECTIONS = ("step", "memory", "growth", "intents", "latency", "padding", "loading", "decoder", "gpu")
 
 # What a step or an inference is measured with.
 VARIANTS = {
@@ -66,6 +68,8 @@ VARIANTS = {
     "mean": {"fusion_type": "mean"},
     "cross_modal": {"fusion_type": "cross_modal"},
 }
+# Described intents with which the memory of a training step is compared.
+INTENTS = (30, 3000)
 # A ratio is given where its 95 % interval is at most this share of it wide.
 WIDEST_INTERVAL = 0.25
 NOT_MEASURED = "not measured"
@@ -325,9 +329,8 @@ def section_step(arguments, device):
 def section_memory(arguments, device):
     """Peak memory of a training step, each in a process of its own."""
     peaks = {}
-    for name in ("text", "anchor", "anchor + SS", "cross_modal"):
-        if arguments.quick and name in ("cross_modal", "anchor + SS"):
-            continue
+    intents = [f"{count} described intents" for count in INTENTS]
+    for name in ("text", "anchor", *(() if arguments.quick else ("anchor + SS", "cross_modal", *intents))):
         command = [sys.executable, __file__, "--peak_of", name, "--threads", str(arguments.threads)]
         output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         peaks[name] = json.loads(output.splitlines()[-1])
@@ -336,7 +339,11 @@ def section_memory(arguments, device):
 
 def peak_of(name, device):
     """Bytes at the peak of a process that takes three training steps, of a variant."""
-    models = make_models(device, [name])
+    if name in VARIANTS:
+        models = make_models(device, [name])
+    else:
+        config = make_config(semantic_synchronization=True, num_labels=int(name.split()[0]))
+        models = {name: AMESSForIntentClassification(config).to(device)}
     step = training_step(models[name], make_optimizer(models), make_batch(device))
     for _ in range(3):
         step()
@@ -539,6 +546,48 @@ def section_loading(arguments, device):
     return records
 
 
+def decoder_config():
+    """A decoder of half a billion weights, as Qwen2.5-0.5B has them."""
+    return Qwen2Config(
+        vocab_size=151936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14,
+        num_key_value_heads=2, tie_word_embeddings=True,
+    )  # fmt: skip
+
+
+def section_decoder(arguments, device):
+    """Training step and inference with a decoder as text encoder, in bf16; `None` if it is to be quick."""
+    if arguments.quick:
+        return None
+    config = make_config(text_pooling="last")
+    config.text_config = decoder_config()
+    batch = {
+        name: value.bfloat16() if value.is_floating_point() else value for name, value in make_batch(device).items()
+    }
+    model = AMESSForIntentClassification(config).to(device, torch.bfloat16)
+    model.get_input_embeddings().requires_grad_(False)
+    adapted = add_lora(copy.deepcopy(model), rank=16)
+    calls = {
+        "all weights": decoder_step(model, batch, False),
+        "LoRA, rank 16": decoder_step(adapted, batch, False),
+        "LoRA, gradient checkpointing": decoder_step(adapted, batch, True),
+        "inference": inference(model, batch),
+    }
+    return with_ratios(in_turns(calls, 6, device, "Decoder"), "all weights")
+
+
+def decoder_step(model, batch, checkpointing):
+    """A training step, with gradient checkpointing or without."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
+    step = training_step(model, optimizer, batch)
+
+    def run():
+        (model.gradient_checkpointing_enable if checkpointing else model.gradient_checkpointing_disable)()
+        step()
+
+    run.steps = step.steps
+    return run
+
+
 def section_gpu(arguments, device):
     """bf16 against float32, compiled against eager, and FLOP utilisation; `None` without a GPU."""
     if device.type != "cuda":
@@ -669,6 +718,13 @@ def as_markdown(results):
             "From stored features (sound, 768 wide) to padded batches, in random order; the pickle is read whole each time.",
             ("", "clips a second"),
             [(name, f"{r['clips_per_second']:,.0f}") for name, r in sections["loading"].items()],
+        )
+    if "decoder" in sections:
+        table(
+            "A decoder of half a billion weights as text encoder",
+            f"bf16, batch {BATCH_SIZE}, last token; ratios to the training step of all weights but the word embeddings'.",
+            ("", "ms", "ratio"),
+            [(name, milliseconds(r), ratio_text(r)) for name, r in sections["decoder"].items()],
         )
     for setting, records in (sections.get("gpu") or {}).items():
         table(

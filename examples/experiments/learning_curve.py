@@ -27,7 +27,7 @@ from transformers import AutoModel, HfArgumentParser
 from amess_hf import AMESSTrainingArguments
 from amess_hf.data.combining import few_clips
 from amess_hf.evaluation.aggregation import aggregate_runs, format_spread
-from amess_hf.modeling_amess import masked_mean
+from amess_hf.fusion_amess import masked_mean
 from amess_hf.padding_amess import encode_texts
 
 

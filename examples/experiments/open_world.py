@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from transformers import AutoModel, AutoTokenizer, HfArgumentParser
+from transformers import AutoTokenizer, HfArgumentParser
 from transformers.utils import logging
 
 from amess_hf import AMESSForIntentClassification
@@ -32,7 +32,7 @@ from amess_hf.data.mintrec import load_mintrec
 from amess_hf.descriptions_amess import describe_labels
 from amess_hf.evaluation import predict_clips
 from amess_hf.evaluation.metrics import generalized_accuracy
-from amess_hf.training.weight_averaging import mix_encoder_weights
+from amess_hf.training.weight_averaging import encoder_weights, mix_encoder_weights
 
 
 sys.path.append(str(Path(__file__).parents[1]))
@@ -128,10 +128,10 @@ def main(arguments=None):
     split = clips_to_score(arguments)
     labels = labels_of({"validation": split})
     descriptions = describe_labels(labels, arguments.dataset_name)
-    pretrained = dict(AutoModel.from_pretrained(arguments.text_model_name_or_path).named_parameters())
     references = np.array(split["label"])
     given = {name: texts[: arguments.sentences] for name, texts in descriptions.items()}
     model = untrained_model(arguments, labels, given)
+    pretrained = encoder_weights(model)
     collator = AMESSDataCollator(AutoTokenizer.from_pretrained(arguments.text_model_name_or_path), model.config)
     untrained = predict_clips(model, split, collator, arguments.batch_size, description=UNTRAINED).predictions
     table = {}

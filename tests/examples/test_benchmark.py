@@ -6,7 +6,7 @@ import os
 import benchmark
 import pytest
 import torch
-from transformers import BertConfig
+from transformers import BertConfig, Qwen2Config
 
 from amess_hf import AMESSConfig
 
@@ -51,7 +51,7 @@ def test_every_section(miniature, monkeypatch, tmp_path, capsys):
     assert benchmark.other_work_text(results["other_processes"]) in page
 
     sections = results["sections"]
-    assert set(sections) == set(benchmark.SECTIONS) - {"gpu"}
+    assert set(sections) == set(benchmark.SECTIONS) - {"gpu", "decoder"}
     for records in sections["step"].values():
         assert set(records) == {*benchmark.VARIANTS, "text, batch's longest"} and records["text"]["ratio"] == 1
         for name, record in records.items():
@@ -67,6 +67,22 @@ def test_every_section(miniature, monkeypatch, tmp_path, capsys):
     shares = [record["padding"] for record in sections["padding"].values()]
     assert 1 > shares[0] > shares[1] > shares[2] >= 0
     assert all(record["clips_per_second"] > 1 for record in sections["loading"].values())
+
+
+@pytest.mark.slow
+def test_decoder(miniature, monkeypatch):
+    sizes = {"vocab_size": 20000, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    decoder = Qwen2Config(**sizes, num_key_value_heads=1, intermediate_size=16)
+    monkeypatch.setattr(benchmark, "decoder_config", lambda: decoder)
+    records = benchmark.section_decoder(benchmark.BenchmarkArguments(), torch.device("cpu"))
+    assert list(records) == ["all weights", "LoRA, rank 16", "LoRA, gradient checkpointing", "inference"]
+    assert records["all weights"]["ratio"] == 1 and all(record["seconds"] > 0 for record in records.values())
+    results = {"device": "", "software": "", "settings": "", "other_processes": [], "sections": {"decoder": records}}
+    assert "| LoRA, rank 16 |" in benchmark.as_markdown(results)
+
+
+def test_memory_with_more_intents(miniature):
+    assert benchmark.peak_of("30 described intents", torch.device("cpu")) > 0
 
 
 def test_summary_of_times():

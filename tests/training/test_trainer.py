@@ -1,7 +1,10 @@
+import re
+
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from encoder_texts import TEXT_ENCODERS, text_encoder_config
 from transformers import TrainerCallback
 from transformers.trainer_utils import EvalPrediction
 from utils import DESCRIPTIONS, text_config, tiny_config, tiny_model
@@ -11,6 +14,7 @@ from amess_hf.evaluation.prediction import predict_clips
 from amess_hf.training import LabelDescriptionSampler, WeightAverage, parameter_groups
 from amess_hf.training.arguments import default_epochs, default_learning_rate
 from amess_hf.training.description_sampling import TRAINING_SENTENCES, start_label_embeds
+from amess_hf.training.parameter_groups import layer_depths
 from amess_hf.training.trainer import prediction_metrics
 
 
@@ -117,6 +121,19 @@ class TestParameterGroups:
                 assert decay == 0, name
             elif name.endswith("weight"):
                 assert decay == (0.2 if ".text_encoder." in name else 0.4), name
+
+    @pytest.mark.parametrize("model_type", TEXT_ENCODERS)
+    def test_layers_of_every_family(self, model_type):
+        encoder = tiny_model(text_config=text_encoder_config(model_type)).amess.text_encoder
+        depths = layer_depths(encoder, 2)
+        assert depths.keys() == {name for name, _ in encoder.named_parameters()}
+        embedding = next(name for name, p in encoder.named_parameters() if p is encoder.get_input_embeddings().weight)
+        assert depths[embedding] == 2
+        # ALBERT has one layer, which is called twice.
+        assert set(depths.values()) == ({0, 2} if model_type == "albert" else {0, 1, 2})
+        for name, depth in depths.items():
+            if model_type != "albert" and (number := re.search(r"(layers?|block|h)\.(\d)\.", name)):
+                assert depth == 1 - int(number.group(2)), name
 
     def test_frozen_parameters_are_left_out(self, tmp_path):
         model = tiny_model()

@@ -1,0 +1,207 @@
+"""Text encoders: how each is built and called, and how its tokens become one summary."""
+
+import inspect
+import json
+import os
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, PreTrainedConfig
+from transformers.utils import cached_file
+
+from .fusion_amess import masked_mean
+
+
+# How the states of an utterance's tokens become one: their mean, the first or the last; the words are those of
+# sentence-transformers.
+TEXT_POOLINGS = ("mean", "cls", "last")
+
+# Encoder-decoders that transformers has a model of the encoder alone for.
+_ENCODERS_ALONE = {"t5", "mt5", "umt5"}
+
+# Decoders that are used as encoders: only their last token has read all words.
+_DECODERS = {
+    "falcon", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neo", "gpt_neox", "granite", "llama", "mistral", "olmo",
+    "olmo2", "opt", "phi", "phi3", "qwen2", "qwen3", "smollm3", "stablelm", "starcoder2",
+}  # fmt: skip
+
+
+def check_text_config(config: PreTrainedConfig, name: str) -> None:
+    """Check that a configuration is one of a text encoder.
+
+    Args:
+        config (`PreTrainedConfig`): The configuration.
+        name (`str`): What an error calls it.
+
+    Raises:
+        `ValueError`: If it is an A-MESS model's, or that of an encoder-decoder whose encoder cannot be had alone.
+    """
+    if config.model_type == "amess":
+        raise ValueError(
+            f"{name} is an A-MESS model, not a text encoder; load it with `from_pretrained` (`--model_name_or_path`) to "
+            "train it further"
+        )
+    if getattr(config, "is_encoder_decoder", False) and config.model_type not in _ENCODERS_ALONE:
+        raise ValueError(
+            f"{name} is a {config.model_type} with a decoder; it must be that of an encoder without a decoder, or one of "
+            f"{', '.join(sorted(_ENCODERS_ALONE))}, whose encoder is taken"
+        )
+
+
+def _auto_class(config: PreTrainedConfig):
+    return AutoModelForTextEncoding if config.model_type in _ENCODERS_ALONE else AutoModel
+
+
+def build_text_encoder(config: PreTrainedConfig) -> nn.Module:
+    """Make a text encoder with new weights from its configuration, without the pooler that nothing reads.
+
+    Args:
+        config (`PreTrainedConfig`): Its configuration.
+    """
+    return without_pooler(_auto_class(config).from_config(config))
+
+
+def load_text_encoder(name: str | os.PathLike, **kwargs: Any) -> nn.Module:
+    """Load a pretrained text encoder, without the pooler that nothing reads.
+
+    Args:
+        name (`str` or `os.PathLike`): A folder, or a repository on the Hub.
+        kwargs: For `from_pretrained`.
+
+    Raises:
+        `ValueError`: As for [`check_text_config`].
+    """
+    config = AutoConfig.from_pretrained(name)
+    check_text_config(config, os.fspath(name))
+    return without_pooler(_auto_class(config).from_pretrained(name, **kwargs))
+
+
+def without_pooler(text_encoder: nn.Module) -> nn.Module:
+    """Take the pooler away that BERT and similar encoders have: weights without a gradient would stop DDP."""
+    if getattr(text_encoder, "pooler", None) is not None:
+        text_encoder.pooler = None
+    return text_encoder
+
+
+@cache
+def _arguments(encoder_class: type) -> frozenset[str]:
+    return frozenset(inspect.signature(encoder_class.forward).parameters)
+
+
+def encode_tokens(
+    text_encoder: nn.Module, input_ids: torch.Tensor, mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Call a text encoder with what it takes.
+
+    Args:
+        text_encoder (`nn.Module`): The encoder.
+        input_ids (`torch.LongTensor` of shape `(batch_size, text_length)`): Tokens, padded on the right.
+        mask (`torch.BoolTensor` of shape `(batch_size, text_length)`): `True` for tokens.
+        token_type_ids (`torch.LongTensor` of shape `(batch_size, text_length)`, *optional*): Passed on if it takes them.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, text_length, width)`: The states of the tokens.
+    """
+    # Some encoders return NaN where every token is masked; so the first one is let through, and its state not used.
+    first = torch.arange(input_ids.shape[1], device=input_ids.device) == 0
+    inputs = {"input_ids": input_ids, "attention_mask": (mask | (first & ~mask.any(1, keepdim=True))).long()}
+    takes = _arguments(type(text_encoder))
+    if token_type_ids is not None and "token_type_ids" in takes:
+        inputs["token_type_ids"] = token_type_ids
+    if "use_cache" in takes:
+        inputs["use_cache"] = False  # nothing is generated
+    return text_encoder(**inputs, return_dict=True).last_hidden_state
+
+
+def left_padding(attention_mask: torch.Tensor | None) -> torch.Tensor | None:
+    """Count the padding before the first token of each text.
+
+    Args:
+        attention_mask (`torch.Tensor` of shape `(batch_size, text_length)`, *optional*): 1 for tokens, 0 for padding.
+
+    Returns:
+        `torch.LongTensor` of shape `(batch_size, 1)`, 0 where there are no tokens; `None` without a mask.
+    """
+    return None if attention_mask is None else attention_mask.bool().long().argmax(1, keepdim=True)
+
+
+def shifted(tensor: torch.Tensor | None, shift: torch.Tensor | None) -> torch.Tensor | None:
+    """Move each row of `(batch_size, text_length)` to the left by `shift`; what falls out comes in on the right."""
+    if tensor is None or shift is None:
+        return tensor
+    places = torch.arange(tensor.shape[1], device=tensor.device)
+    return tensor.gather(1, (places + shift) % tensor.shape[1])
+
+
+def pool(states: torch.Tensor, utterance: torch.Tensor, pooling: str) -> torch.Tensor:
+    """Summarise the tokens of each utterance.
+
+    Args:
+        states (`torch.Tensor` of shape `(batch_size, text_length, width)`): States of all tokens, padded on the right.
+        utterance (`torch.BoolTensor` of shape `(batch_size, text_length)`): `True` for the utterance's own tokens.
+        pooling (`str`): One of `TEXT_POOLINGS`; `"cls"` is the first token of all, the others look at the utterance.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, width)`: Zero where there are no words.
+    """
+    if pooling == "mean":
+        return masked_mean(states, utterance)
+    places = torch.arange(utterance.shape[1], device=utterance.device)
+    place = 0 if pooling == "cls" else (utterance * places).amax(1, keepdim=True)
+    return masked_mean(states, (places == place) & utterance.any(1, keepdim=True))
+
+
+def _read_json(name: str | os.PathLike, file: str) -> Any:
+    """Read a JSON file of a folder or a repository; `None` if it has none."""
+    path = cached_file(
+        os.fspath(name),
+        file,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        _raise_exceptions_for_gated_repo=False,
+    )
+    if path is None:
+        return None
+    try:
+        with open(path, encoding="utf-8") as content:
+            return json.load(content)
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {' '.join(str(error).split())}; mend it or remove it") from None
+
+
+def text_encoder_fields(name: str | os.PathLike, config: PreTrainedConfig) -> dict[str, str]:
+    """Return how a checkpoint wants to be used, as fields of [`AMESSConfig`].
+
+    What `sentence-transformers` keeps beside the weights decides: its pooling module, and its prompts, of which
+    utterances get the one for queries and descriptions the one for documents. Without these a decoder is summarised by
+    its last token, and any other encoder by the mean.
+
+    Args:
+        name (`str` or `os.PathLike`): The text encoder: a folder, or a repository on the Hub.
+        config (`PreTrainedConfig`): Its configuration.
+
+    Raises:
+        `ValueError`: If one of the files is not valid JSON.
+    """
+    fields = {"text_pooling": "last" if config.model_type in _DECODERS else "mean"}
+    modules = _read_json(name, "modules.json") or []
+    for module in modules:
+        if str(module.get("type", "")).endswith(".Pooling"):
+            fields |= _pooling_of(_read_json(name, f"{module.get('path', '')}/config.json") or {})
+    settings = _read_json(name, "config_sentence_transformers.json") or {}
+    prompts = {key: text for key, text in (settings.get("prompts") or {}).items() if isinstance(text, str)}
+    query = prompts.get("query") or prompts.get(settings.get("default_prompt_name") or "")
+    document = prompts.get("document") or prompts.get("passage")
+    return fields | ({"text_prefix": query} if query else {}) | ({"description_prefix": document} if document else {})
+
+
+def _pooling_of(settings: dict[str, Any]) -> dict[str, str]:
+    """Translate the pooling module of sentence-transformers; what it has and A-MESS lacks is left to the default."""
+    name = settings.get("pooling_mode")
+    by_flag = {"pooling_mode_cls_token": "cls", "pooling_mode_lasttoken": "last", "pooling_mode_mean_tokens": "mean"}
+    found = [pooling for flag, pooling in by_flag.items() if settings.get(flag)]
+    pooling = {"cls": "cls", "lasttoken": "last", "mean": "mean"}.get(name) if isinstance(name, str) else None
+    pooling = pooling or (found[0] if found else None)
+    return {"text_pooling": pooling} if pooling else {}

@@ -1,0 +1,206 @@
+"""LoRA in the text encoder: what is trained, saved, loaded, merged and resumed."""
+
+import importlib.util
+import json
+import shutil
+import sys
+
+import distributed_worker
+import pytest
+import torch
+from encoder_texts import TEXT_ENCODERS, text_encoder_config
+from transformers import AutoModel, AutoModelForSequenceClassification
+from utils import random_batch, tiny_model
+
+from amess_hf import AMESSTrainer, AMESSTrainingArguments
+from amess_hf.hub import push_folder, save_for_hub
+from amess_hf.modeling_amess import AMESSForIntentClassification
+from amess_hf.training import add_lora, merge_lora, parameter_groups
+from amess_hf.training.arguments import default_learning_rate
+
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="pip install peft")
+
+
+def adapted(folder, model_type="bert", with_base=True):
+    """A model whose adapter is no longer zero, and its text encoder in `folder`."""
+    model = tiny_model(text_config=text_encoder_config(model_type))
+    model.amess.text_encoder.save_pretrained(folder)
+    add_lora(model, rank=4, base_model_name_or_path=folder if with_base else None)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def arguments(folder, **fields):
+    return AMESSTrainingArguments(output_dir=str(folder), use_cpu=True, disable_tqdm=True, **fields)
+
+
+def weight_names(folder):
+    from safetensors import safe_open
+
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        return set(file.keys())
+
+
+class TestAdapters:
+    def test_starts_as_the_model_was(self):
+        model = tiny_model()
+        batch = random_batch(model.config)
+        expected = model(**batch).logits
+        assert torch.equal(add_lora(model, rank=4)(**batch).logits, expected)
+
+    @pytest.mark.parametrize("model_type", ["bert", "deberta-v2", "modernbert", "t5", "gpt2", "qwen3"])
+    def test_what_is_trained(self, model_type):
+        model = add_lora(tiny_model(text_config=text_encoder_config(model_type)), rank=2).train()
+        model(**random_batch(model.config)).loss.backward()
+        for name, parameter in model.named_parameters():
+            frozen = "text_encoder" in name and "lora_" not in name
+            assert parameter.requires_grad is not frozen and (parameter.grad is None) is frozen, name
+        assert any("lora_A" in name for name, _ in model.named_parameters())
+
+    def test_target_modules(self):
+        model = add_lora(tiny_model(), rank=2, target_modules=["query", "value"])
+        names = {name.split(".lora_")[0].split(".")[-1] for name, _ in model.named_parameters() if ".lora_" in name}
+        assert names == {"query", "value"}
+        with pytest.raises(ValueError, match="does not fit a BertModel: .*nowhere"):
+            add_lora(tiny_model(), target_modules=["nowhere"])
+        with pytest.raises(ValueError, match="`rank` is 0"):
+            add_lora(tiny_model(), rank=0)
+        with pytest.raises(ValueError, match="has an adapter already"):
+            add_lora(model)
+
+    @pytest.mark.parametrize("with_base", [True, False])
+    def test_saved_and_loaded(self, with_base, tmp_path):
+        model = adapted(tmp_path / "base", with_base=with_base)
+        batch = random_batch(model.config)
+        expected = model(**batch)
+        model.save_pretrained(tmp_path / "adapter")
+        # Frozen weights are left out only where they can be had from elsewhere.
+        frozen = {
+            name for name in weight_names(tmp_path / "adapter") if "text_encoder" in name and "lora_" not in name
+        }
+        assert bool(frozen) is not with_base
+        loaded, report = AMESSForIntentClassification.from_pretrained(tmp_path / "adapter", output_loading_info=True)
+        assert not report["missing_keys"] and not report["unexpected_keys"]
+        for again in (loaded, AutoModelForSequenceClassification.from_pretrained(tmp_path / "adapter")):
+            outputs = again(**batch)
+            assert torch.equal(outputs.logits, expected.logits)
+            assert torch.equal(outputs.label_embeds, expected.label_embeds)
+        part = AutoModel.from_pretrained(tmp_path / "adapter")
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        assert torch.equal(part(**inputs).multimodal_embeds, expected.multimodal_embeds)
+        # It can be saved again as it was.
+        loaded.save_pretrained(tmp_path / "again")
+        assert weight_names(tmp_path / "again") == weight_names(tmp_path / "adapter")
+
+    @pytest.mark.parametrize("model_type", ["bert", "gpt2", "t5"])
+    def test_merged(self, model_type, tmp_path):
+        model = adapted(tmp_path / "base", model_type)
+        batch = random_batch(model.config)
+        expected = model(**batch).logits
+        model.save_pretrained(tmp_path / "merged", merge_adapter=True)
+        assert json.loads((tmp_path / "merged" / "config.json").read_text())["text_adapter"] is None
+        plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
+        torch.testing.assert_close(plain(**batch).logits, expected, atol=1e-5, rtol=1e-5)
+        assert model.config.text_adapter is not None and torch.equal(model(**batch).logits, expected)
+        merge_lora(model)
+        torch.testing.assert_close(model(**batch).logits, expected, atol=1e-5, rtol=1e-5)
+        assert set(model.state_dict()) == set(plain.state_dict())
+        assert all(parameter.requires_grad for parameter in model.parameters())
+        model.save_pretrained(tmp_path / "whole")
+        assert weight_names(tmp_path / "whole") == weight_names(tmp_path / "merged")
+
+    def test_another_base_is_refused(self, tmp_path):
+        adapted(tmp_path / "base").save_pretrained(tmp_path / "adapter")
+        tiny_model(seed=7).amess.text_encoder.save_pretrained(tmp_path / "base")
+        with pytest.raises(ValueError, match="base has other weights than the adapter was trained on"):
+            AMESSForIntentClassification.from_pretrained(tmp_path / "adapter")
+        shutil.rmtree(tmp_path / "base")
+        with pytest.raises(OSError, match="base"):
+            AMESSForIntentClassification.from_pretrained(tmp_path / "adapter")
+
+    def test_without_peft(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "peft", None)
+        with pytest.raises(ImportError, match=r"amess_hf\[peft\]"):
+            add_lora(tiny_model())
+
+    def test_save_for_hub_merges(self, tmp_path):
+        model = adapted(tmp_path / "base")
+        save_for_hub(tmp_path / "merged", model)
+        save_for_hub(tmp_path / "adapter", model, merge_adapter=False)
+        assert not any("lora_" in name for name in weight_names(tmp_path / "merged"))
+        assert any("lora_" in name for name in weight_names(tmp_path / "adapter"))
+
+    def test_push_merges(self, hub, tmp_path):
+        from huggingface_hub import HfApi
+
+        model = adapted(tmp_path / "base")
+        model.save_pretrained(tmp_path / "adapter")
+        HfApi(token=hub.token).create_repo("org/lora")
+        push_folder(tmp_path / "adapter", "org/lora", token=hub.token)
+        loaded = AMESSForIntentClassification.from_pretrained("org/lora", token=hub.token)
+        model.push_to_hub("org/model", token=hub.token)
+        batch = random_batch(model.config)
+        for pushed in (loaded, AMESSForIntentClassification.from_pretrained("org/model", token=hub.token)):
+            assert pushed.config.text_adapter is None
+            torch.testing.assert_close(pushed(**batch).logits, model(**batch).logits, atol=1e-5, rtol=1e-5)
+        assert model.config.text_adapter is not None
+        assert any("lora_" in name for name in weight_names(tmp_path / "adapter"))
+
+
+class TestTraining:
+    def test_learning_rates(self, tmp_path):
+        model = add_lora(tiny_model(), rank=2)
+        assert default_learning_rate(model.config) == pytest.approx(2e-3)
+        groups = parameter_groups(
+            model, arguments(tmp_path, learning_rate=1.0, layer_decay=0.5, head_learning_rate=3.0)
+        )
+        rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                assert rates[id(parameter)] == (1.0 if ".layer.1." in name else 0.5)
+            else:
+                assert rates.get(id(parameter)) == (None if "text_encoder" in name else 3.0)
+
+    def test_trains_resumes_and_loads(self, tmp_path):
+        model = adapted(tmp_path / "base")
+        clips = distributed_worker.make_clips(9, seed=3)
+
+        def run(model, folder, steps, **fields):
+            trainer = AMESSTrainer(
+                model,
+                arguments(folder, max_steps=steps, save_strategy="steps", save_steps=2, eval_strategy="no",
+                          load_best_model_at_end=False, weight_averaging=0.9, gradient_checkpointing=True, **fields),
+                train_dataset=clips,
+                processing_class=distributed_worker.make_tokenizer(),
+            )  # fmt: skip
+            trainer.train(resume_from_checkpoint=(folder / "checkpoint-2").is_dir())
+            trainer.save_model()
+            return trainer.model.eval()
+
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        whole = run(model, tmp_path / "whole", 4)
+        moved = {name for name, p in whole.named_parameters() if not torch.equal(p, before[name])}
+        assert any("lora_A" in name for name in moved) and "classifier.weight" in moved
+        assert not any("base_layer" in name for name in moved)
+        loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "whole").eval()
+        batch = random_batch(model.config)
+        assert torch.equal(loaded(**batch).logits, whole(**batch).logits)
+        shutil.copytree(tmp_path / "whole" / "checkpoint-2", tmp_path / "parts" / "checkpoint-2")
+        resumed = run(adapted(tmp_path / "base"), tmp_path / "parts", 4)
+        torch.testing.assert_close(resumed(**batch).logits, whole(**batch).logits)
+
+    def test_model_of_peft_is_refused(self, tokenizer, tmp_path):
+        import peft
+
+        model = peft.get_peft_model(tiny_model(), peft.LoraConfig(target_modules=["query"]))
+        with pytest.raises(ValueError, match="would not carry the label embeddings.*add_lora"):
+            AMESSTrainer(model, arguments(tmp_path), processing_class=tokenizer)
+
+
+def test_every_family_can_be_adapted():
+    for model_type in TEXT_ENCODERS:
+        model = add_lora(tiny_model(text_config=text_encoder_config(model_type)), rank=2)
+        assert any("lora_B" in name for name, _ in model.amess.text_encoder.named_parameters()), model_type
