@@ -41,7 +41,6 @@ from amess_hf.data.combining import (
 from amess_hf.data.dataset_files import NO_FEATURES
 from amess_hf.data.labels import LABELS
 from amess_hf.data.mintrec import with_feature_arrays
-from amess_hf.data.outliers import with_outliers
 from amess_hf.descriptions_amess import describe_labels
 from amess_hf.evaluation.aggregation import (
     ALL_RESULTS_NAME,
@@ -211,12 +210,6 @@ class DataArguments:
     out_of_scope_clips: bool = field(
         default=False,
         metadata={"help": "Load the data set's out-of-scope clips too: for the report, and for outlier exposure."},
-    )
-    outliers: bool = field(
-        default=False,
-        metadata={
-            "help": "Train on the shipped utterances that have none of the intents too, with outlier_exposure_loss_weight."
-        },
     )
     detector: str | None = field(
         default=None,
@@ -456,10 +449,6 @@ def prepare(model_args, data_args, training_args) -> Run:
             base_model_name_or_path=model_args.text_model_name_or_path if saved_config is None else None,
         )
     seen = in_labels_of(model.config, seen, data_args.dataset_name)
-    if data_args.outliers and "train" in seen:
-        if not model.config.outlier_exposure_loss_weight:
-            raise ValueError("`--outliers` is for `--outlier_exposure_loss_weight`, which is 0; give a weight, as 0.5")
-        seen["train"] = with_outliers(seen["train"])
     if model_args.teacher_model_name_or_path is not None and training_args.do_train and "train" in seen:
         teachers = [name.strip() for name in model_args.teacher_model_name_or_path.split(",")]
         with training_args.main_process_first(desc="asking the teacher"):
