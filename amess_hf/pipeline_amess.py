@@ -497,11 +497,8 @@ class IntentRecognitionPipeline(Pipeline):
         """Give the model another label set; it shares all but the classifier and the fusion, which votes too."""
         key, described = repr(candidates), self._described  # as one pair: other threads have other candidates
         if described[0] != key:
-            model = copy.copy(self.model)
-            model._modules, model._buffers = dict(model._modules), dict(model._buffers)
-            model.config = copy.deepcopy(model.config)
-            model.amess = copy.copy(model.amess)
-            model.amess._modules = {**model.amess._modules, "fusion": copy.deepcopy(model.amess.fusion)}
+            shared = {id(parameter): parameter for parameter in self.model.parameters()}
+            model = copy.deepcopy(self.model, shared)  # other modules, the same weights
             model.set_label_descriptions(candidates, self.processor.tokenizer)
             if not self._knows_descriptions():  # these are some of its own intents, and their descriptions say nothing
                 model.config.label_descriptions = None
