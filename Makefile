@@ -21,7 +21,7 @@ $(STAMP): setup.cfg pyproject.toml .ci/requirements.txt
 	$(BIN)/pip install --quiet --no-build-isolation --no-deps --editable .
 	touch $@
 
-demo: $(STAMP) ## Train on the embedded demo corpus, save, reload and name three intents (a few minutes)
+demo: $(STAMP) ## Draw clips, train on them, save, reload and name three intents (a few minutes); leaves the page its model
 	$(BIN)/python examples/demo/run_demo.py --output_dir demo_output
 
 test: $(STAMP) ## Run all tests (no network, no GPU)

@@ -31,7 +31,6 @@ def utterance_words(
     text: str,
     context: Sequence[str] | None = None,
     max_length: int | None = None,
-    first_token: int = 0,
     prefix: str | None = None,
 ) -> list[dict[str, Any]]:
     """Split an utterance at white space and find the score of each word.
@@ -47,8 +46,6 @@ def utterance_words(
             Earlier turns that the model was given with it.
         max_length (`int`, *optional*):
             Maximum number of tokens that the model was given.
-        first_token (`int`, *optional*, defaults to 0):
-            Position of the first token in its batch, where padding stands on the left.
         prefix (`str`, *optional*):
             What the model was given before it all.
 
@@ -68,8 +65,7 @@ def utterance_words(
     utterance = max(sequence for sequence in sequences if sequence is not None)
     before = len(prefix or "") if utterance == 0 else 0  # the prefix begins the first text of a pair
     for position, score in anchors:
-        position -= first_token
-        if not 0 <= position < len(sequences) or sequences[position] != utterance:
+        if position >= len(sequences) or sequences[position] != utterance:
             continue
         begin, end = (place - before for place in offsets[position])
         if end < 0:

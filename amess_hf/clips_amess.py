@@ -142,6 +142,16 @@ def clip_info(source: Any) -> ClipInfo:
         return info
 
 
+def clip_durations(source: Any) -> tuple[float, float]:
+    """Give the seconds of sound and of picture of a clip, counted where the header does not say; 0 for what it lacks."""
+    with open_clip(source) as (container, _):
+        sound = _sound_stream(container)
+        seconds = 0.0 if sound is None else _stated_duration(sound)
+    if sound is not None and not seconds:
+        seconds = sum(map(len, iter_sound(source, 8000))) / 8000
+    return seconds, _measured_duration(source)
+
+
 def iter_frames(
     source: Any,
     frame_rate: float | None = None,
@@ -254,6 +264,8 @@ def iter_sound(
                 yield piece
             if wanted is not None and position >= wanted:
                 return
+        if position is None and 0 < _stated_duration(stream) <= begin:
+            raise ClipError(f"{name} ends before {begin:g} seconds; check `start`")
         read = 0.0 if position is None else begin + position / sampling_rate
         _check_whole(container, stream, name, read)
 
@@ -356,6 +368,18 @@ def _check_request(frame_rate: float | None, num_frames: int | None, start: floa
     for field, value in (("frame_rate", frame_rate), ("num_frames", num_frames)):
         if value is not None and value <= 0:
             raise ValueError(f"`{field}` is {value}; it must be positive")
+    check_span(start, end)
+
+
+def check_span(start: Any, end: Any) -> None:
+    """Check the seconds at which a span begins and ends, either of which may be `None`.
+
+    Raises:
+        ValueError: One is not a number of seconds, is negative, or the end is not after the start.
+    """
+    for field, value in (("start", start), ("end", end)):
+        if value is not None and (not isinstance(value, (int, float, np.number)) or not np.isfinite(value)):
+            raise ValueError(f"`{field}` is {value!r}; it must be a number of seconds")
     if start is not None and start < 0:
         raise ValueError(f"`start` is {start}; it must be 0 or more seconds")
     if end is not None and end <= (start or 0.0):

@@ -196,8 +196,10 @@ class AMESSConfig(PreTrainedConfig):
             Labels that the classifier has not been trained on; they are scored by their descriptions alone.
         audio_encoder (`str`, *optional*):
             What turned sound into `audio_features`: a Hub model, `"log-mel"`, or `None` where it is not known.
+        audio_encoder_layer (`int`, *optional*):
+            The layer of `audio_encoder` whose states they are, 1 for the first; `None` for the model's output.
         video_encoder (`str`, *optional*):
-            What turned frames into `video_features`: a Hub model, `"frame-difference"`, or `None`.
+            What turned frames into `video_features`: a Hub model, `"hog"`, `"frame-difference"`, or `None`.
         format_version (`int`, *optional*, defaults to 2):
             Version of the checkpoint format.
 
@@ -283,6 +285,7 @@ class AMESSConfig(PreTrainedConfig):
     label_descriptions: dict | None = None
     zero_shot_labels: list[str] | None = None
     audio_encoder: str | None = None
+    audio_encoder_layer: int | None = _optional_size(default=None)
     video_encoder: str | None = None
     format_version: int = _count(default=FORMAT_VERSION)
 

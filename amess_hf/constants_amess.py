@@ -14,7 +14,10 @@ IGNORED_LABEL_ID = -100
 NO_ANCHOR = -1
 
 # Endings by which files are taken for clips.
-CLIP_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".wav", ".mp3", ".flac")
+CLIP_SUFFIXES = (
+    *(".mp4", ".m4v", ".mkv", ".webm", ".mov", ".avi", ".wmv", ".asf", ".flv", ".mpg", ".mpeg", ".ts", ".3gp"),
+    *(".wav", ".mp3", ".flac", ".ogg", ".oga", ".opus", ".m4a", ".aac", ".wma", ".aiff"),
+)
 
 # Parts of the loss, as the classifier's outputs and the training log name them.
 LOSS_PARTS = (

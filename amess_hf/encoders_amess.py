@@ -1,10 +1,11 @@
-"""From sound and frames to features: frozen encoders from the Hub, and two front ends that need no download.
+"""From sound and frames to features: frozen encoders from the Hub, and front ends that need no download.
 
 An encoder turns the sound or the frames of a clip into one feature vector per time step. The features of a clip do not
 depend on which clips are encoded with it, and those of its beginning do not depend on what follows after the current
 window: training on whole clips and inference on the first seconds agree.
 """
 
+import functools
 import math
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -18,6 +19,7 @@ from .clips_amess import iter_frames, read_sound
 
 
 LOG_MEL = "log-mel"
+HOG = "hog"
 FRAME_DIFFERENCE = "frame-difference"
 
 # Sound is encoded in windows of this many features (20 s at 50 a second): attention over a long clip would need memory
@@ -126,7 +128,7 @@ class LogMelEncoder(AudioEncoder):
 
 
 class AudioModelEncoder(AudioEncoder):
-    """Last hidden states of a speech model from the Hub that reads raw samples (WavLM, wav2vec 2.0, HuBERT, ...).
+    """Hidden states of a speech model from the Hub that reads raw samples (WavLM, wav2vec 2.0, HuBERT, ...).
 
     Args:
         name (`str`): Hub id or folder.
@@ -134,24 +136,30 @@ class AudioModelEncoder(AudioEncoder):
         dtype (`torch.dtype`, *optional*): Defaults to float32, and on a GPU to bfloat16 (or float16).
         feature_extractor ([`~transformers.FeatureExtractionMixin`], *optional*):
             The model's own preprocessing, loaded from `name` if not given.
+        layer (`int`, *optional*):
+            Take the states after this layer, 1 for the first, in place of the model's output. How something is said is
+            told best by the lower and middle layers.
 
     Raises:
-        ValueError: The model cannot be loaded, or is of another kind.
+        ValueError: The model cannot be loaded, is of another kind, or has no such layer.
     """
 
     def __init__(
-        self, name: str, device: Any = "cpu", dtype: torch.dtype | None = None, feature_extractor: Any = None
+        self,
+        name: str,
+        device: Any = "cpu",
+        dtype: torch.dtype | None = None,
+        feature_extractor: Any = None,
+        layer: int | None = None,
     ):
-        self.name = name
-        config = _load("audio_encoder", name, AutoConfig)
-        if not hasattr(config, "conv_stride"):
-            raise ValueError(
-                f"`audio_encoder` is {name!r}, a {config.model_type} model, which does not read raw samples; "
-                f"give a WavLM, wav2vec 2.0 or HuBERT model, or {LOG_MEL!r}"
-            )
+        self.name, self.layer = name, layer
         self.feature_extractor = feature_extractor or _load("audio_encoder", name, AutoFeatureExtractor)
-        self.model = _frozen("audio_encoder", name, device, dtype)
+        self.model = self._prepared(_frozen("audio_encoder", name, device, dtype))
         self.sampling_rate = self.feature_extractor.sampling_rate
+
+    def _prepared(self, model: Any) -> Any:
+        """Note the model's sizes, and leave out the layers after the chosen one."""
+        config = model.config
         self.feature_size = config.hidden_size
         self.hop_length = math.prod(config.conv_stride)
         self.receptive_length = 1
@@ -159,25 +167,42 @@ class AudioModelEncoder(AudioEncoder):
             self.receptive_length = (self.receptive_length - 1) * stride + kernel
         # Models with group normalisation over time were trained without a mask, and padding would change their output.
         self.takes_padding = config.feat_extract_norm == "layer"
+        if self.layer is not None:
+            self._check_layer(len(model.encoder.layers))
+            # One layer more: what goes into it is the state after the chosen one, without a final normalisation.
+            model.encoder.layers = model.encoder.layers[: self.layer + 1]
+        return model
+
+    def _check_layer(self, layers: int) -> None:
+        if not 1 <= self.layer <= layers:
+            raise ValueError(
+                f"`audio_encoder_layer` is {self.layer}, but {self.name} has {layers} layers; give 1 to {layers}"
+            )
 
     @torch.no_grad()
     def _encode(self, windows: list[np.ndarray]) -> list[np.ndarray]:
         features: list[Any] = [None] * len(windows)
         for batch in self._batches(windows):
-            inputs = self.feature_extractor(
-                [windows[index] for index in batch],
-                sampling_rate=self.sampling_rate,
-                padding=True,
-                return_attention_mask=self.takes_padding,
-                return_tensors="pt",
-            )
-            inputs = {key: value.to(self.model.device) for key, value in inputs.items()}
-            inputs["input_values"] = inputs["input_values"].to(self.model.dtype)
-            hidden = self.model(**inputs).last_hidden_state.float().cpu().numpy()
+            hidden = self._states([windows[index] for index in batch]).float().cpu().numpy()
             for row, index in zip(hidden, batch, strict=True):
                 length = (len(windows[index]) - self.receptive_length) // self.hop_length + 1
                 features[index] = row[:length]
         return features
+
+    def _states(self, windows: list[np.ndarray]) -> torch.Tensor:
+        """Give the states of windows that go through the model together, `(windows, features, feature_size)`."""
+        inputs = self.feature_extractor(
+            windows,
+            sampling_rate=self.sampling_rate,
+            padding=True,
+            return_attention_mask=self.takes_padding,
+            return_tensors="pt",
+        )
+        inputs = {key: value.to(self.model.device) for key, value in inputs.items()}
+        inputs["input_values"] = inputs["input_values"].to(self.model.dtype)
+        if self.layer is None:
+            return self.model(**inputs).last_hidden_state
+        return self.model(**inputs, output_hidden_states=True).hidden_states[self.layer]
 
     def _batches(self, windows: list[np.ndarray]) -> Iterator[list[int]]:
         """Group the windows that go through the model together: of similar length, or equal where padding would count."""
@@ -192,6 +217,38 @@ class AudioModelEncoder(AudioEncoder):
             batch.append(index)
         if batch:
             yield batch
+
+
+class WhisperAudioEncoder(AudioModelEncoder):
+    """Hidden states of Whisper's encoder, which sees a clip as long as it is, and not padded to 30 seconds.
+
+    Positions are those of the clip's beginning. The arguments and errors are those of [`AudioModelEncoder`].
+    """
+
+    takes_padding = False
+
+    def _prepared(self, model: Any) -> Any:
+        encoder = model.get_encoder()
+        self.feature_size = encoder.config.d_model
+        # Two mel frames make a feature; both convolutions and the spectrogram are padded at the ends.
+        self.hop_length = self.receptive_length = 2 * self.feature_extractor.hop_length
+        if self.layer is not None:
+            self._check_layer(len(encoder.layers))
+            encoder.layers, encoder.layer_norm = encoder.layers[: self.layer], torch.nn.Identity()
+        return encoder
+
+    def _states(self, windows: list[np.ndarray]) -> torch.Tensor:
+        mel = self.feature_extractor(
+            windows, sampling_rate=self.sampling_rate, padding="longest", truncation=False, return_tensors="pt"
+        )["input_features"]
+        encoder = self.model
+        # As `WhisperEncoder.forward`, which takes 30 seconds and nothing else.
+        states = torch.nn.functional.gelu(encoder.conv1(mel.to(encoder.device, encoder.dtype)))
+        states = torch.nn.functional.gelu(encoder.conv2(states)).transpose(1, 2)
+        states = states + encoder.embed_positions.weight[: states.shape[1]]
+        for layer in encoder.layers:
+            states = layer(states, None)
+        return encoder.layer_norm(states)
 
 
 class VideoEncoder:
@@ -265,20 +322,82 @@ class FrameDifferenceEncoder(VideoEncoder):
         return [self._encode(frames) for frames in clips]
 
     def _encode(self, frames: Iterable[np.ndarray]) -> np.ndarray:
-        small = [self._shrink(frame).ravel() for frame in frames]
+        small = [_grey(frame, self.frame_size) for frame in frames]
         if not small:
             return np.zeros((0, self.feature_size), dtype=np.float32)
-        brightness = np.stack(small) / np.float32(127.5) - 1
-        change = np.diff(brightness, axis=0, prepend=brightness[:1]) / 2
-        return np.concatenate([brightness, change], axis=1).astype(np.float32)
+        brightness = np.stack(small).reshape(len(small), -1)
+        return np.concatenate([2 * brightness - 1, _change(brightness)], axis=1)
 
-    def _shrink(self, frame: np.ndarray) -> np.ndarray:
-        if frame.ndim == 3:
-            frame = frame @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as the decoder does
-        if frame.shape == self.frame_size:
-            return frame.astype(np.float32)
-        pixels = torch.from_numpy(np.ascontiguousarray(frame, dtype=np.float32))[None]
-        return torch.nn.functional.adaptive_avg_pool2d(pixels, self.frame_size)[0].numpy()
+
+class HOGEncoder(VideoEncoder):
+    """Shape and motion of each frame: 580 numbers, 10 times a second.
+
+    The shape is histograms of oriented gradients (Dalal and Triggs, 2005) of the grey frame at 64 x 64 pixels, by
+    scikit-image: nine directions in cells of 16 x 16, normalised in blocks of 2 x 2 cells. The motion is the change of the
+    grey frame at 16 x 16 pixels since the previous one, as in [`FrameDifferenceEncoder`].
+
+    Args:
+        frame_rate (`float`, *optional*): Frames per second, defaults to 10.
+
+    Raises:
+        ImportError: scikit-image is not installed.
+    """
+
+    name = HOG
+    default_frame_rate = 10.0
+    side = 64
+    motion_side = 16
+    feature_size = 3 * 3 * 2 * 2 * 9 + motion_side**2
+    frame_size = (side, side)
+    gray = True
+
+    def __init__(self, frame_rate: float | None = None):
+        self.clip_frame_rate = frame_rate or self.default_frame_rate
+        try:
+            from skimage.feature import hog
+        except ImportError as error:
+            raise ImportError(
+                f'`video_encoder` {HOG!r} needs scikit-image; pip install "amess_hf[video]" (or pip install scikit-image)'
+            ) from error
+        self.hog = functools.partial(hog, orientations=9, pixels_per_cell=(16, 16), cells_per_block=(2, 2))
+
+    def __call__(self, clips: list[Iterable[np.ndarray]]) -> list[np.ndarray]:
+        """Encode the frames of several clips; see [`VideoEncoder`]."""
+        return [self._encode(frames) for frames in clips]
+
+    def _encode(self, frames: Iterable[np.ndarray]) -> np.ndarray:
+        shapes, small, last = [], [], None
+        for frame in frames:
+            if frame is not last:  # a slow clip shows one picture several times
+                last, grey = frame, _grey(frame, self.frame_size)
+                shape, tiny = self.hog(grey), _shrink(grey, (self.motion_side, self.motion_side)).ravel()
+            shapes.append(shape)
+            small.append(tiny)
+        if not shapes:
+            return np.zeros((0, self.feature_size), dtype=np.float32)
+        return np.concatenate([np.stack(shapes).astype(np.float32), _change(np.stack(small))], axis=1)
+
+
+# Front ends for video by name; what is not among them is a Hub model.
+VIDEO_FRONT_ENDS = {encoder.name: encoder for encoder in (HOGEncoder, FrameDifferenceEncoder)}
+
+
+def _grey(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Give the brightness of a frame with values from 0 to 255 as `float32` from 0 to 1, shrunk to `size`."""
+    if frame.ndim == 3:
+        frame = frame @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as the decoder does
+    return _shrink(np.ascontiguousarray(frame, dtype=np.float32) / np.float32(255), size)
+
+
+def _shrink(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    if picture.shape == size:
+        return picture
+    return torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(picture)[None], size)[0].numpy()
+
+
+def _change(brightness: np.ndarray) -> np.ndarray:
+    """Give the change of each row since the one before; none for the first."""
+    return np.diff(brightness, axis=0, prepend=brightness[:1])
 
 
 class VideoModelEncoder(VideoEncoder):
@@ -364,22 +483,37 @@ class VideoModelEncoder(VideoEncoder):
 
 
 def load_audio_encoder(
-    name: str, device: Any = "cpu", dtype: torch.dtype | None = None, feature_extractor: Any = None
+    name: str,
+    device: Any = "cpu",
+    dtype: torch.dtype | None = None,
+    feature_extractor: Any = None,
+    layer: int | None = None,
 ) -> AudioEncoder:
     """Load a sound encoder.
 
     Args:
-        name (`str`): `"log-mel"`, or a Hub id or folder of a WavLM, wav2vec 2.0 or HuBERT model.
+        name (`str`): `"log-mel"`, or a Hub id or folder of a WavLM, wav2vec 2.0, HuBERT or Whisper model.
         device (`str` or `torch.device`): Where it runs.
         dtype (`torch.dtype`, *optional*): As in [`AudioModelEncoder`].
         feature_extractor ([`~transformers.FeatureExtractionMixin`], *optional*): As in [`AudioModelEncoder`].
+        layer (`int`, *optional*): As in [`AudioModelEncoder`].
 
     Raises:
-        ValueError: The model cannot be loaded, or is of another kind.
+        ValueError: The model cannot be loaded, is of another kind, or has no such layer.
     """
     if name == LOG_MEL:
+        if layer is not None:
+            raise ValueError(f"`audio_encoder_layer` is {layer}, but {LOG_MEL!r} has no layers; leave it out")
         return LogMelEncoder()
-    return AudioModelEncoder(name, device, dtype, feature_extractor)
+    config = _load("audio_encoder", name, AutoConfig)
+    if config.model_type == "whisper":
+        return WhisperAudioEncoder(name, device, dtype, feature_extractor, layer)
+    if not hasattr(config, "conv_stride"):
+        raise ValueError(
+            f"`audio_encoder` is {name!r}, a {config.model_type} model, which does not read sound; "
+            f"give a WavLM, wav2vec 2.0, HuBERT or Whisper model, or {LOG_MEL!r}"
+        )
+    return AudioModelEncoder(name, device, dtype, feature_extractor, layer)
 
 
 def load_video_encoder(
@@ -392,7 +526,7 @@ def load_video_encoder(
     """Load a video encoder.
 
     Args:
-        name (`str`): `"frame-difference"`, or a Hub id or folder of a Swin, ViT, ResNet or VideoMAE model.
+        name (`str`): `"hog"` or `"frame-difference"`, or a Hub id or folder of a Swin, ViT, ResNet or VideoMAE model.
         frame_rate (`float`, *optional*): Frames per second; defaults to the encoder's own.
         device (`str` or `torch.device`): Where it runs.
         dtype (`torch.dtype`, *optional*): As in [`AudioModelEncoder`].
@@ -400,9 +534,10 @@ def load_video_encoder(
 
     Raises:
         ValueError: The model cannot be loaded.
+        ImportError: What a front end needs is not installed.
     """
-    if name == FRAME_DIFFERENCE:
-        return FrameDifferenceEncoder(frame_rate)
+    if name in VIDEO_FRONT_ENDS:
+        return VIDEO_FRONT_ENDS[name](frame_rate)
     return VideoModelEncoder(name, frame_rate, device, dtype, image_processor)
 
 
@@ -437,7 +572,7 @@ def _load(field: str, name: str, auto_class: Any, **kwargs: Any) -> Any:
         return auto_class.from_pretrained(name, **kwargs)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        front_end = LOG_MEL if field == "audio_encoder" else FRAME_DIFFERENCE
+        front_end = LOG_MEL if field == "audio_encoder" else HOG
         raise ValueError(
             f"`{field}` is {name!r}, which cannot be loaded ({reason}); give a model on the Hub, a folder, or {front_end!r}"
         ) from error

@@ -325,6 +325,7 @@ class AMESSFusion(nn.Module):
     def __init__(self, config: PreTrainedConfig):
         super().__init__()
         self.config = config
+        self.num_labels = config.num_labels
 
     def _normalize(self, features: dict[str, torch.Tensor], masks: dict[str, torch.Tensor]):
         """Normalise each frame over its numbers or, where the configuration says so, each number over the clip's frames."""
@@ -343,11 +344,12 @@ class AMESSFusion(nn.Module):
 
     def _stack_evidence(self, evidence: dict[str, torch.Tensor], summary: torch.Tensor):
         """Evidence of sound and picture, (batch, 2, num_labels); zero for a modality that is absent."""
-        absent = summary.new_zeros(summary.shape[0], self.config.num_labels, dtype=torch.float32)
+        absent = summary.new_zeros(summary.shape[0], self.num_labels, dtype=torch.float32)
         return torch.stack([evidence.get(name, absent) for name in FEATURE_MODALITIES], dim=1)
 
     def select_labels(self, rows: list[int | None]) -> None:
         """Follow a new label set: label `i` votes as label `rows[i]` did, and not at all where that is `None`."""
+        self.num_labels = len(rows)
         for module in self.modules():
             if isinstance(module, AMESSVotes):
                 module.select_labels(rows)

@@ -197,7 +197,7 @@ def push_folder(
 ) -> CommitInfo | Future:
     """Upload what of a model's folder belongs on the Hub (see [`files_for_hub`]), in one commit.
 
-    If the folder has a model, then weights, code and detector of an earlier push that it no longer has are removed.
+    The folder's card, if there is one, then names the repository (see [`~amess_hf.evaluation.name_repository`]). If the folder has a model, then weights, code and detector of an earlier push that it no longer has are removed.
 
     Args:
         folder (`str` or `os.PathLike`): The folder.
@@ -211,12 +211,16 @@ def push_folder(
     Returns:
         `huggingface_hub.CommitInfo`, or with `run_as_future` a `Future` of it.
     """
+    from .evaluation.model_card import name_repository
+
     if merge_adapter and _has_adapter(folder):
         where = (repo_id, token, revision, commit_message, run_as_future)
         copy = _copy_for_hub(folder)
         AMESSForIntentClassification.from_pretrained(folder).save_pretrained(copy.name, merge_adapter=True)
         return _then_clean_up(copy, push_folder(copy.name, *where, merge_adapter=False))
     api, names = HfApi(token=token), files_for_hub(folder)
+    if CARD_NAME in names:
+        name_repository(Path(folder, CARD_NAME), repo_id)
     # `delete_patterns` match across folders; exact names do not reach into those that hold checkpoints.
     remote = api.list_repo_files(repo_id, revision=revision) if CONFIG_NAME in names else []
     return api.upload_folder(
@@ -248,13 +252,17 @@ def _write_card(
     repo_id: str | None,
     detector: OutOfScopeDetector | None = None,
 ) -> None:
-    """Write a card with the metrics of the folder's `all_results.json`, if there is one."""
+    """Write a card with the metrics and the hyperparameters of the folder's JSON files, as far as they are there."""
     from .evaluation.model_card import create_model_card
 
-    results = Path(folder, "all_results.json")
-    metrics = json.loads(results.read_text(encoding="utf-8")) if results.exists() else {}
+    metrics, training_arguments = (
+        json.loads(path.read_text(encoding="utf-8")) if (path := Path(folder, name)).exists() else {}
+        for name in ("all_results.json", TRAINING_ARGUMENTS_NAME)
+    )
     try:
-        create_model_card(model, metrics, model_id=repo_id, detector=detector).save(Path(folder, CARD_NAME))
+        create_model_card(
+            model, metrics, model_id=repo_id, detector=detector, training_arguments=training_arguments
+        ).save(Path(folder, CARD_NAME))
     except ImportError as error:
         logger.warning(f"no model card is written: {error}")
 

@@ -369,8 +369,8 @@ class AMESSModel(AMESSPreTrainedModel):
 
         Raises:
             `TypeError`: If an argument is unknown; the message names it.
-            `ValueError`: If no modality is given, if features have another shape, or if attention weights are asked of an
-                implementation that has none.
+            `ValueError`: If no modality is given, if features have another shape or (on the CPU) values that are not finite,
+                or if attention weights are asked of an implementation that has none.
         """
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
@@ -465,6 +465,13 @@ class AMESSModel(AMESSPreTrainedModel):
             # Padding may hold anything, NaN included.
             features[name] = frames.masked_fill(~mask.unsqueeze(-1), 0.0)
             masks[name] = mask
+            # On the CPU looking costs little; elsewhere it would make the host wait, and the answer is NaN.
+            looks = frames.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+            if looks and not torch.onnx.is_in_onnx_export() and not features[name].isfinite().all():
+                raise ValueError(
+                    f"`{name}_features` holds NaN or infinite values where its mask is 1; make the features again, or "
+                    "mask these frames"
+                )
         return features, masks
 
     def _drop_modalities(self, masks: dict[str, torch.Tensor]):

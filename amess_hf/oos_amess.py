@@ -309,6 +309,12 @@ class OutOfScopeDetector:
                 ) from error
         detector.threshold, detector.keep = settings.get("threshold"), settings.get("keep")
         detector.calibration_clips = settings.get("calibration_clips")
+        for name in ("threshold", "keep"):
+            value = getattr(detector, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+                raise ValueError(
+                    f"`{settings_file}`: `{name}` is {value!r}, not a number; calibrate the detector again"
+                )
         try:
             detector.state = load_file(weights_file)
         except Exception as error:  # safetensors has its own exception class, outside the standard ones

@@ -1,5 +1,6 @@
 """From lists of clips to padded tensors and masks: tokens of utterances with their context, frames of features."""
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,6 +8,10 @@ import numpy as np
 import torch
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 from transformers.data.data_collator import pad_without_fast_tokenizer_warning
+
+
+# Tokenizers keep the limit of a call until the next one, so that threads take turns.
+_TOKENIZING = threading.Lock()
 
 
 def pad_features(
@@ -29,7 +34,7 @@ def pad_features(
         mask of shape `(batch_size, length)`; `length` is that of the longest clip, and at least 1.
 
     Raises:
-        ValueError: The features of a clip are not two-dimensional or have another width.
+        ValueError: The features of a clip are not two-dimensional, have another width, or are not finite.
     """
     frames = [np.asarray(() if clip is None else clip, dtype=np.float32) for clip in features]
     lengths = [min(len(clip), max_length) for clip in frames]
@@ -41,6 +46,10 @@ def pad_features(
         if clip.ndim != 2 or clip.shape[1] != feature_size:
             raise ValueError(
                 f"`{name}` of clip {row} of the batch has shape {clip.shape}; it must be (frames, {feature_size})"
+            )
+        if not np.isfinite(clip[:length]).all():
+            raise ValueError(
+                f"`{name}` of clip {row} of the batch holds NaN or infinite values; make the features of this clip again"
             )
         batch[row, :length] = clip[:length]
         mask[row, :length] = 1
@@ -77,16 +86,17 @@ def encode_text(
         [`~transformers.BatchEncoding`]: The tokens, not padded. The utterance is the last sequence of it.
     """
     prefix = prefix or ""
-    if prefix and max_length is not None:
-        max_length += len(tokenizer(prefix, add_special_tokens=False)["input_ids"])
     # Without a separator of its own, the last turn would run into the utterance.
     separator, end = (f" {tokenizer.sep_token} ", "") if tokenizer.sep_token else ("\n", "\n")
-    for first in range(len(context)):
-        row = tokenizer(prefix + separator.join(context[first:]) + end, text, verbose=False, **kwargs)
-        if max_length is None or len(row["input_ids"]) <= max_length:
-            return row
-    limit = {} if max_length is None else {"truncation": True, "max_length": max_length}
-    return tokenizer(prefix + text, **limit, **kwargs)
+    with _TOKENIZING:
+        if prefix and max_length is not None:
+            max_length += len(tokenizer(prefix, add_special_tokens=False)["input_ids"])
+        for first in range(len(context)):
+            row = tokenizer(prefix + separator.join(context[first:]) + end, text, verbose=False, **kwargs)
+            if max_length is None or len(row["input_ids"]) <= max_length:
+                return row
+        limit = {} if max_length is None else {"truncation": True, "max_length": max_length}
+        return tokenizer(prefix + text, **limit, **kwargs)
 
 
 def encode_texts(
@@ -128,11 +138,18 @@ def encode_texts(
             row = {name: list(values) or [0] for name, values in row.items()}
             row["attention_mask"] = [0] * len(row["input_ids"])
         rows.append(row)
-    batch = pad_without_fast_tokenizer_warning(tokenizer, rows, return_tensors="pt")
+    batch = _padded(tokenizer, rows)
     if any(context_lengths):
         mask = batch["attention_mask"]
         batch["utterance_mask"] = mask * (mask.cumsum(1) > torch.tensor(context_lengths)[:, None])
     return batch
+
+
+def _padded(tokenizer: PreTrainedTokenizerBase, rows: list[BatchEncoding]) -> BatchEncoding:
+    """Pad rows of tokens on the right, whatever side the tokenizer pads on: positions then do not depend on the batch."""
+    if not any(row["input_ids"] for row in rows):  # a tokenizer without special tokens gives none for no words
+        rows[0] = BatchEncoding({name: [tokenizer.pad_token_id * (name == "input_ids")] for name in rows[0]})
+    return pad_without_fast_tokenizer_warning(tokenizer, rows, return_tensors="pt", padding_side="right")
 
 
 def _give_padding_token(tokenizer: PreTrainedTokenizerBase) -> None:

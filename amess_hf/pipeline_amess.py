@@ -1,7 +1,9 @@
 """The pipeline `intent-recognition`: from a clip, words or features to the intent of the speaker."""
 
 import copy
+import difflib
 import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,19 +14,23 @@ from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 from transformers.utils import logging
 
 from .anchors_amess import anchor_spans, scored_anchors, utterance_words
-from .clips_amess import clip_span, is_clip_source, read_sound, resample
+from .clips_amess import check_span, clip_durations, clip_span, is_clip_source, read_sound, resample
 from .constants_amess import CLIP_SUFFIXES, FEATURE_MODALITIES, MODALITIES, OUT_OF_SCOPE_LABEL
 from .oos_amess import OutOfScopeDetector
-from .processing_amess import AMESSProcessor
+from .processing_amess import AMESSProcessor, clip_sources, sound_array
 
 
 logger = logging.get_logger(__name__)
 
-INPUT_KEYS = ("text", "context", "clip", "audio", "video", "audio_features", "video_features")
+INPUT_KEYS = ("text", "context", "clip", "audio", "video", "frames", "audio_features", "video_features")
+# Keys that go with them; all others are taken for columns of a data set that have nothing to do with the answer.
+OTHER_KEYS = ("start", "end", "sampling_rate", "dialogue_id", "id", "label")
 # Lists from this length on get a progress bar.
 PROGRESS_FROM = 32
 # A speech recogniser is given this much of a clip at most: utterances are short, and Whisper takes no more at once.
 MAX_SPEECH_SECONDS = 30.0
+# What is left of a clip after the last window is not answered for if it is shorter than this.
+SHORTEST_WINDOW = 0.2
 
 
 class _Rows(Dataset):
@@ -43,19 +49,26 @@ class _Rows(Dataset):
 class IntentRecognitionPipeline(Pipeline):
     """Names the intent of an utterance from its words, sound and video, as far as they are given.
 
-    An input is a dictionary, or a path, address or `bytes` of a clip, or a text. Keys of the dictionary:
+    An input is a dictionary, a clip (`pathlib.Path`, `bytes` or a file object), or a string. Keys of the dictionary:
 
-    - `text` (`str`): what is said; without it the words are absent, or come from `asr_model`.
-    - `context` (`list[str]`): earlier turns of the dialogue, oldest first.
-    - `video` (or `clip`): a clip, whose sound is used too unless `audio` is given; or an array of frames of shape
-      `(frames, height, width, 3)`.
+    - `text` (`str`): what is said, whatever it looks like; without it the words are absent, or come from `asr_model`.
+    - `context` (`list[str]` or `str`): earlier turns of the dialogue, oldest first.
+    - `video` (or `clip`): a clip (path, address, `bytes`, file object), whose sound is used too unless `audio` is given; or
+      an array of frames of shape `(frames, height, width, 3)`.
+    - `frames`: the picture alone: an array of frames, or a clip whose sound is not used.
     - `audio`: a sound file, an array (with `sampling_rate`), or a dictionary with `array` and `sampling_rate`.
     - `audio_features`, `video_features`: ready features of shape `(frames, width)`, instead of a clip.
     - `start`, `end` (`float`): the span of the clip in seconds. In rows that name a `dialogue_id` (MIntRec2.0) these are
       times of the episode that the clip was cut from, and are not used.
 
-    Other keys, such as other columns of a data set, are ignored. Inputs may also come as a list (a list of results), a
-    `datasets.Dataset` (a list of results) or a generator (results as they come).
+    Other keys, such as other columns of a data set, are ignored, but one that looks like a misspelt key is an error.
+
+    A string alone is what is said, unless it ends like a media file (`.mp4`, `.wav`, ...): then it is the path of a clip, as
+    in other pipelines. Addresses, folders and what else looks like a path are refused, because nobody can tell what is
+    meant. Where texts come from strangers, pass them as `{"text": ...}`: no file is opened then.
+
+    Inputs may also come as a list (a list of results), a `datasets.Dataset` (a list of results), a
+    `datasets.IterableDataset` or a generator (results as they come).
 
     Args:
         model ([`AMESSForIntentClassification`]):
@@ -147,27 +160,45 @@ class IntentRecognitionPipeline(Pipeline):
         threshold: float | None = None,
         candidate_labels: dict[str, Any] | list[str] | str | None = None,
         return_anchors: bool | None = None,
+        on_error: str | None = None,
+        window_s: float | None = None,
+        stride_s: float | None = None,
         **unknown: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         if unknown:
             raise TypeError(
                 f"unknown parameter of the pipeline: {', '.join(map(repr, unknown))}; there are `top_k`, `threshold`, "
-                "`candidate_labels` and `return_anchors`"
+                "`candidate_labels`, `return_anchors`, `on_error`, `window_s` and `stride_s`"
             )
-        forward, post = {}, {}
+        pre, forward, post = {}, {}, {}
         if candidate_labels is not None:
             forward["candidates"] = self._descriptions(candidate_labels)
         if threshold is not None:
-            if not 0 <= threshold <= 1:
-                raise ValueError(f"`threshold` is {threshold}; it is a probability, from 0 to 1")
+            if not _is_number(threshold) or not 0 <= threshold <= 1:
+                raise ValueError(f"`threshold` is {threshold!r}; it is a probability, a number from 0 to 1")
             post["threshold"] = threshold
         if top_k != 5:
-            if top_k is not None and top_k < 1:
-                raise ValueError(f"`top_k` is {top_k}; it is the number of intents to give, or None for all")
+            if top_k is not None and (not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1):
+                raise ValueError(
+                    f"`top_k` is {top_k!r}; it is the number of intents to give, at least 1, or None for all"
+                )
             post["top_k"] = top_k
         if return_anchors is not None:
+            if not isinstance(return_anchors, bool):
+                raise ValueError(f"`return_anchors` is {return_anchors!r}; it must be True or False")
             post["return_anchors"] = return_anchors
-        return {}, forward, post
+        if on_error is not None:
+            if on_error not in ("raise", "skip"):
+                raise ValueError(f"`on_error` is {on_error!r}; choose raise or skip")
+            pre["on_error"] = on_error
+        for name, value in (("window_s", window_s), ("stride_s", stride_s)):
+            if value is not None and (not _is_number(value) or not value > 0):
+                raise ValueError(f"`{name}` is {value!r}; it must be a number of seconds above 0")
+        if stride_s is not None and (window_s is None or stride_s > window_s):
+            raise ValueError(f"`stride_s` is {stride_s}; it must be at most `window_s`, which is {window_s}")
+        if window_s is not None:
+            pre |= {"window_s": window_s, "stride_s": stride_s or window_s}
+        return pre, forward, post
 
     def _descriptions(self, candidates: dict[str, Any] | list[str] | str) -> dict[str, list[str]]:
         """Give sentences for each candidate; a name alone stands for the model's own description, or for itself."""
@@ -175,10 +206,32 @@ class IntentRecognitionPipeline(Pipeline):
             candidates = [name.strip() for name in candidates.split(",") if name.strip()]
         if not candidates:
             raise ValueError("`candidate_labels` is empty; give {name: description, ...} or a list of names")
+        if not isinstance(candidates, (dict, list, tuple)) or not all(isinstance(name, str) for name in candidates):
+            raise ValueError(
+                f"`candidate_labels` is {candidates!r}; give {{name: description, ...}} or a list of names, all strings"
+            )
+        unknown = [name for name in candidates if name not in self.model.config.label2id]
+        if unknown and not self._knows_descriptions():
+            raise ValueError(
+                f"`candidate_labels` has {', '.join(map(repr, unknown))}, but this model was trained without descriptions "
+                f"of intents and knows its own alone: {', '.join(self.model.config.label2id)}; train with "
+                "`label_descriptions` to choose among others"
+            )
         if not isinstance(candidates, dict):
             own = self.model.config.label_descriptions or {}
             candidates = {name: own.get(name, name) for name in candidates}
+        for name, texts in candidates.items():
+            if not isinstance(texts, (str, list, tuple)):
+                raise ValueError(
+                    f"`candidate_labels` has {texts!r} for {name!r}; give a sentence or a list of sentences"
+                )
         return {name: [texts] if isinstance(texts, str) else list(texts) for name, texts in candidates.items()}
+
+    def _knows_descriptions(self) -> bool:
+        """Tell whether the model has learned to compare clips with descriptions."""
+        config = self.model.config
+        learned = config.label_triplet_loss_weight > 0 or config.label_contrastive_loss_weight > 0
+        return config.label_descriptions is not None and learned
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
         """Name the intent of one input or of several.
@@ -198,6 +251,10 @@ class IntentRecognitionPipeline(Pipeline):
                   themselves. Intents that the model was trained on keep their classifier. The detector, which was
                   calibrated on the model's own intents, is then ignored.
                 - `return_anchors` (`bool`, *optional*): Also say which words, sounds and frames decided.
+                - `window_s` (`float`, *optional*): Go over each clip in windows of this many seconds and answer for each.
+                - `stride_s` (`float`, *optional*): Seconds from one window to the next; by default windows do not overlap.
+                - `on_error` (`str`, *optional*, defaults to `"raise"`): `"skip"` gives `{"error": reason}` in the place of
+                  the answer where a clip cannot be used.
                 - `batch_size`, `num_workers` (`int`, *optional*): As for any pipeline; workers decode.
 
         Returns:
@@ -211,14 +268,19 @@ class IntentRecognitionPipeline(Pipeline):
             `video` of `{"frame", "start", "end", "score"}` in seconds of the clip (without `start` and `end` for ready
             features, whose rate is not known).
 
+            With `window_s`, for each input a list of `{"start", "end", "predictions"}` in seconds of the clip, in the order
+            of time, and with `return_anchors` all of the above beside `start` and `end`.
+
         Raises:
             ValueError: An input holds nothing to go by, or a clip cannot be used.
             TypeError: A parameter is not known.
         """
         if isinstance(inputs, (list, tuple)) and len(inputs) == 0:
             return []
-        if hasattr(inputs, "column_names") and hasattr(inputs, "__getitem__"):  # datasets.Dataset
+        if hasattr(inputs, "column_names") and hasattr(inputs, "__len__"):  # datasets.Dataset
             return list(super().__call__(_Rows(inputs), **kwargs))
+        if hasattr(inputs, "column_names"):  # datasets.IterableDataset
+            return super().__call__((row for row in inputs), **kwargs)
         return super().__call__(list(inputs) if isinstance(inputs, tuple) else inputs, **kwargs)
 
     def get_iterator(
@@ -234,6 +296,20 @@ class IntentRecognitionPipeline(Pipeline):
 
         The collation of `Pipeline` pads tensors; here a batch is a list of decoded clips until it is encoded.
         """
+        parameters = num_workers, batch_size, preprocess_params, forward_params, postprocess_params
+        return (
+            self._timed(inputs, *parameters) if "window_s" in preprocess_params else self._plain(inputs, *parameters)
+        )
+
+    def _plain(
+        self,
+        inputs: Any,
+        num_workers: int,
+        batch_size: int,
+        preprocess_params: dict[str, Any],
+        forward_params: dict[str, Any],
+        postprocess_params: dict[str, Any],
+    ) -> Iterator[Any]:
         if hasattr(inputs, "__len__"):
             dataset, total = PipelineDataset(inputs, self.preprocess, preprocess_params), len(inputs)
         else:
@@ -247,6 +323,75 @@ class IntentRecognitionPipeline(Pipeline):
                     yield self.postprocess(result, **postprocess_params)
                     progress.update()
 
+    def _timed(
+        self,
+        inputs: Any,
+        num_workers: int,
+        batch_size: int,
+        preprocess_params: dict[str, Any],
+        forward_params: dict[str, Any],
+        postprocess_params: dict[str, Any],
+    ) -> Iterator[Any]:
+        """Answer for each window of each clip; one window's part of a clip is in memory at a time."""
+        params = dict(preprocess_params)
+        window, stride = params.pop("window_s"), params.pop("stride_s")
+        for one in inputs:
+            try:
+                rows = self._windows(_as_row(one), window, stride)
+            except ValueError as error:
+                if params.get("on_error") != "skip":
+                    raise
+                yield {"error": str(error)}
+                continue
+            answers = self._plain(rows, num_workers, batch_size, params, forward_params, postprocess_params)
+            yield [
+                {"start": row["start"], "end": row["end"]}
+                | (answer if isinstance(answer, dict) else {"predictions": answer})
+                for row, answer in zip(rows, answers, strict=True)
+            ]
+
+    def _windows(self, row: dict[str, Any], window: float, stride: float) -> list[dict[str, Any]]:
+        """Give a row for each window of a clip."""
+        given = [name for name in ("text", "audio_features", "video_features") if row.get(name) is not None]
+        if given and not (given == ["text"] and not row["text"].strip()):
+            raise ValueError(
+                f"`window_s` cuts a clip, but nobody knows where `{given[0]}` belongs in it; leave it out (`asr_model` "
+                "hears the words of each window)"
+            )
+        span = clip_span(row)
+        check_span(span["start"], span["end"])
+        ends = {"audio": self._seconds_of_sound(row), "frames": self._seconds_of_picture(row)}
+        begin, total = span["start"] or 0.0, max(ends.values())
+        total = total if span["end"] is None else min(total, span["end"])
+        if total <= begin:
+            raise ValueError(f"the input ends at {total:g} s and `start` is {begin:g}; there is nothing to go over")
+        rows, start = [], begin
+        while True:
+            there = {
+                name: row[name] if end - start > SHORTEST_WINDOW or not rows else None for name, end in ends.items()
+            }
+            end = min(start + window, total)
+            rows.append({**row, **there, "start": start, "end": end, "dialogue_id": None})
+            if total - end < SHORTEST_WINDOW:
+                return rows
+            start = begin + len(rows) * stride
+
+    def _seconds_of_sound(self, row: dict[str, Any]) -> float:
+        encoder = None if row["audio"] is None else self.processor.load_encoder("audio", self.device)
+        if encoder is None:
+            return 0.0
+        if is_clip_source(row["audio"]):
+            return clip_durations(row["audio"])[0]
+        samples, rate = sound_array(row["audio"], row.get("sampling_rate"))
+        return max(samples.shape) / (rate or encoder.sampling_rate)
+
+    def _seconds_of_picture(self, row: dict[str, Any]) -> float:
+        encoder = None if row["frames"] is None else self.processor.load_encoder("video", self.device)
+        if encoder is None:
+            return 0.0
+        frames = row["frames"]
+        return clip_durations(frames)[1] if is_clip_source(frames) else len(frames) / encoder.clip_frame_rate
+
     def run_single(
         self,
         inputs: Any,
@@ -255,28 +400,45 @@ class IntentRecognitionPipeline(Pipeline):
         postprocess_params: dict[str, Any],
     ) -> Any:
         """Give the result of one input, as `Pipeline` asks for it."""
+        if "window_s" in preprocess_params:
+            return next(self._timed([inputs], 0, 1, preprocess_params, forward_params, postprocess_params))
         examples = [self.preprocess(inputs, **preprocess_params)]
-        return self.postprocess(
-            self.forward({"examples": examples}, **forward_params)["results"][0], **postprocess_params
-        )
+        results = self.forward({"examples": examples}, **forward_params)["results"]
+        return self.postprocess(results[0], **postprocess_params)
 
-    def preprocess(self, inputs: Any) -> dict[str, Any]:
+    def preprocess(self, inputs: Any, on_error: str = "raise") -> dict[str, Any]:
         """Decode what there is of a clip; nothing is encoded yet.
 
         Args:
             inputs:
                 One input; see the class.
+            on_error (`str`, *optional*, defaults to `"raise"`):
+                See `__call__`.
 
         Returns:
             `dict`: What [`AMESSProcessor.read`] gives, with `offset` (second of the clip at which the span begins) and
-            `speech` (sound to be transcribed, or `None`).
+            `speech` (sound to be transcribed, or `None`); or `error` alone.
         """
-        row = _as_row(inputs)
+        try:
+            return self._read(_as_row(inputs))
+        except ValueError as error:
+            if on_error == "raise":
+                raise
+            return {"error": str(error)}
+
+    def _read(self, row: dict[str, Any]) -> dict[str, Any]:
         example = self.processor.read(row)
         span = clip_span(row)
         example["offset"], example["speech"] = span["start"] or 0.0, None
-        if self.asr_model is not None and row.get("audio") is not None and not (example["text"] or "").strip():
+        if self.asr_model is not None and row["audio"] is not None and not (example["text"] or "").strip():
             example["speech"] = self._speech(row["audio"], row.get("sampling_rate"), **span)
+        names = [("audio_features", "sound"), ("video_features", "frames")]
+        taken = [pair for pair in names if getattr(self.processor, f"{pair[0].removesuffix('s')}_size") is not None]
+        values = [example[name] for pair in taken for name in pair] + [example["speech"]]
+        if not (example["text"] or "").strip() and not any(value is not None and len(value) for value in values):
+            raise ValueError(
+                "the input holds no words, sound or picture that this model takes; there is nothing to go by"
+            )
         return example
 
     def _speech(self, audio: Any, sampling_rate: int | None, start: float | None, end: float | None) -> np.ndarray:
@@ -284,16 +446,24 @@ class IntentRecognitionPipeline(Pipeline):
         if is_clip_source(audio):
             limit = (start or 0.0) + MAX_SPEECH_SECONDS
             return read_sound(audio, rate, start, limit if end is None else min(end, limit))
-        if isinstance(audio, dict):
-            audio, sampling_rate = audio["array"], audio["sampling_rate"]
-        return resample(np.asarray(audio), sampling_rate or rate, rate)[: round(MAX_SPEECH_SECONDS * rate)]
+        samples, sampling_rate = sound_array(audio, sampling_rate)
+        sound = resample(samples, sampling_rate or rate, rate)
+        first = round((start or 0.0) * rate)
+        limit = first + round(MAX_SPEECH_SECONDS * rate)
+        return sound[first : limit if end is None else min(round(end * rate), limit)]
 
     def _forward(self, inputs: dict[str, Any], candidates: dict[str, list[str]] | None = None) -> dict[str, Any]:
-        examples = inputs["examples"]
+        examples = [example for example in inputs["examples"] if "error" not in example]
+        results = iter(self._answers(examples, candidates) if examples else ())
+        return {"results": [one if "error" in one else next(results) for one in inputs["examples"]]}
+
+    def _answers(
+        self, examples: list[dict[str, Any]], candidates: dict[str, list[str]] | None
+    ) -> list[dict[str, Any]]:
+        """Give the model's outputs for each of a batch of decoded clips."""
         for example in examples:
             example["text"] = example["text"] or self._transcribe(example["speech"])
         batch = self.processor.collate(self.processor.encode(examples, self.device))
-        first_tokens = batch["attention_mask"].argmax(1).tolist()  # not 0 where padding stands on the left
         model = self.model if candidates is None else self._model_for(candidates)
         outputs = model(**batch.to(self.device, self.model.dtype))
         scores = None
@@ -309,14 +479,13 @@ class IntentRecognitionPipeline(Pipeline):
                 "context": example["context"],
                 "offset": example["offset"],
                 "decoded": {name: example[f"{name}_features"] is None for name in FEATURE_MODALITIES},
-                "first_token": first_tokens[row],
                 "anchors": None,
             }
             if outputs.anchor_indices is not None:
                 positions, gates = outputs.anchor_indices[row].tolist(), outputs.anchor_scores[row].float().tolist()
                 result["anchors"] = [scored_anchors(*pair) for pair in zip(positions, gates, strict=True)]
             results.append(result)
-        return {"results": results}
+        return results
 
     def _transcribe(self, speech: np.ndarray | None) -> str:
         if speech is None or len(speech) == 0:
@@ -326,14 +495,16 @@ class IntentRecognitionPipeline(Pipeline):
 
     def _model_for(self, candidates: dict[str, list[str]]) -> Any:
         """Give the model another label set; it shares all weights but the classifier with the pipeline's own."""
-        key = repr(candidates)
-        if self._described[0] != key:
+        key, described = repr(candidates), self._described  # as one pair: other threads have other candidates
+        if described[0] != key:
             model = copy.copy(self.model)
             model._modules, model._buffers = dict(model._modules), dict(model._buffers)
             model.config = copy.deepcopy(model.config)
             model.set_label_descriptions(candidates, self.processor.tokenizer)
-            self._described = key, model
-        return self._described[1]
+            if not self._knows_descriptions():  # these are some of its own intents, and their descriptions say nothing
+                model.config.label_descriptions = None
+            self._described = described = key, model
+        return described[1]
 
     def postprocess(
         self,
@@ -343,6 +514,8 @@ class IntentRecognitionPipeline(Pipeline):
         return_anchors: bool = False,
     ) -> list[dict[str, Any]] | dict[str, Any]:
         """Turn the model's outputs for one input into the answer; see `__call__`."""
+        if "error" in result:
+            return result
         probabilities, order = result["probabilities"].sort(descending=True)
         pairs = zip(probabilities.tolist(), order.tolist(), strict=True)
         predictions = [{"label": result["labels"][index], "score": score} for score, index in pairs]
@@ -373,9 +546,7 @@ class IntentRecognitionPipeline(Pipeline):
         anchors = dict(zip(MODALITIES, result["anchors"], strict=True))
         tokenizer, limit = self.processor.tokenizer, self.processor.max_text_length
         prefix = self.processor.text_prefix
-        words = utterance_words(
-            tokenizer, anchors["text"], result["text"], result["context"], limit, result["first_token"], prefix
-        )
+        words = utterance_words(tokenizer, anchors["text"], result["text"], result["context"], limit, prefix)
         found = {"text": sorted((w for w in words if w["score"] is not None), key=lambda word: -word["score"])}
         for name in FEATURE_MODALITIES:
             encoder = self.processor.load_encoder(name, self.device) if result["decoded"][name] else None
@@ -384,19 +555,46 @@ class IntentRecognitionPipeline(Pipeline):
 
 
 def _as_row(inputs: Any) -> dict[str, Any]:
-    """Bring an input of any kind into the form of a row, in which `audio` and `video` say what to decode."""
-    if isinstance(inputs, str) and "://" not in inputs:
-        is_clip = os.path.isfile(inputs) or inputs.lower().endswith(CLIP_SUFFIXES)
-        inputs = {"clip": inputs} if is_clip else {"text": inputs}
+    """Bring an input of any kind into the form of a row, in which `audio` and `frames` say what to decode."""
+    if isinstance(inputs, str):
+        inputs = _named_by(inputs)
     elif not isinstance(inputs, dict) or ({"path", "bytes"} & set(inputs) and not set(INPUT_KEYS) & set(inputs)):
         if not is_clip_source(inputs):
             raise ValueError(f"an input is a dictionary, a clip or a text, not {type(inputs).__name__}")
         inputs = {"clip": inputs}
+    _check_keys(inputs)
     if all(inputs.get(key) is None for key in INPUT_KEYS if key != "context"):
         raise ValueError(f"the input has only {sorted(inputs)}; give at least one of {', '.join(INPUT_KEYS)}")
-    video = inputs.get("video") if inputs.get("video") is not None else inputs.get("clip")
-    audio = inputs.get("audio") if inputs.get("audio") is not None else (video if is_clip_source(video) else None)
-    return {**inputs, "audio": audio, "video": video, "clip": None}
+    sources = clip_sources(inputs)
+    return {**inputs, "audio": sources["audio"], "frames": sources["video"], "video": None, "clip": None}
+
+
+def _named_by(text: str) -> dict[str, Any]:
+    """Say whether a string alone is what is said or the path of a clip; refuse one that could be either."""
+    single = text and not any(character.isspace() for character in text)
+    is_address = single and "://" in text
+    if text.lower().endswith(CLIP_SUFFIXES) and not is_address:
+        return {"clip": text}
+    looks_like_a_path = single and (re.search(r"[/\\]|\w\.\w{2,4}$", text) or os.path.isdir(text))
+    if is_address or looks_like_a_path or (re.search(r"[/\\]", text) and os.path.lexists(os.path.dirname(text))):
+        kind = "an address" if is_address else "a path"
+        raise ValueError(
+            f"the input {text!r} looks like {kind}; pass a clip as {{'clip': ...}} and words as {{'text': ...}}"
+        )
+    return {"text": text}
+
+
+def _check_keys(inputs: dict[str, Any]) -> None:
+    """Refuse a key that is nearly one of those that are read: it would be ignored."""
+    known = (*INPUT_KEYS, *OTHER_KEYS)
+    for key in inputs:
+        near = difflib.get_close_matches(str(key).lower(), known, n=1, cutoff=0.8)
+        if key not in known and near:
+            raise ValueError(f"the input has the key {key!r}; did you mean {near[0]!r}? (rename it, or leave it out)")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
 
 
 __all__ = ["IntentRecognitionPipeline"]

@@ -1,5 +1,6 @@
 """AMESSProcessor: the one way from words, clips, arrays or ready features to a batch with masks."""
 
+from collections.abc import Container
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,12 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from .clips_amess import clip_name, clip_span, is_clip_source, resample
+from .clips_amess import check_span, clip_name, clip_span, is_clip_source, resample
 from .constants_amess import FEATURE_MODALITIES
 from .encoders_amess import (
-    FRAME_DIFFERENCE,
     LOG_MEL,
+    VIDEO_FRONT_ENDS,
     AudioEncoder,
-    FrameDifferenceEncoder,
     LogMelEncoder,
     VideoEncoder,
     VideoModelEncoder,
@@ -37,6 +37,7 @@ logger = logging.get_logger(__name__)
 # Fields in which processor and model must agree; otherwise the model would be given features that it has never seen.
 SHARED_WITH_CONFIG = (
     "audio_encoder",
+    "audio_encoder_layer",
     "video_encoder",
     "audio_feature_size",
     "video_feature_size",
@@ -67,8 +68,10 @@ class AMESSProcessor(ProcessorMixin):
         image_processor ([`~transformers.ImageProcessingMixin`] or its `dict`, *optional*):
             Preprocessing of `video_encoder` where that is a Hub model.
         audio_encoder, video_encoder (`str`, *optional*):
-            As in [`AMESSConfig`]: a Hub model, `"log-mel"` (sound), `"frame-difference"` (video), or `None` where only
-            ready features can be given.
+            As in [`AMESSConfig`]: a Hub model, `"log-mel"` (sound), `"hog"` or `"frame-difference"` (video), or `None`
+            where only ready features can be given.
+        audio_encoder_layer (`int`, *optional*):
+            As in [`AMESSConfig`]: the layer of `audio_encoder` that features come from, `None` for its output.
         audio_feature_size, video_feature_size (`int`, *optional*):
             Widths of the features, `None` for a modality that the model does not take.
         audio_sampling_rate (`int`, *optional*):
@@ -104,12 +107,14 @@ class AMESSProcessor(ProcessorMixin):
         max_text_length: int = 30,
         max_audio_length: int = 480,
         max_video_length: int = 230,
+        audio_encoder_layer: int | None = None,
         text_prefix: str | None = None,
     ):
         super().__init__(tokenizer)
         self.feature_extractor = _part(feature_extractor, "feature_extractor_type")
         self.image_processor = _part(image_processor, "image_processor_type")
         self.audio_encoder = audio_encoder
+        self.audio_encoder_layer = audio_encoder_layer
         self.video_encoder = video_encoder
         self.audio_feature_size = audio_feature_size
         self.video_feature_size = video_feature_size
@@ -145,14 +150,13 @@ class AMESSProcessor(ProcessorMixin):
         """
         fields = {name: getattr(config, name) for name in SHARED_WITH_CONFIG}
         audio, video = fields["audio_encoder"], fields["video_encoder"]
-        feature_extractor = _preprocessing(audio, LOG_MEL, AutoFeatureExtractor)
+        feature_extractor = _preprocessing(audio, {LOG_MEL}, AutoFeatureExtractor)
         if video is not None and video_frame_rate is None:
-            default = FrameDifferenceEncoder if video == FRAME_DIFFERENCE else VideoModelEncoder
-            video_frame_rate = default.default_frame_rate
+            video_frame_rate = VIDEO_FRONT_ENDS.get(video, VideoModelEncoder).default_frame_rate
         return cls(
             tokenizer,
             feature_extractor=feature_extractor,
-            image_processor=_preprocessing(video, FRAME_DIFFERENCE, AutoImageProcessor, backend="pil"),
+            image_processor=_preprocessing(video, VIDEO_FRONT_ENDS, AutoImageProcessor, backend="pil"),
             audio_sampling_rate=(
                 LogMelEncoder.sampling_rate if audio == LOG_MEL else getattr(feature_extractor, "sampling_rate", None)
             ),
@@ -217,7 +221,7 @@ class AMESSProcessor(ProcessorMixin):
         key = f"{modality} {device}"
         if key not in self._encoders:
             if modality == "audio":
-                encoder = load_audio_encoder(name, device, None, self.feature_extractor)
+                encoder = load_audio_encoder(name, device, None, self.feature_extractor, self.audio_encoder_layer)
             else:
                 encoder = load_video_encoder(name, self.video_frame_rate, device, None, self.image_processor)
             if encoder.feature_size != width:
@@ -250,8 +254,8 @@ class AMESSProcessor(ProcessorMixin):
                 Second of the clip to end at.
 
         Returns:
-            `np.ndarray` of shape `(samples,)`: The sound, no more of it than the model's limit lets through; `None`
-            without sound, or where the model takes none.
+            `np.ndarray` of shape `(samples,)`: The sound, not much more of it than the model's limit lets through;
+            `None` without sound, or where the model takes none.
 
         Raises:
             ClipError: The clip cannot be used.
@@ -261,11 +265,11 @@ class AMESSProcessor(ProcessorMixin):
         if encoder is None:
             return None
         if is_clip_source(audio):
-            return sound_for(audio, encoder, self.max_audio_length, start, end)
-        if isinstance(audio, dict):
-            audio, sampling_rate = audio["array"], audio["sampling_rate"]
-        sound = resample(np.asarray(audio), sampling_rate or encoder.sampling_rate, encoder.sampling_rate)
-        return sound[: round(encoder.seconds_needed(self.max_audio_length) * encoder.sampling_rate)]
+            return sound_for(audio, encoder, self.max_audio_length + 1, start, end)
+        samples, sampling_rate = sound_array(audio, sampling_rate)
+        sound = resample(samples, sampling_rate or encoder.sampling_rate, encoder.sampling_rate)
+        limit = (start or 0.0) + encoder.seconds_needed(self.max_audio_length + 1)
+        return _span(sound, encoder.sampling_rate, start, limit if end is None else min(end, limit), "audio")
 
     def read_frames(self, video: Any, start: float | None = None, end: float | None = None) -> np.ndarray | None:
         """Decode the frames of a clip, or convert an array of frames, as the encoder takes them.
@@ -280,8 +284,8 @@ class AMESSProcessor(ProcessorMixin):
                 Second of the clip to end at.
 
         Returns:
-            `np.ndarray` of `uint8` and of shape `(frames, height, width[, 3])`: The frames, no more of them than the
-            model's limit lets through; `None` without video, or where the model takes none.
+            `np.ndarray` of `uint8` and of shape `(frames, height, width[, 3])`: The frames, not many more of them than
+            the model's limit lets through; `None` without video, or where the model takes none.
 
         Raises:
             ClipError: The clip cannot be used.
@@ -291,14 +295,10 @@ class AMESSProcessor(ProcessorMixin):
         if encoder is None:
             return None
         if is_clip_source(video):
-            frames = list(frames_for(video, encoder, self.max_video_length, start, end))
+            frames = list(frames_for(video, encoder, self.max_video_length + 1, start, end))
             return np.stack(frames) if frames else np.zeros((0, 1, 1, 3), dtype=np.uint8)
-        frames = np.asarray(video)
-        if frames.ndim != 4 or frames.shape[-1] != 3:
-            raise ValueError(f"`video` has shape {frames.shape}; give (frames, height, width, 3) or a path")
-        if np.issubdtype(frames.dtype, np.floating):
-            frames = np.clip(np.rint(frames * 255), 0, 255).astype(np.uint8)
-        return frames[: encoder.frames_needed(self.max_video_length)]
+        frames = _span(_frame_array(video), encoder.clip_frame_rate, start, end, "video")
+        return frames[: encoder.frames_needed(self.max_video_length + 1)]
 
     def _encoder_of(self, source: Any, modality: str) -> Any:
         """Give the encoder for `source`; a modality that the model does not take is left out, and has none."""
@@ -316,8 +316,8 @@ class AMESSProcessor(ProcessorMixin):
 
         Args:
             row (`dict`):
-                Values of one clip, named as the arguments of `__call__`. `start` and `end` are not used in rows with a
-                `dialogue_id`; see [`~clips_amess.clip_span`].
+                Values of one clip, named as the arguments of `__call__`, which mean the same; other keys are ignored.
+                `start` and `end` are not used in rows with a `dialogue_id`; see [`~clips_amess.clip_span`].
 
         Returns:
             `dict`: `text`, `context`, `audio_features`, `video_features` as given; `sound` and `frames`, decoded where
@@ -325,11 +325,13 @@ class AMESSProcessor(ProcessorMixin):
 
         Raises:
             ClipError: The clip cannot be used.
-            ValueError: The encoder of the model's features is not known.
+            ValueError: The encoder of the model's features is not known, or a value is not what its name says.
         """
         span = clip_span(row)
-        audio, video = (row.get(name) if row.get(name) is not None else row.get("clip") for name in FEATURE_MODALITIES)
-        example = {name: row.get(name) for name in ("text", "context", "audio_features", "video_features")}
+        sources = clip_sources(row)
+        audio, video = sources["audio"], sources["video"]
+        example = {name: row.get(name) for name in ("audio_features", "video_features")}
+        example["text"], example["context"] = check_text(row.get("text")), as_turns(row.get("context"))
         example["sound"] = example["frames"] = None
         if example["audio_features"] is None:
             example["sound"] = self.read_sound(audio, row.get("sampling_rate"), **span)
@@ -376,23 +378,35 @@ class AMESSProcessor(ProcessorMixin):
             ValueError: Features have another width than the model takes.
         """
         texts = [row.get("text") or "" for row in rows]
-        contexts = [() if row.get("context") is None else row["context"] for row in rows]
+        contexts = [as_turns(row.get("context")) for row in rows]
         batch = dict(encode_texts(self.tokenizer, texts, contexts, self.max_text_length, self.text_prefix))
         for modality in FEATURE_MODALITIES:
             width = getattr(self, f"{modality}_feature_size")
             if width is not None:
                 name, limit = f"{modality}_features", getattr(self, f"max_{modality}_length")
-                features, mask = pad_features([row.get(name) for row in rows], width, limit, name)
+                given = [row.get(name) for row in rows]
+                self._warn_of_cuts(modality, given, limit)
+                features, mask = pad_features(given, width, limit, name)
                 batch |= {name: features, f"{modality}_attention_mask": mask}
         return BatchFeature(batch)
+
+    def _warn_of_cuts(self, modality: str, features: list[Any], limit: int) -> None:
+        if any(clip is not None and len(clip) > limit for clip in features):
+            rates = {encoder.frame_rate for key, encoder in self._encoders.items() if key.split()[0] == modality}
+            seconds = "".join(f" ({limit / rate:.3g} s)" for rate in rates)
+            logger.warning_once(
+                f"`{modality}_features` of some clips are longer than the model takes: they are cut after {limit} "
+                f"frames{seconds}, `max_{modality}_length`; give `start` and `end`, or `window_s` to the pipeline"
+            )
 
     def __call__(
         self,
         text: str | list[str] | None = None,
-        context: list[str] | list[list[str]] | None = None,
+        context: str | list[str] | list[list[str]] | None = None,
         audio: Any = None,
         video: Any = None,
         clip: Any = None,
+        frames: Any = None,
         audio_features: Any = None,
         video_features: Any = None,
         sampling_rate: int | None = None,
@@ -411,10 +425,12 @@ class AMESSProcessor(ProcessorMixin):
             audio (*optional*):
                 Sound: a path, address, bytes or file object, a `datasets.Audio` value, or an array of shape `(samples,)`.
             video (*optional*):
-                Frames: the same kinds of sources, or an array of shape `(frames, height, width, 3)` at
-                `video_frame_rate`.
+                A clip, the same kinds of sources, whose sound is used too unless `audio` is given; or an array of frames
+                of shape `(frames, height, width, 3)` at `video_frame_rate`.
             clip (*optional*):
-                Sound and frames from one source.
+                The same as `video`, for clips of any kind.
+            frames (*optional*):
+                The picture alone: an array of frames, or a clip whose sound is not used.
             audio_features (array or `list`, *optional*):
                 Ready features of shape `(frames, width)`, instead of sound.
             video_features (array or `list`, *optional*):
@@ -442,10 +458,11 @@ class AMESSProcessor(ProcessorMixin):
             raise ValueError(f"`return_tensors` is {return_tensors!r}; the model takes PyTorch tensors, 'pt'")
         given = {
             "text": _as_list(text, str),
-            "context": [context] if context and isinstance(context[0], str) else context,
+            "context": _as_contexts(context),
             "audio": _as_list(audio, dims=1),
             "video": _as_list(video, dims=4),
-            "clip": _as_list(clip),
+            "clip": _as_list(clip, dims=4),
+            "frames": _as_list(frames, dims=4),
             "audio_features": _as_list(audio_features, dims=2),
             "video_features": _as_list(video_features, dims=2),
             "sampling_rate": _as_list(sampling_rate),
@@ -453,6 +470,104 @@ class AMESSProcessor(ProcessorMixin):
             "end": _as_list(end),
         }
         return self.collate(self.encode([self.read(row) for row in _rows(given)], device))
+
+
+def clip_sources(row: dict[str, Any]) -> dict[str, Any]:
+    """Say where the sound and the picture of a row come from.
+
+    Args:
+        row (`dict`):
+            Values of one clip, named as the arguments of [`AMESSProcessor.__call__`].
+
+    Returns:
+        `dict`: `audio` and `video`, each a source or `None`.
+    """
+    clip = row.get("video") if row.get("video") is not None else row.get("clip")
+    audio, frames = row.get("audio"), row.get("frames")
+    return {
+        "audio": clip if audio is None and is_clip_source(clip) else audio,
+        "video": clip if frames is None else frames,
+    }
+
+
+def check_text(text: Any) -> str | None:
+    """Give an utterance as it is, or refuse it: it is a string, of characters that can be encoded."""
+    if text is not None and not isinstance(text, str):
+        raise ValueError(f"`text` is {text!r}; it must be a string, or None where nothing is said")
+    try:
+        (text or "").encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"`text` has a lone surrogate at character {error.start}, which is half a character"
+        ) from None
+    return text
+
+
+def as_turns(context: Any) -> list[str]:
+    """Give the earlier turns of a dialogue as a list; one string is one turn."""
+    turns = [] if context is None else [context] if isinstance(context, str) else list(context)
+    for turn in turns:
+        if not isinstance(turn, str):
+            raise ValueError(f"`context` holds {turn!r}; it must be a list of strings, the earlier turns")
+        check_text(turn)
+    return turns
+
+
+def sound_array(audio: Any, sampling_rate: int | None = None) -> tuple[np.ndarray, int | None]:
+    """Give sound that is not a clip as an array with its rate.
+
+    Args:
+        audio:
+            An array, or a `dict` with `array` and `sampling_rate`.
+        sampling_rate (`int`, *optional*):
+            Samples per second of an array.
+
+    Raises:
+        ValueError: The rate is missing or none, or there are values that are not finite numbers.
+    """
+    if isinstance(audio, dict):
+        missing = {"array", "sampling_rate"} - {name for name, value in audio.items() if value is not None}
+        if missing:
+            raise ValueError(
+                f"`audio` has only {sorted(audio)}; a dictionary holds `array` and `sampling_rate`, or `path` or `bytes`"
+            )
+        audio, sampling_rate = audio["array"], audio["sampling_rate"]
+    if sampling_rate is not None and (not isinstance(sampling_rate, (int, np.integer)) or sampling_rate <= 0):
+        raise ValueError(f"`sampling_rate` is {sampling_rate!r}; it must be a whole number of samples per second")
+    samples = np.asarray(audio)
+    if samples.dtype.kind not in "iuf" or not np.isfinite(samples).all():
+        raise ValueError("`audio` holds values that are not finite numbers; give sound as samples, or a clip")
+    return samples, sampling_rate
+
+
+def _frame_array(video: Any) -> np.ndarray:
+    """Give frames as `uint8`, or refuse them."""
+    frames = np.asarray(video)
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype.kind not in "iuf":
+        raise ValueError(f"`video` has shape {frames.shape}; give (frames, height, width, 3) or a path")
+    top = 1 if frames.dtype.kind == "f" else 255
+    if frames.size and not (frames.min() >= 0 and frames.max() <= top):  # NaN fails both
+        raise ValueError(
+            f"`video` holds values from {frames.min():g} to {frames.max():g}; integers go from 0 to 255, and floating "
+            "point from 0 to 1"
+        )
+    return (np.rint(frames * 255) if top == 1 else frames).astype(np.uint8)
+
+
+def _span(values: np.ndarray, rate: float, start: float | None, end: float | None, name: str) -> np.ndarray:
+    """Cut an array to the seconds from `start` to `end`."""
+    check_span(start, end)
+    if start and start * rate >= len(values):
+        raise ValueError(f"`{name}` ends before {start:g} seconds; check `start`")
+    return values[round((start or 0.0) * rate) : None if end is None else round(end * rate)]
+
+
+def _as_contexts(context: Any) -> list[Any] | None:
+    """Give the earlier turns of each clip: one string is one turn of one clip, a list of strings the turns of one."""
+    if context is None or isinstance(context, str):
+        return None if context is None else [[context]]
+    turns = list(context)
+    return [turns] if turns and isinstance(turns[0], str) else turns
 
 
 def _part(part: Any, type_key: str) -> Any:
@@ -474,9 +589,9 @@ def _part(part: Any, type_key: str) -> Any:
     return part_class.from_dict(part)
 
 
-def _preprocessing(name: str | None, front_end: str, auto_class: Any, **kwargs: Any) -> Any:
+def _preprocessing(name: str | None, front_ends: Container[str], auto_class: Any, **kwargs: Any) -> Any:
     """Load a Hub encoder's own preprocessing; `None` for a front end, and (with a warning) if it cannot be loaded."""
-    if name is None or name == front_end:
+    if name is None or name in front_ends:
         return None
     try:
         return auto_class.from_pretrained(name, **kwargs)

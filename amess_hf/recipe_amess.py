@@ -9,9 +9,13 @@ from typing import Any
 from transformers.utils import logging
 
 from .constants_amess import FEATURE_MODALITIES
+from .labels_amess import LABELS
 
 
 logger = logging.get_logger(__name__)
+
+# What `load_mintrec` calls the data sets.
+DATASET_NAMES = (*LABELS, "folder")
 
 # Tokens and frames that the published experiments on each data set keep.
 USUAL_LIMITS = {
@@ -58,6 +62,25 @@ def label_names(dataset: Any) -> list[str]:
     return list(names)
 
 
+def dataset_name(split: Any) -> str | None:
+    """Return which data set the rows of `split` came from: `"mintrec"`, `"mintrec2.0"` or `"folder"`.
+
+    [`load_mintrec`] leaves the name in `split.info.config_name`, where selected, filtered, mapped and saved rows keep it,
+    and the Hub after `push_to_hub(repo, config_name=name)`. Parquet files and a plain `push_to_hub` do not keep it; then
+    the official label lists tell MIntRec and MIntRec2.0.
+
+    Args:
+        split (`datasets.Dataset`): One split.
+
+    Returns:
+        `str`, *optional*: None for rows of several data sets, and where there is nothing to tell the data set by.
+    """
+    if split.info.config_name in DATASET_NAMES:
+        return split.info.config_name
+    names = getattr((split.features or {}).get("label"), "names", None)
+    return next((name for name, labels in LABELS.items() if names == labels), None)
+
+
 def feature_sizes(dataset: Any) -> dict[str, int]:
     """Return the widths of the features of `dataset`: `audio_feature_size` and `video_feature_size`, as far as it has them."""
     return {
@@ -72,7 +95,7 @@ def _width(dataset: Any, column: str) -> int:
     return shape[-1] if shape else next(len(row[column][0]) for row in dataset if len(row[column]))
 
 
-def usual_limits(names: Iterable[str], context_turns: int = 0) -> dict[str, int]:
+def usual_limits(names: Iterable[str | None], context_turns: int = 0) -> dict[str, int]:
     """Return the largest of the usual lengths of several data sets; each turn of context has as much room as the utterance.
 
     Args:
@@ -102,18 +125,27 @@ def config_fields_for(dataset: Any, context_turns: int | None = None) -> dict[st
     columns = dataset.column_names
     if context_turns is None:
         context_turns = max(map(len, dataset["context"]), default=0) if "context" in columns else 0
-    names = dict.fromkeys(dataset["dataset"]) if "dataset" in columns else [dataset.info.config_name]
+    names = dict.fromkeys(dataset["dataset"]) if "dataset" in columns else [dataset_name(dataset)]
     fields = {"context_turns": context_turns, **usual_limits(names, context_turns)}
     sizes = feature_sizes(dataset)
     if not sizes:
-        logger.warning("words alone: there is nothing to fuse, so `fusion_type` is text unless given")
+        raw = [column for column in ("clip", "audio", "video") if column in columns]
+        unread = f" (the clips in the column `{raw[0]}` are not read: " if raw else ""
+        options = (
+            "give `--audio_encoder log-mel --video_encoder hog`, or the name of a model on the Hub)" if raw else ""
+        )
+        logger.warning(
+            f"words alone{unread}{options}: there is nothing to fuse, so `fusion_type` is text unless given"
+        )
         sizes = {"fusion_type": "text"}
     return {**fields, **sizes}
 
 
 __all__ = [
+    "DATASET_NAMES",
     "USUAL_LIMITS",
     "config_fields_for",
+    "dataset_name",
     "feature_sizes",
     "front_end_fields",
     "label_names",

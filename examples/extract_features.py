@@ -37,10 +37,14 @@ class ExtractionArguments:
     )
     output_dir: str | None = field(default=None, metadata={"help": "Where to write; `data_dir` if not given."})
     audio_encoder: str | None = field(
-        default=None, metadata={"help": "A WavLM, wav2vec 2.0 or HuBERT model, or log-mel."}
+        default=None, metadata={"help": "A WavLM, wav2vec 2.0, HuBERT or Whisper model, or log-mel."}
+    )
+    audio_encoder_layer: int | None = field(
+        default=None,
+        metadata={"help": "Take the states after this layer of it, 1 for the first; its output if not given."},
     )
     video_encoder: str | None = field(
-        default=None, metadata={"help": "A Swin, ViT, ResNet or VideoMAE model, or frame-difference."}
+        default=None, metadata={"help": "A Swin, ViT, ResNet or VideoMAE model, hog or frame-difference."}
     )
     video_frame_rate: float | None = field(
         default=None, metadata={"help": "Frames a second; the encoder's own if not given."}

@@ -61,6 +61,9 @@ EXAMPLES = "Utterances with this intent, for its sense only; do not repeat them:
 KNOWN = "These sentences exist already; write others:\n{lines}\n"
 
 MIN_WORDS = 3
+MAX_WORDS, LONGEST_WORD = 60, 30
+# Shares below which a line is no sentence: letters among its characters, different words among its words.
+LEAST_LETTERS, LEAST_NEW_WORDS = 0.8, 0.5
 # How models speak to the one who asks, before and after what was asked for.
 CHATTER = re.compile(r"(let me know|i hope|i can|here (are|is)|sure|certainly|of course)\b", re.IGNORECASE)
 # Wrong key, no right, no such address or model: asking again would not help.
@@ -176,6 +179,21 @@ def parse_answer(answer: str) -> list[str]:
     return [line for line in lines if line and not line.startswith("```")]
 
 
+def is_sentence(text: str) -> bool:
+    """Whether a line reads like a sentence, and not like a heading, code, or words that a model repeats without end."""
+    words = re.findall(r"\w+", text.lower())
+    letters = sum(character.isalpha() or character.isspace() for character in text)
+    return (
+        MIN_WORDS <= len(words) <= MAX_WORDS
+        and not text.endswith(":")
+        and letters >= LEAST_LETTERS * len(text)
+        and len(set(words)) >= LEAST_NEW_WORDS * len(words)
+        and all(len(word) <= LONGEST_WORD for word in words)
+        and text.isprintable()
+        and "\ufffd" not in text
+    )
+
+
 def local_model(arguments: DescriptionArguments) -> Callable[[str, int], str]:
     """A function (prompt, attempt) -> answer that runs a transformers model on this machine."""
     from transformers import pipeline
@@ -286,7 +304,7 @@ class DescriptionWriter:
         start = len(accepted)
         for sentence in candidates:
             problems = find_description_problems(label, [*accepted, sentence], self.labels)
-            if len(sentence.split()) < MIN_WORDS or sentence.endswith(":") or CHATTER.match(sentence):
+            if not is_sentence(sentence) or CHATTER.match(sentence):
                 problems.append(f"`{label}`: not a sentence: {sentence!r}")
             if normalize_sentence(sentence) in elsewhere:
                 problems.append(f"`{label}`: describes another intent already: {sentence!r}")

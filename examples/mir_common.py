@@ -171,8 +171,12 @@ class DataArguments:
     audio_encoder: str | None = field(
         default=None, metadata={"help": "Make audio features from raw clips: log-mel, or a model on the Hub."}
     )
+    audio_encoder_layer: int | None = field(
+        default=None, metadata={"help": "Take the states after this layer of the audio encoder, 1 for the first."}
+    )
     video_encoder: str | None = field(
-        default=None, metadata={"help": "Make video features from raw clips: frame-difference, or a model on the Hub."}
+        default=None,
+        metadata={"help": "Make video features from raw clips: hog, frame-difference, or a model on the Hub."},
     )
     allow_missing_features: bool = field(
         default=False, metadata={"help": "Treat a clip without features as one without sound or picture."}
@@ -208,10 +212,10 @@ class DataArguments:
         metadata={"help": "Where the output folder holds a run that was asked for something else, start again."},
     )
     on_error: str = field(
-        default="stop",
+        default="raise",
         metadata={
             "help": f"stop at a raw clip that cannot be read, or skip it and list it in {LEFT_OUT}.",
-            "choices": ["stop", "skip"],
+            "choices": ["raise", "skip"],
         },
     )
 
@@ -551,6 +555,7 @@ def new_model(model_args, data_args, dataset, descriptions, tokenizer):
         tokenizer=tokenizer,
         dataset=next(iter(dataset.values())),
         audio_encoder=data_args.audio_encoder,
+        audio_encoder_layer=data_args.audio_encoder_layer,
         video_encoder=data_args.video_encoder,
         context_turns=data_args.context_turns or 0,
         **model_args.config_fields(),
@@ -591,6 +596,8 @@ def as_trained(data_args, config):
         for modality in FEATURE_MODALITIES
         if getattr(data_args, f"{modality}_encoder") is None and getattr(data_args, f"{modality}_features") is None
     }
+    if "audio_encoder" in chosen and data_args.audio_encoder_layer is None:
+        chosen["audio_encoder_layer"] = config.audio_encoder_layer
     if data_args.context_turns is None:
         chosen["context_turns"] = config.context_turns
     return replace(data_args, **chosen)
@@ -609,6 +616,11 @@ def check_features(config, data_args, dataset):
         given, known = getattr(data_args, name), getattr(config, name)
         if given is not None and given != known:
             raise ValueError(f"`--{name} {given}` makes other features than the model was trained with ({known})")
+        if modality == "audio" and given is not None and data_args.audio_encoder_layer != config.audio_encoder_layer:
+            raise ValueError(
+                f"`--audio_encoder_layer` is {data_args.audio_encoder_layer}, but the model was trained with "
+                f"{config.audio_encoder_layer}; leave it out"
+            )
         given, known = sizes.get(f"{modality}_feature_size"), getattr(config, f"{modality}_feature_size")
         if known is not None and given is None:
             logger.warning(f"the model takes {modality}, and the data has none: it answers without")
@@ -680,8 +692,15 @@ def load_from_folder(name, folder, data_args, left_out=None):
         context_turns=data_args.context_turns or 0,
         allow_missing_features=data_args.allow_missing_features,
     )
-    failures = left_out if data_args.on_error == "skip" else None
-    return add_clip_features(dataset, data_args.audio_encoder, data_args.video_encoder, folder, failures=failures)
+    return add_clip_features(
+        dataset,
+        data_args.audio_encoder,
+        data_args.video_encoder,
+        folder,
+        audio_encoder_layer=data_args.audio_encoder_layer,
+        on_error="skip" if data_args.on_error == "skip" else "raise",
+        failures=left_out,
+    )
 
 
 def load_from_hub(name):
@@ -855,7 +874,15 @@ def write_card(run, data_args, training_args, results, detector, reports):
     )
     last_report = reports.get("test", reports.get("dev"))
     try:
-        card = create_model_card(run.model, results, names, training_args.hub_model_id, detector, last_report)
+        card = create_model_card(
+            run.model,
+            results,
+            names,
+            training_args.hub_model_id,
+            detector,
+            last_report,
+            training_arguments=training_args.to_dict(),
+        )
     except ImportError as error:
         logger.warning(f"no model card is written: {error}")
         return

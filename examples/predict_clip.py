@@ -5,7 +5,7 @@ Name the intent of a clip.
     python examples/predict_clip.py clip.mp4 --text "oh great, you again" --model runs/mintrec2 --plot clip.png
 
 Prints the most likely intents; `--json` prints everything, anchors included; `--plot` draws the clip's time line with the
-words, sounds and frames that decided.
+words, sounds and frames that decided. `--window_s 5` goes over a long clip and answers for every five seconds.
 """
 
 import argparse
@@ -44,6 +44,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="NAME=DESCRIPTION",
         help="choose among these described intents; repeatable",
     )
+    parser.add_argument("--window_s", type=float, help="answer for each window of this many seconds of a long clip")
+    parser.add_argument(
+        "--stride_s", type=float, help="seconds from one window to the next, as long as a window by default"
+    )
     parser.add_argument("--asr_model", help="speech recogniser that transcribes the clip if --text is not given")
     parser.add_argument("--trust_remote_code", action="store_true", help="run code that comes with the model")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -53,6 +57,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("give a clip, --text, or both")
     if args.plot is not None and args.clip is None:
         parser.error("--plot draws a clip: give one")
+    if args.window_s is not None and (args.clip is None or args.text is not None or args.plot is not None):
+        parser.error("--window_s goes over a clip: give one, without --text and --plot")
+    if args.window_s is not None and args.window_s <= 0:
+        parser.error(f"--window_s is {args.window_s}; it must be above 0")
+    if args.stride_s is not None and not 0 < args.stride_s <= (args.window_s or 0):
+        parser.error(f"--stride_s is {args.stride_s}; it must be above 0 and at most --window_s")
     if args.top_k < 1:
         parser.error(f"--top_k is {args.top_k}; it must be at least 1")
     if args.threshold is not None and not 0 <= args.threshold <= 1:
@@ -85,8 +95,8 @@ def candidates(intents: list[str] | None) -> dict[str, list[str]] | None:
     return described
 
 
-def recognise(args: argparse.Namespace) -> dict:
-    """The pipeline's full answer."""
+def recognise(args: argparse.Namespace) -> dict | list[dict]:
+    """The pipeline's full answer, or with `--window_s` that for each window."""
     try:
         recogniser = pipeline(
             "intent-recognition",
@@ -101,8 +111,10 @@ def recognise(args: argparse.Namespace) -> dict:
             "its name on the Hub"
         ) from error
     inputs = {"clip": args.clip, "text": args.text, "context": args.context, "start": args.start, "end": args.end}
+    windows = {} if args.window_s is None else {"window_s": args.window_s, "stride_s": args.stride_s}
     return recogniser(
         inputs,
+        **windows,
         top_k=args.top_k,
         threshold=args.threshold,
         candidate_labels=candidates(args.intent),
@@ -129,6 +141,13 @@ def table(answer: dict) -> str:
     return "\n".join(lines)
 
 
+def timed_table(answers: list[dict]) -> str:
+    """A line for each window: when, the answer, and how sure."""
+    return "\n".join(
+        f"{answer['start']:7.2f}–{answer['end']:.2f} s  {answer['label']}  {answer['score']:.1%}" for answer in answers
+    )
+
+
 def merged_spans(anchors: list[dict]) -> list[tuple[float, float]]:
     """Seconds of anchors in order of time, neighbours joined."""
     spans: list[tuple[float, float]] = []
@@ -142,6 +161,14 @@ def merged_spans(anchors: list[dict]) -> list[tuple[float, float]]:
 
 def plot(args: argparse.Namespace, answer: dict) -> None:
     """Draw pictures, sound and words on one time axis, the anchors marked in each."""
+    import matplotlib
+
+    # A dollar sign in a word or in the name of a file or an intent is no formula.
+    with matplotlib.rc_context({"text.parse_math": False}):
+        _plot(args, answer)
+
+
+def _plot(args: argparse.Namespace, answer: dict) -> None:
     from matplotlib.figure import Figure
 
     info = clip_info(args.clip)
@@ -150,7 +177,8 @@ def plot(args: argparse.Namespace, answer: dict) -> None:
     figure = Figure(figsize=(10, 3.9), layout="constrained")
     best = answer["predictions"][0]
     note = "" if answer["in_scope"] is not False else f" (nearest: {best['label']})"
-    figure.suptitle(f"{Path(args.clip).name}: {answer['label']} {answer['score']:.0%}{note}", fontsize=13)
+    title = " ".join(f"{Path(args.clip).name}: {answer['label']} {answer['score']:.0%}{note}".split())
+    figure.suptitle(title, fontsize=13)
     pictures, sound, words = figure.subplots(3, 1, sharex=True, height_ratios=(3, 2, 1))
     for axes, name in ((pictures, "picture"), (sound, "sound"), (words, "words")):
         axes.set_ylabel(name, rotation=0, ha="right", va="center", labelpad=10)
@@ -238,7 +266,10 @@ def main(arguments: list[str] | None = None) -> None:
     logging.disable_progress_bar()
     check_inputs(args)
     answer = recognise(args)
-    print(json.dumps(answer, ensure_ascii=False, indent=2) if args.json else table(answer))
+    if args.json:
+        print(json.dumps(answer, ensure_ascii=False, indent=2))
+    else:
+        print(table(answer) if args.window_s is None else timed_table(answer))
     if args.plot is not None:
         plot(args, answer)
 

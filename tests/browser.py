@@ -118,10 +118,16 @@ class Browser:
             time.sleep(0.1)
         raise BrowserError(f"waited {seconds} s for: {script}")
 
-    def screenshot(self, path: Path) -> None:
-        """The whole page as PNG, without a scroll bar."""
-        height = self.run("return Math.min(document.documentElement.scrollHeight, 3000)")
-        self._send("POST", "/window/rect", {"width": 1280, "height": int(height) + 90})
+    def resize(self, width: int, height: int) -> None:
+        """Give the page this much room, which may be less than a window can have."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self._send("POST", "/goog/cdp/execute", {"cmd": "Emulation.setDeviceMetricsOverride", "params": size})
+
+    def screenshot(self, path: Path, width: int = 1280) -> None:
+        """The whole page at this width as PNG, without a scroll bar."""
+        self.resize(width, 900)
+        self.resize(width, int(self.run("return Math.min(document.documentElement.scrollHeight, 3000)")))
         self.run("window.scrollTo(0, 0)")
         time.sleep(0.5)
         Path(path).write_bytes(base64.b64decode(self._send("GET", "/screenshot")))
+        self.resize(width, 900)

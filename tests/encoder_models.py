@@ -17,6 +17,9 @@ from transformers import (
     Wav2Vec2Model,
     WavLMConfig,
     WavLMModel,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
 )
 from transformers.models.convnext.image_processing_pil_convnext import ConvNextImageProcessorPil
 from transformers.models.videomae.image_processing_pil_videomae import VideoMAEImageProcessorPil
@@ -32,12 +35,12 @@ ENCODER = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, 
 SIDE = 32
 
 
-def save_speech_model(folder, kind="wavlm", norm="group"):
+def save_speech_model(folder, kind="wavlm", norm="group", layers=1):
     """A speech model 32 wide; `norm` as in `feat_extract_norm`."""
     torch.manual_seed(0)
     config_class, model_class = SPEECH_MODELS[kind]
     config = config_class(
-        **ENCODER,
+        **{**ENCODER, "num_hidden_layers": layers},
         conv_dim=[16] * 7,
         num_conv_pos_embeddings=16,
         num_conv_pos_embedding_groups=2,
@@ -46,6 +49,22 @@ def save_speech_model(folder, kind="wavlm", norm="group"):
     )
     model_class(config).save_pretrained(folder)
     Wav2Vec2FeatureExtractor(do_normalize=norm == "layer").save_pretrained(folder)
+    return str(folder)
+
+
+def save_whisper(folder, layers=3):
+    """A Whisper 32 wide, with the spectrogram of the real one and random weights of some size."""
+    torch.manual_seed(0)
+    names = ("encoder_layers", "decoder_layers", "encoder_attention_heads", "decoder_attention_heads")
+    sizes = dict(zip(names, (layers, 2, 2, 2), strict=True))
+    model = WhisperForConditionalGeneration(
+        WhisperConfig(
+            **sizes, vocab_size=64, d_model=32, encoder_ffn_dim=48, decoder_ffn_dim=48, max_target_positions=16,
+            pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1, init_std=0.2,
+        )
+    )  # fmt: skip
+    model.save_pretrained(folder)
+    WhisperFeatureExtractor().save_pretrained(folder)
     return str(folder)
 
 

@@ -56,13 +56,9 @@ class TestUtteranceWords:
         assert scores(utterance_words(word_piece, anchors, "day", ["no", "no"], max_length=5)) == [("day", 0.8)]
         assert scores(utterance_words(word_piece, anchors, "day", ["no", "no"], max_length=3)) == [("day", 0.9)]
 
-    def test_a_cut_utterance_and_padding_on_the_left(self, word_piece):
+    def test_a_cut_utterance(self, word_piece):
         assert scores(utterance_words(word_piece, [(1, 0.5), (2, 0.4)], "no day", max_length=3)) == [
             ("no", 0.5),
-            ("day", None),
-        ]
-        assert scores(utterance_words(word_piece, [(1, 0.5), (4, 0.4)], "no day", first_token=3)) == [
-            ("no", 0.4),
             ("day", None),
         ]
 

@@ -1,14 +1,17 @@
 """Features of sound and picture: shapes, agreement with direct computation, independence of batch and of what follows."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
-from encoder_models import SPEECH_MODELS, save_speech_model, save_vision_model
-from transformers import AutoImageProcessor, AutoModel
+from encoder_models import SPEECH_MODELS, save_speech_model, save_vision_model, save_whisper
+from transformers import AutoImageProcessor, AutoModel, WhisperFeatureExtractor, WhisperModel
 
 from amess_hf.encoders_amess import (
     WINDOW_FEATURES,
     FrameDifferenceEncoder,
+    HOGEncoder,
     LogMelEncoder,
     VideoEncoder,
     load_audio_encoder,
@@ -33,6 +36,9 @@ def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("encoders")
     made = {f"{kind}-group": save_speech_model(folder / kind, kind) for kind in SPEECH_MODELS}
     made["wavlm-layer"] = save_speech_model(folder / "wavlm-layer", norm="layer")
+    made["deep-group"] = save_speech_model(folder / "deep-group", "hubert", layers=3)
+    made["deep-layer"] = save_speech_model(folder / "deep-layer", "wav2vec2", norm="layer", layers=3)
+    made["whisper"] = save_whisper(folder / "whisper")
     return made | {kind: save_vision_model(folder / kind, kind) for kind in VISION_WIDTHS}
 
 
@@ -113,8 +119,59 @@ class TestSpeechModels:
     def test_what_cannot_be_used(self, models, tmp_path):
         with pytest.raises(ValueError, match="`audio_encoder` is 'no-such/model', which cannot be loaded"):
             load_audio_encoder("no-such/model")
-        with pytest.raises(ValueError, match="a vit model, which does not read raw samples"):
+        with pytest.raises(ValueError, match="a vit model, which does not read sound; give a WavLM"):
             load_audio_encoder(models["vit"])
+
+
+class TestLayers:
+    @pytest.mark.parametrize("kind", ["deep-group", "deep-layer"])
+    @pytest.mark.parametrize("layer", [1, 2, 3])
+    def test_the_states_after_a_layer(self, models, kind, layer):
+        sounds = [noise(8000, 1), noise(3200, 2)]
+        model = AutoModel.from_pretrained(models[kind]).eval()
+        encoder = load_audio_encoder(models[kind], layer=layer)
+        for sound, features in zip(sounds, encoder(sounds), strict=True):
+            values = encoder.feature_extractor(sound, sampling_rate=16000, return_tensors="pt")["input_values"]
+            with torch.no_grad():
+                expected = model(values, output_hidden_states=True).hidden_states[layer][0]
+            np.testing.assert_allclose(features, expected.numpy(), atol=2e-5)
+
+    @pytest.mark.parametrize(("kind", "layer", "layers"), [("deep-group", 4, 3), ("whisper", 7, 3), ("whisper", 0, 3)])
+    def test_a_layer_that_is_not_there(self, models, kind, layer, layers):
+        with pytest.raises(ValueError, match=f"`audio_encoder_layer` is {layer}, but .* has {layers} layers"):
+            load_audio_encoder(models[kind], layer=layer)
+
+    def test_log_mel_has_none(self):
+        with pytest.raises(ValueError, match="`audio_encoder_layer` is 3, but 'log-mel' has no layers"):
+            load_audio_encoder("log-mel", layer=3)
+
+
+class TestWhisper:
+    def test_thirty_seconds_are_the_models_own_states(self, models):
+        """Of a clip as long as Whisper pads to, the states are those of transformers' `WhisperEncoder`."""
+        sound = noise(480000)
+        model = WhisperModel.from_pretrained(models["whisper"]).get_encoder().eval()
+        mel = WhisperFeatureExtractor()(sound, sampling_rate=16000, return_tensors="pt")["input_features"]
+        with torch.no_grad():
+            outputs = model(mel, output_hidden_states=True)
+        for layer in (None, 2):
+            expected = outputs.last_hidden_state if layer is None else outputs.hidden_states[layer]
+            states = load_audio_encoder(models["whisper"], layer=layer)._states([sound])
+            torch.testing.assert_close(states, expected, atol=2e-5, rtol=0)
+
+    def test_as_long_as_the_clip_and_alone_as_in_a_batch(self, models):
+        encoder = load_audio_encoder(models["whisper"], layer=2)
+        assert (encoder.sampling_rate, encoder.frame_rate, encoder.feature_size) == (16000, 50, 32)
+        sounds = [noise(16000, 1), noise(3210, 2), noise(0), noise(100, 3), noise(16000, 4)]
+        together = encoder(sounds)
+        assert [f.shape for f in together] == [(50, 32), (10, 32), (0, 32), (1, 32), (50, 32)]
+        for sound, features in zip(sounds, together, strict=True):
+            np.testing.assert_allclose(encoder([sound])[0], features, atol=2e-5)
+        assert np.abs(together[0] - together[4]).max() > 0.1
+
+    def test_a_layer_leaves_the_rest_out(self, models):
+        encoder = load_audio_encoder(models["whisper"], layer=2)
+        assert len(encoder.model.layers) == 2 and not hasattr(encoder.model, "decoder")
 
 
 class TestVisionModels:
@@ -161,9 +218,7 @@ class TestVisionModels:
         assert encoder([frames()])[0].shape == (70, 24) and seen == [32, 64, 70]
 
     def test_what_cannot_be_loaded(self):
-        with pytest.raises(
-            ValueError, match="`video_encoder` is 'no-such/model', which cannot be loaded .*'frame-dif"
-        ):
+        with pytest.raises(ValueError, match="`video_encoder` is 'no-such/model', which cannot be loaded .*'hog'"):
             load_video_encoder("no-such/model")
 
 
@@ -189,6 +244,44 @@ class TestFrameDifference:
         assert FrameDifferenceEncoder()([[]])[0].shape == (0, 512)
         assert FrameDifferenceEncoder().reading == {"frame_rate": 10.0, "size": (16, 16), "gray": True}
         assert FrameDifferenceEncoder(4.0).frame_rate == 4.0
+
+
+class TestHOG:
+    @pytest.fixture(autouse=True)
+    def library(self):
+        pytest.importorskip("skimage")
+
+    def test_the_librarys_histograms_and_the_change(self):
+        from skimage.feature import hog
+
+        frames = pictures(3, 64, 64)[..., 0]
+        features = load_video_encoder("hog")([frames])[0]
+        assert features.shape == (3, 580) and features.dtype == np.float32
+        for frame, row in zip(frames, features, strict=True):
+            expected = hog(frame / 255, orientations=9, pixels_per_cell=(16, 16), cells_per_block=(2, 2))
+            np.testing.assert_allclose(row[:324], expected, atol=1e-5)
+        change = FrameDifferenceEncoder()([frames])[0][:, 256:]
+        np.testing.assert_allclose(features[:, 324:], change, atol=1e-6)
+        assert np.abs(features[1:, 324:]).max() > 0 and not features[0, 324:].any()
+
+    def test_it_sees_shape_where_the_mean_brightness_is_the_same(self):
+        bars = np.zeros((1, 64, 64), dtype=np.uint8)
+        bars[:, :, ::8] = 255
+        upright, lying = (HOGEncoder()([frames])[0][0, :324] for frames in (bars, bars.transpose(0, 2, 1)))
+        assert upright @ lying < 0.1 * upright @ upright
+
+    def test_frames_of_any_size_and_pictures_that_stay(self):
+        encoder = HOGEncoder()
+        assert encoder.reading == {"frame_rate": 10.0, "size": (64, 64), "gray": True}
+        assert encoder([[]])[0].shape == (0, 580) and encoder([pictures(2, 90, 40)])[0].shape == (2, 580)
+        frame = pictures(1, 64, 64)[0, ..., 0]
+        twice, copied = encoder([[frame, frame], [frame, frame.copy()]])
+        np.testing.assert_array_equal(twice, copied)
+
+    def test_without_the_library(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "skimage.feature", None)
+        with pytest.raises(ImportError, match=r"needs scikit-image; pip install \"amess_hf\[video\]\""):
+            load_video_encoder("hog")
 
 
 def test_the_base_class_encodes_nothing():

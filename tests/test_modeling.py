@@ -541,3 +541,28 @@ def test_initial_projection_keeps_angles():
     """Rows of the projection are orthonormal at first, so that a pretrained encoder's geometry is kept."""
     weight = AMESSModel(tiny_config()).projection.weight
     close(weight @ weight.T, torch.eye(12))
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")
+@pytest.mark.parametrize("fusion_type", ["anchor", "cross_modal", "mean", "text"])
+def test_dynamic_int8_quantization(fusion_type):
+    model = tiny_model(fusion_type=fusion_type)
+    batch = random_batch(model.config, labels=False)
+    quantized = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+    with torch.no_grad():
+        logits, expected = quantized(**batch).logits, model(**batch).logits
+    assert not torch.equal(logits, expected)  # something was quantized
+    torch.testing.assert_close(logits, expected, atol=0.2 * expected.abs().max().item(), rtol=0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_inputs_that_are_no_numbers(value):
+    model = tiny_model()
+    batch = random_batch(model.config, labels=False)
+    with torch.no_grad():
+        expected = model(**batch).logits
+        batch["audio_features"][1, 5] = value  # padding: the second clip has four frames of sound
+        torch.testing.assert_close(model(**batch).logits, expected)
+        batch["audio_features"][1, 2] = value
+        with pytest.raises(ValueError, match="`audio_features` holds NaN or infinite values where its mask is 1"):
+            model(**batch)

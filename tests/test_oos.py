@@ -8,7 +8,7 @@ import torch
 from transformers.utils import ModelOutput
 
 from amess_hf.evaluation.metrics import compute_oos_metrics
-from amess_hf.oos_amess import OOS_METHODS, OutOfScopeDetector
+from amess_hf.oos_amess import DETECTOR_CONFIG_NAME, OOS_METHODS, OutOfScopeDetector
 
 
 NUM_LABELS, WIDTH, PROJECTION = 5, 12, 6
@@ -267,3 +267,13 @@ class TestFiles:
         (tmp_path / "oos_detector.json").write_text(json.dumps(settings | {"method": "residual"}))
         with pytest.raises(ValueError, match="lacks origin, null_space"):
             OutOfScopeDetector.from_pretrained(tmp_path)
+
+
+def test_a_threshold_of_text_is_refused(tmp_path):
+    detector = OutOfScopeDetector("msp")
+    detector.threshold = 0.5
+    detector.save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / DETECTOR_CONFIG_NAME).read_text())
+    (tmp_path / DETECTOR_CONFIG_NAME).write_text(json.dumps({**settings, "threshold": "0.5"}))
+    with pytest.raises(ValueError, match="oos_detector.json`: `threshold` is '0.5', not a number"):
+        OutOfScopeDetector.from_pretrained(tmp_path)

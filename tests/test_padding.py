@@ -1,8 +1,20 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GPT2Config, LlamaConfig, PreTrainedTokenizerFast, XLNetConfig
+from utils import TEXT_SIZES, tiny_model
 
 from amess_hf.padding_amess import encode_texts, pad_features
+
+
+SMALL = {
+    "llama": LlamaConfig(**TEXT_SIZES, intermediate_size=32, max_position_embeddings=64, initializer_range=0.3),
+    "xlnet": XLNetConfig(vocab_size=64, d_model=32, n_layer=2, n_head=2, d_inner=32, initializer_range=0.3),
+    "gpt2": GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=2, n_positions=64, initializer_range=0.3),
+}
 
 
 class TestPadFeatures:
@@ -104,3 +116,58 @@ class TestEncodeTexts:
         alone = encode_texts(tokenizer, ["hello"], max_length=20)
         assert batch["input_ids"][1, :3].tolist() == alone["input_ids"][0].tolist()
         assert batch["attention_mask"].sum(1).tolist() == [8, 3]
+
+
+class TestOtherTokenizers:
+    """Tokenizers that pad on the left, and those of language models, which may have neither padding nor other tokens."""
+
+    WORDS = "hello thanks you are so kind late again".split()
+
+    def make(self, **kwargs):
+        vocabulary = {word: index for index, word in enumerate(["<pad>", "<unk>", *self.WORDS])}
+        words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+        words.pre_tokenizer = pre_tokenizers.Whitespace()
+        return PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", padding_side="left", **kwargs)
+
+    @pytest.mark.parametrize("pad_token", ["<pad>", None])
+    @pytest.mark.parametrize("kind", ["llama", "xlnet", "gpt2"])
+    def test_an_answer_does_not_depend_on_the_batch(self, kind, pad_token):
+        tokenizer = self.make(pad_token=pad_token)
+        model = tiny_model(text_config=SMALL[kind], label_descriptions=None)
+        texts, contexts = ["hello you", "", "thanks you are so kind late"], [["again"], [], ["so late", "kind"]]
+        batch = encode_texts(tokenizer, texts, contexts)
+        assert batch["attention_mask"][0].tolist() == [1] * 3 + [0] * 6 and not batch["attention_mask"][1].any()
+        sound = torch.randn(3, 5, 6, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            together = model(**batch, audio_features=sound)
+            for row, (text, context) in enumerate(zip(texts, contexts, strict=True)):
+                alone = model(**encode_texts(tokenizer, [text], [context]), audio_features=sound[row : row + 1])
+                torch.testing.assert_close(alone.logits[0], together.logits[row], atol=1e-5, rtol=0)
+                assert torch.equal(alone.anchor_indices[0], together.anchor_indices[row])
+
+    def test_no_words_at_all(self):
+        for pad_token in ("<pad>", None):
+            batch = encode_texts(self.make(pad_token=pad_token), ["", " "])
+            assert batch["input_ids"].shape == (2, 1) and not batch["attention_mask"].any()
+
+    def test_threads_with_different_limits(self, tokenizer):
+        """A fast tokenizer keeps the limit of a call; threads that cut and threads that do not must not meet."""
+
+        def lengths(limit):
+            return {
+                encode_texts(tokenizer, ["please help me with this box"], max_length=limit)["input_ids"].shape[1]
+                for _ in range(200)
+            }
+
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(lengths, [5, None, 4, 8] * 4)) == [{5}, {8}, {4}, {8}] * 4
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
+def test_features_that_are_no_numbers(value):
+    clip = np.ones((4, 3))
+    clip[2, 1] = value
+    with pytest.raises(ValueError, match="`audio_features` of clip 1 of the batch holds NaN or infinite values"):
+        pad_features([np.ones((2, 3)), clip], 3, 10, "audio_features")
+    features, _ = pad_features([clip], 3, 2)  # beyond the limit nothing is read
+    assert features.isfinite().all()

@@ -3,6 +3,8 @@
 import copy
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from transformers import pipeline as make_pipeline
 from transformers.utils import logging
 from utils import DESCRIPTIONS, FRONT_ENDS, LABELS, save_clip_model, tiny_config, tiny_model
 
-from amess_hf import AMESSProcessor, IntentRecognitionPipeline, OutOfScopeDetector
+from amess_hf import AMESSProcessor, IntentRecognitionPipeline, OutOfScopeDetector, clips_amess
 
 
 av = pytest.importorskip("av")
@@ -101,6 +103,7 @@ class TestInputs:
             pipe(inputs, batch_size=6, num_workers=1),
             pipe(Dataset.from_list(inputs), batch_size=4),
             list(pipe((one for one in inputs), batch_size=5)),
+            list(pipe(Dataset.from_list(inputs).to_iterable_dataset(), batch_size=5)),
         ):
             assert len(answers) == len(expected)
             for answer, one in zip(answers, expected, strict=True):
@@ -142,6 +145,180 @@ class TestInputs:
             pipe(7)
 
 
+class TestWordsAndPaths:
+    @pytest.fixture(autouse=True)
+    def working_folder(self, tmp_path, monkeypatch):
+        """A folder with a file `hello`, a file `thanks.txt`, and a folder `clips`."""
+        (tmp_path / "hello").write_text("no clip")
+        (tmp_path / "thanks.txt").write_text("no clip")
+        (tmp_path / "clips").mkdir()
+        monkeypatch.chdir(tmp_path)
+
+    @pytest.mark.parametrize(
+        "text",
+        ["hello", "so kind...", "yes/no or box/help", "thanks. hello", "https://x.org/clip.mp4 is kind", "kind...yes"],
+    )
+    def test_words_alone(self, pipe, text):
+        agree(pipe(text), pipe({"text": text}))
+
+    @pytest.mark.parametrize(
+        "text", ["hello", "thanks.txt", "clips", "https://nowhere.invalid/clip.mp4", "clips/missing", "hello.mp4"]
+    )
+    def test_text_is_never_opened(self, pipe, text, monkeypatch):
+        monkeypatch.setattr(clips_amess, "open_clip", lambda _: pytest.fail("a clip was opened"))
+        answer = pipe({"text": text}, return_anchors=True)
+        assert answer["text"] == text
+        agree(answer["predictions"], pipe([{"text": text}])[0])
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            *(
+                "clips/missing",
+                "clips",
+                "clips/",
+                "/tmp/missing",
+                r"C:\clips\missing",
+                "./missing",
+                "clips/a missing clip",
+            ),
+            *(
+                "thanks.txt",
+                "clip.mp",
+                "nowhere.org",
+                "https://nowhere.invalid/a",
+                "https://nowhere.invalid/a.mp4",
+            ),
+        ],
+    )
+    def test_what_looks_like_a_path_is_refused(self, pipe, text):
+        with pytest.raises(ValueError, match="looks like an? (path|address); pass a clip as {'clip': ...}") as error:
+            pipe(text)
+        assert repr(text) in str(error.value)
+
+    @pytest.mark.parametrize("suffix", [".mp4", ".ogg", ".m4v", ".wmv", ".WAV"])
+    def test_media_files(self, pipe, suffix):
+        with pytest.raises(ClipError, match=f"missing{suffix} does not exist"):
+            pipe(f"clips/missing{suffix}")
+
+    def test_paths_are_clips(self, pipe, clip, tmp_path):
+        shutil.copy(clip, tmp_path / "a clip.mp4")
+        shutil.copy(clip, tmp_path / "nameless")
+        for one in ("a clip.mp4", Path("nameless"), {"clip": "nameless"}, {"video": str(tmp_path / "nameless")}):
+            agree(pipe(one), pipe({"clip": clip}))
+
+
+class TestKeys:
+    @pytest.mark.parametrize(
+        ("key", "meant"),
+        [
+            ("vido", "video"),
+            ("videos", "video"),
+            ("Text", "text"),
+            ("txt", "text"),
+            ("audio_feature", "audio_features"),
+        ],
+    )
+    def test_misspelt(self, pipe, clip, key, meant):
+        with pytest.raises(ValueError, match=f"the input has the key '{key}'; did you mean '{meant}'"):
+            pipe({"text": "hello", "clip": clip, key: clip})
+
+    def test_columns_of_a_data_set_are_no_mistakes(self, pipe):
+        columns = {"id": "a", "label": 1, "speaker": "b", "dataset": "c", "video_id": "d", "clip_id": "e", "path": "f"}
+        agree(pipe({"text": TEXT, **columns}), pipe(TEXT))
+
+    @pytest.mark.parametrize("nothing", ["", "  ", {"text": ""}, {"text": " ", "audio_features": np.zeros((0, 80))}])
+    def test_nothing_to_go_by(self, pipe, nothing):
+        with pytest.raises(ValueError, match="nothing to go by"):
+            pipe(nothing)
+
+    def test_a_span_after_the_end(self, pipe, tmp_path):
+        write_clip(tmp_path / "voice.wav", sound=np.ones(16000) / 9)
+        with pytest.raises(ClipError, match="voice.wav ends before 5 seconds; check `start`"):
+            pipe({"audio": str(tmp_path / "voice.wav"), "start": 5.0})
+
+    def test_the_sound_of_a_video(self, pipe, clip):
+        mute, whole = pipe({"frames": clip}), pipe({"video": clip})
+        assert scores(mute) != pytest.approx(scores(whole), abs=1e-4)
+        agree(pipe({"frames": clip, "audio": clip}), whole)
+        with torch.no_grad():
+            logits = pipe.model(**pipe.processor(video=clip)).logits[0]
+        assert scores(whole) == pytest.approx(dict(zip(LABELS, logits.softmax(-1).tolist(), strict=True)), abs=1e-5)
+
+    def test_context_as_one_string(self, pipe):
+        agree(pipe({"text": TEXT, "context": "thanks you"}), pipe({"text": TEXT, "context": ["thanks you"]}))
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            ({"audio": {"array": np.zeros(800)}}, "`audio` has only"),
+            ({"text": TEXT, "context": ["thanks", None]}, "`context` holds None"),
+            ({"text": "so \ud83d"}, "`text` has a lone surrogate"),
+            ({"audio_features": np.full((3, 80), np.nan)}, "`audio_features` .* holds NaN"),
+            ({"frames": np.zeros((2, 8, 8, 3)), "start": "1"}, "`start` is '1'; it must be a number of seconds"),
+        ],
+    )
+    def test_values_of_the_wrong_kind(self, pipe, given, message):
+        with pytest.raises(ValueError, match=message) as error:
+            pipe(given)
+        assert "\n" not in str(error.value)
+
+
+class TestWindows:
+    @pytest.fixture(scope="class")
+    def long_clip(self, tmp_path_factory):
+        """Sound of 2.5 s and picture of 1.5 s, which change after a second."""
+        path = tmp_path_factory.mktemp("long") / "long.mp4"
+        generator = np.random.default_rng(0)
+        frames = generator.integers(0, 255, (15, 32, 48, 3), dtype=np.uint8)
+        write_clip(path, frames, np.concatenate([np.zeros(16000), generator.normal(0, 0.2, 24000)]), frame_rate=10)
+        return str(path)
+
+    def test_each_window_is_answered(self, pipe, long_clip):
+        answers = pipe(long_clip, window_s=1.0, top_k=2)
+        times = [(answer["start"], answer["end"]) for answer in answers]
+        assert times == [(0.0, 1.0), (1.0, 2.0), (2.0, pytest.approx(2.5, abs=0.1))]
+        for answer, key in zip(answers, ("clip", "clip", "audio"), strict=True):  # the picture ends at 1.5 s
+            span = {"start": answer["start"], "end": answer["end"]}
+            agree(answer["predictions"], pipe({key: long_clip, **span}, top_k=2))
+
+    def test_stride_and_span(self, pipe, long_clip):
+        answers = pipe({"clip": long_clip, "start": 0.5, "end": 2.0}, window_s=1.0, stride_s=0.5)
+        assert [(answer["start"], answer["end"]) for answer in answers] == [(0.5, 1.5), (1.0, 2.0)]
+        full = pipe({"clip": long_clip}, window_s=9.0, return_anchors=True)
+        assert len(full) == 1 and {"start", "end", "label", "anchors", "in_scope"} <= set(full[0])
+
+    def test_several_clips_and_arrays(self, pipe, long_clip, clip):
+        answers = pipe([long_clip, clip], window_s=1.5, batch_size=4)
+        assert [len(answer) for answer in answers] == [2, 1]
+        assert [len(answer) for answer in pipe((one for one in [long_clip, clip]), window_s=1.5)] == [2, 1]
+        sound = np.random.default_rng(0).normal(0, 0.1, 40000)
+        answers = pipe({"audio": sound, "sampling_rate": 16000}, window_s=1)
+        assert [answer["end"] for answer in answers] == [1, 2, 2.5]
+        agree(answers[1]["predictions"], pipe({"audio": sound[16000:32000], "sampling_rate": 16000}))
+
+    def test_words_and_features_have_no_times(self, pipe, long_clip):
+        for given in ({"text": TEXT}, {"audio_features": np.ones((5, 80))}):
+            with pytest.raises(ValueError, match=f"nobody knows where `{next(iter(given))}` belongs"):
+                pipe({"clip": long_clip, **given}, window_s=1)
+
+
+class TestErrorsOfClips:
+    def test_one_bad_clip_does_not_stop_the_others(self, pipe, clip, tmp_path):
+        bad = tmp_path / "bad.mp4"
+        bad.write_text("no clip")
+        with pytest.raises(ClipError, match="bad.mp4 cannot be decoded"):
+            pipe([clip, str(bad), TEXT])
+        for batch_size in (1, 2, 3):
+            answers = pipe([clip, str(bad), TEXT, str(bad)], on_error="skip", batch_size=batch_size)
+            agree(answers[0], pipe(clip))
+            agree(answers[2], pipe(TEXT))
+            assert all(set(answers[row]) == {"error"} and "bad.mp4 cannot" in answers[row]["error"] for row in (1, 3))
+        assert "bad.mp4" in pipe(str(bad), on_error="skip")["error"]
+        timed = pipe([str(bad), clip], on_error="skip", window_s=1)
+        assert "bad.mp4" in timed[0]["error"] and len(timed[1]) == 1
+
+
 class TestAnswers:
     def test_top_k(self, pipe):
         assert len(pipe(TEXT)) == 4 and len(pipe(TEXT, top_k=2)) == 2 and len(pipe(TEXT, top_k=None)) == 4
@@ -158,6 +335,25 @@ class TestAnswers:
         assert unknown == {"label": "UNK", "score": 1 - plain[0]["score"]} and rest == plain
         with pytest.raises(ValueError, match="`threshold` is 7"):
             pipe(TEXT, threshold=7)
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            *(("top_k", "3"), ("top_k", 2.0), ("top_k", True), ("threshold", "0.5"), ("threshold", float("nan"))),
+            *(
+                ("return_anchors", "yes"),
+                ("on_error", "ignore"),
+                ("window_s", "5"),
+                ("window_s", 0),
+                ("stride_s", 1.0),
+            ),
+            *(("candidate_labels", 7), ("candidate_labels", ["Greet", None]), ("candidate_labels", {"Greet": None})),
+        ],
+    )
+    def test_parameters_of_the_wrong_kind(self, pipe, name, value):
+        with pytest.raises(ValueError, match=f"`{name}` (is|has) ") as error:
+            pipe(TEXT, **{name: value})
+        assert "\n" not in str(error.value)
 
     def test_anchors(self, pipe, clip):
         answer = pipe({"clip": clip, "text": TEXT}, return_anchors=True)
@@ -245,6 +441,32 @@ class TestCandidates:
     def test_the_former_name(self, pipe):
         with pytest.raises(TypeError, match="'candidate_intents'; there are .*`candidate_labels`"):
             pipe(TEXT, candidate_intents=["Greet", "Thank"])
+
+    def test_threads_keep_their_own(self, pipe):
+        sets = [{f"{name} {number}": [f"{name} again"] for name in ("late", "kind")} for number in range(4)]
+        expected = [scores(pipe(TEXT, candidate_labels=one)) for one in sets]
+        with ThreadPoolExecutor(4) as pool:
+            answers = pool.map(lambda one: scores(pipe(TEXT, candidate_labels=one)), sets * 10)
+            for number, answer in enumerate(answers):
+                assert answer == pytest.approx(expected[number % 4], abs=1e-6)
+
+    @pytest.mark.parametrize(
+        "fields",
+        [{"label_descriptions": None}, {"label_triplet_loss_weight": 0.0, "label_contrastive_loss_weight": 0.0}],
+    )
+    def test_a_model_that_has_learned_no_descriptions(self, tokenizer, fields):
+        plain = IntentRecognitionPipeline(tiny_model(**fields), tokenizer=tokenizer, device="cpu")
+        for others in ({"Negotiate": "help me"}, ["Negotiate", "Greet"]):
+            with pytest.raises(
+                ValueError, match="`candidate_labels` has 'Negotiate', but this model was trained without"
+            ):
+                plain(TEXT, candidate_labels=others)
+        answer = scores(plain(TEXT, candidate_labels=["Greet", "Thank"]))
+        with torch.no_grad():
+            logits = plain.model.classifier(plain.model(**plain.processor(text=TEXT)).pooler_output)[0, :2]
+        assert answer == pytest.approx(
+            dict(zip(["Greet", "Thank"], logits.softmax(-1).tolist(), strict=True)), abs=1e-5
+        )
 
 
 class TestOutOfScope:

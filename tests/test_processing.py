@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from encoder_models import save_speech_model, save_vision_model
-from transformers import AutoProcessor
+from encoder_models import save_speech_model, save_vision_model, save_whisper
+from transformers import AutoConfig, AutoProcessor
+from transformers.utils import logging
 from utils import FRONT_ENDS, tiny_config, tiny_model
 
 from amess_hf import AMESSDataCollator, AMESSProcessor
@@ -35,6 +36,10 @@ def clip(tmp_path_factory):
 @pytest.fixture
 def processor(tokenizer):
     return AMESSProcessor.for_model(tiny_config(**FRONT_ENDS), tokenizer)
+
+
+# The frames that the front end is given, three times as large and in colour.
+FRAMES_IN_COLOUR = {"frame_rate": 10}
 
 
 def same(first, second, atol=0.0):
@@ -121,7 +126,8 @@ class TestInputs:
         write_clip(path, random_frames(300), np.zeros(30 * 16000), frame_rate=10)
         processor = AMESSProcessor.for_model(tiny_config(**FRONT_ENDS), tokenizer)
         row = processor.read({"clip": path})
-        assert len(row["frames"]) == 12 and len(row["sound"]) == 320080  # 12 frames; one window of 20 s
+        # One frame more than the model takes, which says that there is more; one window of sound, 20 s.
+        assert len(row["frames"]) == 13 and len(row["sound"]) == 320080
         batch = processor(clip=path)
         assert batch["audio_features"].shape[1] == 60 and batch["video_features"].shape[1] == 12
 
@@ -139,7 +145,89 @@ class TestInputs:
         assert batch["video_attention_mask"].sum(1).tolist() == [10, 0]
 
 
+class TestSources:
+    def test_a_videos_sound_belongs_to_it(self, processor, clip):
+        whole = processor(text="hello", clip=clip)
+        same(whole, processor(text="hello", video=clip))
+        same(whole, processor(text=["hello"], video=[clip]))
+
+    def test_frames_are_the_picture_alone(self, processor, clip):
+        batch = processor(text="hello", frames=clip)
+        assert not batch["audio_attention_mask"].any() and batch["video_attention_mask"].sum() == 10
+        same(batch, processor(text="hello", frames=read_frames(clip, **FRAMES_IN_COLOUR)), 0.06)
+        whole = processor(text="hello", clip=clip)
+        same(whole, processor(text="hello", frames=clip, audio=clip))
+        silent = processor(text="hello", video=clip, audio=np.zeros(16000))
+        same({"video_features": silent["video_features"]}, {"video_features": whole["video_features"]})
+        assert silent["audio_features"].max() < -1
+
+    def test_spans_of_arrays(self, processor, clip):
+        sound, frames = np.random.default_rng(0).normal(0, 0.1, 16000), random_frames(10)
+        part = processor(audio=sound, frames=frames, start=0.2, end=0.6)
+        same(part, processor(audio=sound[3200:9600], frames=frames[2:6]))
+        for field, given in (("audio", {"audio": sound}), ("video", {"frames": frames})):
+            with pytest.raises(ValueError, match=f"`{field}` ends before 4 seconds"):
+                processor(**given, start=4)
+
+    def test_context_as_one_string_is_one_turn(self, processor):
+        same(processor(text="hello", context="thanks you"), processor(text="hello", context=["thanks you"]))
+        same(processor(text="hello", context="thanks you"), processor(text=["hello"], context=[["thanks you"]]))
+        rows = [{"text": "hello", "context": "thanks you"}]
+        same(processor(text="hello", context="thanks you"), processor.collate(rows))
+
+    @pytest.mark.parametrize("modality", ["audio", "video"])
+    def test_what_is_cut_is_said(self, processor, modality, caplog, tmp_path):
+        logging.get_logger("amess_hf.processing_amess").warning_once.__func__.cache_clear()
+        path = tmp_path / "long.mp4"
+        write_clip(path, random_frames(30), np.zeros(32000), frame_rate=10)
+        short = {"audio": np.zeros(16000)} if modality == "audio" else {"frames": random_frames(12)}
+        processor(**short)
+        assert not caplog.records
+        for _ in range(2):  # it is said once
+            processor(**({"audio": path} if modality == "audio" else {"frames": path}))
+        (record,) = caplog.records
+        assert f"cut after {'60 frames (1.2 s)' if modality == 'audio' else '12 frames (1.2 s)'}" in record.message
+        assert f"`max_{modality}_length`" in record.message and "window_s" in record.message
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            ({"audio": {"array": np.zeros(800)}}, r"`audio` has only \['array'\]; .* `sampling_rate`"),
+            ({"audio": np.full(800, np.nan)}, "`audio` holds values that are not finite"),
+            ({"audio": np.zeros(800), "sampling_rate": "16k"}, "`sampling_rate` is '16k'"),
+            ({"frames": np.full((2, 8, 8, 3), 9.0)}, "`video` holds values from 9 to 9; .* from 0 to 1"),
+            ({"frames": np.full((2, 8, 8, 3), np.nan)}, "`video` holds values from nan"),
+            ({"frames": np.full((2, 8, 8, 3), 300)}, "`video` holds values from 300 to 300"),
+            ({"text": 7}, "`text` is 7; it must be a string"),
+            ({"text": "so \ud83d"}, "`text` has a lone surrogate at character 3"),
+            ({"text": "hello", "context": ["thanks", None]}, "`context` holds None"),
+            ({"frames": np.zeros((2, 8, 8, 3)), "start": "0:01"}, "`start` is '0:01'; it must be a number of seconds"),
+            ({"audio_features": np.full((3, 80), np.nan)}, "`audio_features` of clip 0 of the batch holds NaN"),
+        ],
+    )
+    def test_what_is_refused(self, processor, given, message):
+        with pytest.raises(ValueError, match=message) as error:
+            processor(**given)
+        assert "\n" not in str(error.value)
+
+
 class TestSaving:
+    def test_layer_and_histograms(self, tokenizer, clip, tmp_path):
+        pytest.importorskip("skimage")
+        names = {"audio_encoder": save_whisper(tmp_path / "whisper"), "audio_encoder_layer": 2, "video_encoder": "hog"}
+        config = tiny_config(**{**FRONT_ENDS, **names, "audio_feature_size": 32, "video_feature_size": 580})
+        processor = AMESSProcessor.for_model(config, tokenizer)
+        assert (processor.audio_sampling_rate, processor.video_frame_rate) == (16000, 10.0)
+        expected = processor(clip=clip)
+        processor.save_pretrained(tmp_path / "saved")
+        config.save_pretrained(tmp_path / "saved")
+        loaded = AutoProcessor.from_pretrained(tmp_path / "saved")
+        loaded.check_model(AutoConfig.from_pretrained(tmp_path / "saved"))
+        same(expected, loaded(clip=clip))
+        loaded.audio_encoder_layer = None
+        with pytest.raises(ValueError, match="`audio_encoder_layer` is None in the processor and 2 in the model"):
+            loaded.check_model(config)
+
     def test_front_ends(self, processor, clip, tmp_path):
         expected = processor(text="hello", clip=clip)
         processor.save_pretrained(tmp_path)

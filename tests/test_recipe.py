@@ -1,6 +1,7 @@
 """What a model takes over from a data set."""
 
 import pytest
+from datasets import Dataset, load_dataset
 from demo_corpus import AUDIO_WIDTH, VIDEO_WIDTH, write_demo_corpus
 from utils import write_table_folder
 
@@ -53,3 +54,26 @@ def test_labels_must_be_named(tmp_path):
     train = load_mintrec(folder, name="folder")["train"]
     with pytest.raises(ValueError, match="not a `ClassLabel`"):
         label_names(train.remove_columns("label"))
+
+
+def test_a_data_set_without_its_name_is_known_by_its_labels(tmp_path):
+    """As plain `push_to_hub` and Parquet files leave it."""
+    write_demo_corpus(tmp_path / "corpus", clips_per_split={"train": 20, "dev": 20})
+    train = load_mintrec(tmp_path / "corpus")["train"]
+    train.to_parquet(tmp_path / "train.parquet")
+    pushed = load_dataset(
+        "parquet", data_files=str(tmp_path / "train.parquet"), cache_dir=str(tmp_path), split="train"
+    )
+    assert pushed.info.config_name == "default"
+    assert config_fields_for(pushed) == config_fields_for(train)
+
+
+@pytest.mark.parametrize("column", ["clip", "video", "audio"])
+def test_clips_that_are_not_read_are_named(column, caplog):
+    rows = Dataset.from_dict({"text": ["hello"], column: ["a.mp4"]})
+    assert config_fields_for(rows)["fusion_type"] == "text"
+    assert f"the clips in the column `{column}` are not read: give `--audio_encoder log-mel" in caplog.text
+    assert "--video_encoder hog" in caplog.text
+    caplog.clear()
+    config_fields_for(rows.remove_columns(column))
+    assert "words alone: there is nothing to fuse" in caplog.text

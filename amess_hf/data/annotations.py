@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,6 +13,7 @@ from transformers.utils import logging
 
 from ..constants_amess import OUT_OF_SCOPE_LABEL
 from .labels import nearest
+from .safe_pickle import first_line
 
 
 logger = logging.get_logger(__name__)
@@ -28,6 +30,11 @@ OPTIONAL_FIELDS = {
     "start": ("start_timestamp", "start"),
     "end": ("end_timestamp", "end"),
 }
+
+
+# A compressed table may unfold to this many times its size; text does to about ten times.
+TABLE_UNFOLD_LIMIT = 100
+TABLE_UNFOLD_SLACK = 64 * 2**20
 
 
 @dataclass
@@ -86,7 +93,7 @@ def _read_separated(path: Path, **csv_options: Any) -> Iterator[tuple[str, dict[
                 where = f"{path}:{rows.line_num}"
                 if len(row) != len(header):
                     raise ValueError(f"{where}: {len(row)} cells, but the header names {len(header)}; correct the row")
-                yield where, _lower_columns(dict(zip(header, row, strict=True)))
+                yield where, _lower_columns(zip(header, row, strict=True), where)
         except UnicodeDecodeError as error:
             raise ValueError(f"{path}: not UTF-8 text ({error.reason}); save the file as UTF-8") from None
         except csv.Error as error:
@@ -94,18 +101,33 @@ def _read_separated(path: Path, **csv_options: Any) -> Iterator[tuple[str, dict[
 
 
 def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with path.open(encoding="utf-8-sig") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             where = f"{path}:{number}"
             try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{where}: not a JSON object ({error.msg}); correct the line") from None
+                row = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_once_each)
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{where}: not UTF-8 text ({error.reason}); save the file as UTF-8") from None
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{where}: not a JSON object ({first_line(error)}); correct the line") from None
             if not isinstance(row, dict):
                 raise ValueError(f"{where}: a JSON {type(row).__name__}, not an object with columns; correct the line")
-            yield where, _lower_columns(row)
+            yield where, _lower_columns(row.items(), where)
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make the dict of a JSON object whose names differ and whose texts can be written."""
+    for name, value in pairs:
+        name.encode()
+        if isinstance(value, str):
+            value.encode()
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{max(names, key=names.count)!r} is there twice")
+    return found
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -113,17 +135,48 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
-    # Few rows at a time: a table may hold features.
-    rows = (row for batch in table.iter_batches(batch_size=64) for row in batch.to_pylist())
-    for number, row in enumerate(rows, start=1):
-        yield f"{path}:{number}", _lower_columns(row)
+        with pq.ParquetFile(path) as table:
+            _check_unfolding(path, _declared_bytes(table.metadata), table.metadata.num_rows)
+            unfolded = number = 0
+            # Few rows at a time: a table may hold features.
+            for batch in table.iter_batches(batch_size=64):
+                unfolded += batch.nbytes
+                _check_unfolding(path, unfolded, number)
+                columns = [column.to_pylist() for column in batch.columns]
+                for cells in zip(*columns, strict=True):
+                    number += 1
+                    where = f"{path}:{number}"
+                    yield where, _lower_columns(zip(batch.schema.names, cells, strict=True), where)
+    except (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError) as error:
+        raise ValueError(f"{path}: not a readable Parquet file ({first_line(error)})") from None
 
 
-def _lower_columns(row: dict[str, Any]) -> dict[str, Any]:
-    return {column.strip().lower(): value for column, value in row.items()}
+def _declared_bytes(metadata: Any) -> int:
+    return sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
+
+
+def _check_unfolding(path: Path, unfolded: int, rows: int) -> None:
+    """Raise `ValueError` for a compressed table that is far larger than its file, or has more rows than its file bytes."""
+    size = path.stat().st_size
+    if unfolded > TABLE_UNFOLD_LIMIT * size + TABLE_UNFOLD_SLACK or rows > size:
+        raise ValueError(
+            f"{path}: a table of {size} bytes unfolds to {unfolded} bytes and {rows} rows or more; refused as a bomb"
+        )
+
+
+def _lower_columns(cells: Iterable[tuple[str, Any]], where: str) -> dict[str, Any]:
+    """Return {lower-case column: value}.
+
+    Raises:
+        ValueError: If two columns have one name, of which only one could be read.
+    """
+    row: dict[str, Any] = {}
+    for column, value in cells:
+        name = column.strip().lower()
+        if name in row and name:
+            raise ValueError(f"{where}: the column {column!r} is there twice; remove or rename one of them")
+        row[name] = value
+    return row
 
 
 # The official tables quote nothing; a comma-separated table is quoted as spreadsheets do.
@@ -152,7 +205,8 @@ def need_columns(path: Path, row: dict[str, Any], columns: Iterable[str]) -> Non
     """Raise `ValueError` if `row` of the table at `path` lacks one of `columns` (lower case)."""
     missing = [column for column in columns if column not in row]
     if missing:
-        raise ValueError(f"{path}: no column {', '.join(missing)}; its header names {', '.join(row) or 'nothing'}")
+        found = first_of([" ".join(column.split())[:40] for column in row], most=20) or "nothing"
+        raise ValueError(f"{path}: no column {', '.join(missing)}; its header names {found}")
 
 
 def read_mintrec(path: Path) -> list[Clip]:
@@ -187,24 +241,45 @@ def optional_fields(row: dict[str, Any], where: str) -> dict[str, Any]:
         if column is not None:
             value = row[column]
             fields[name] = parse_seconds(value, where) if name in ("start", "end") else as_text(value)
+    check_span(fields.get("start"), fields.get("end"), where)
     return fields
 
 
+def check_span(start: float | None, end: float | None, where: str) -> None:
+    """Raise `ValueError` if a clip would end before it starts."""
+    if start is not None and end is not None and start > end:
+        raise ValueError(f"{where}: `start` {start:g} s is after `end` {end:g} s; correct the cells")
+
+
 def as_text(value: Any) -> str:
-    """Return a cell as stripped text, `None` as empty text; 0 is a value."""
-    return "" if value is None else str(value).strip()
+    """Return a cell as stripped text, `None` and NaN (how pandas writes an empty cell) as empty text; 0 is a value."""
+    return "" if value is None or value != value else str(value).strip()
+
+
+def need_text(row: dict[str, Any], column: str, where: str) -> str:
+    """Return the cell in `column` as text; a list or dict is not text.
+
+    Raises:
+        ValueError: If the cell holds several values; the message begins with `where`.
+    """
+    value = row.get(column)
+    if isinstance(value, (list, dict, bytes)):
+        raise ValueError(f"{where}: `{column}` holds a {type(value).__name__}, not text; write one value")
+    return as_text(value)
 
 
 def parse_seconds(value: str | float | None, where: str) -> float | None:
     """Return seconds from a number, from `00:01:02,345`, or None for an empty cell."""
-    if value is None or value == "":
+    if value is None or value == "" or value != value:
         return None
     seconds = 0.0
     try:
         for part in str(value).replace(",", ".").split(":"):
             seconds = 60 * seconds + float(part)
+        if not 0 <= seconds < math.inf:
+            raise ValueError
     except ValueError:
-        raise ValueError(f"{where}: {value!r} is not a time; write seconds or hh:mm:ss,mmm") from None
+        raise ValueError(f"{where}: {str(value)[:40]!r} is not a time; write seconds or hh:mm:ss,mmm") from None
     return seconds
 
 
@@ -228,6 +303,15 @@ def resolve_labels(clips: list[Clip], labels: Sequence[str]) -> None:
                 f"the nearest known one is {nearest(clip.label, labels)!r}"
             )
         clip.label = label
+
+
+def warn_of_unseen_labels(splits: dict[str, list[Clip]]) -> None:
+    """Warn if clips have a label that no training clip has: a model cannot have learnt it."""
+    seen = {clip.label for clip in splits.get("train", [])} | {OUT_OF_SCOPE_LABEL}
+    for split, clips in splits.items():
+        unseen = sorted({clip.label for clip in clips} - seen)
+        if unseen and "train" in splits:
+            logger.warning(f"{split} has {len(unseen)} labels that train lacks: {first_of(unseen)}")
 
 
 def check_unique(clips: list[Clip]) -> None:

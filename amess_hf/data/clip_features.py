@@ -2,13 +2,16 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import torch
 from datasets.fingerprint import Hasher
+from transformers.utils import logging
 
 from ..clips_amess import ClipError
 from ..encoders_amess import (
@@ -24,12 +27,14 @@ from .dataset_files import RAW_CLIPS_FOLDER, find_clips, fingerprint
 from .mintrec import with_feature_arrays
 
 
+logger = logging.get_logger(__name__)
+
 # Clips encoded together: enough to fill a batch of a frozen encoder, few enough to hold their sound in memory.
 CLIPS_PER_BATCH = 16
-# Why a clip could not be read, until it is left out.
-_ERROR_COLUMN = "error_of_clip"
 # Columns of a row that say where its clip is.
 JOB_COLUMNS = ("id", "clip", "audio", "video", "start", "end", "dialogue_id")
+# Column that says, while a split is encoded, why a clip could not be used.
+ERROR_COLUMN = "clip_error"
 
 
 @dataclass
@@ -84,7 +89,8 @@ def clip_jobs(rows: Iterable[dict[str, Any]], data_dir: str | Path | None = None
     jobs, missing = [], []
     for row in rows:
         path = row.get("clip")
-        audio, video = row.get("audio") or path, row.get("video") or path
+        video = row.get("video") or path
+        audio = row.get("audio") or video  # a clip's own sound, unless another is given
         if audio is None and video is None and data_dir is not None:
             found = find_clips(data_dir) if found is None else found
             audio = video = str(found[row["id"]]) if row["id"] in found else None
@@ -157,10 +163,12 @@ def add_clip_features(
     audio_encoder: str | None = None,
     video_encoder: str | None = None,
     data_dir: str | Path | None = None,
+    audio_encoder_layer: int | None = None,
     video_frame_rate: float | None = None,
     max_audio_length: int | None = None,
     max_video_length: int | None = None,
     device: str | torch.device | None = None,
+    on_error: str = "raise",
     failures: dict[str, str] | None = None,
 ) -> datasets.DatasetDict:
     """Add the columns `audio_features` and `video_features`, made from the raw clips.
@@ -173,32 +181,40 @@ def add_clip_features(
         audio_encoder (`str`, *optional*): As in [`AMESSConfig`]; `None` leaves the modality out.
         video_encoder (`str`, *optional*): The same for video.
         data_dir (`str` or `Path`, *optional*): Where to look for the clips of rows without a path.
+        audio_encoder_layer (`int`, *optional*): As in [`AMESSConfig`].
         video_frame_rate (`float`, *optional*): Frames a second for the video encoder, by default its own.
         max_audio_length (`int`, *optional*): Features to keep; no more of a clip is decoded.
         max_video_length (`int`, *optional*): The same for video.
         device (`str` or `torch.device`, *optional*): Where the encoders run, by default a GPU if there is one.
-        failures (`dict[str, str]`, *optional*):
-            If given, clips that cannot be read are left out, and are added here: {clip id: why}.
+        on_error (`str`): `"raise"` at a clip that cannot be used, or `"skip"` it: the row is left out, with a warning.
+        failures (`dict[str, str]`, *optional*): Is given {clip id: why it could not be used} of the rows left out.
 
     Returns:
         `datasets.DatasetDict`: With the columns, `float32` of shape `(frames, width)`.
 
     Raises:
-        ValueError: If a row has no clip, a clip cannot be used, or an encoder cannot be loaded.
+        ValueError: If a row has no clip, a clip cannot be used, an encoder cannot be loaded, or no clip of a split is left.
     """
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"`on_error` is {on_error!r}; choose raise or skip")
     if audio_encoder is None and video_encoder is None:
         return dataset
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    audio = None if audio_encoder is None else load_audio_encoder(audio_encoder, device)
+    audio = None if audio_encoder is None else load_audio_encoder(audio_encoder, device, layer=audio_encoder_layer)
     video = None if video_encoder is None else load_video_encoder(video_encoder, video_frame_rate, device)
     limits = {"max_audio_length": max_audio_length, "max_video_length": max_video_length}
-    encoded = {}
+    encoded, unusable = {}, {}
     for name, split in dataset.items():
         paths = split.select_columns([column for column in JOB_COLUMNS if column in split.column_names])
         jobs = clip_jobs(paths.with_format(None), data_dir)
-        encoded[name] = _encode_split(split, name, jobs, audio, video, limits, skip_errors=failures is not None)
-        if failures is not None:
-            encoded[name] = _leave_out(encoded[name], failures)
+        encoded[name] = _encode_split(split, name, jobs, audio, video, limits, on_error, unusable)
+    if unusable:
+        logger.warning(
+            f"{len(unusable)} clips cannot be used and are left out: "
+            + first_of([f"{clip} ({reason})" for clip, reason in unusable.items()])
+        )
+    if failures is not None:
+        failures.update(unusable)
     return with_feature_arrays(datasets.DatasetDict(encoded))
 
 
@@ -209,27 +225,34 @@ def _encode_split(
     audio: AudioEncoder | None,
     video: VideoEncoder | None,
     limits: dict[str, int | None],
-    skip_errors: bool = False,
+    on_error: str,
+    failures: dict[str, str],
 ) -> datasets.Dataset:
+    """Add the features of a split; rows that cannot be encoded are left out and noted in `failures`."""
     encoders = {key: encoder for key, encoder in (("audio", audio), ("video", video)) if encoder is not None}
     features = split.features.copy()
     for modality, encoder in encoders.items():
         features[f"{modality}_features"] = datasets.Array2D((None, encoder.feature_size), "float32")
-    if skip_errors:
-        features[_ERROR_COLUMN] = datasets.Value("string")
+    features[ERROR_COLUMN] = datasets.Value("string")
 
-    def encode(_: Any, rows: list[int]) -> dict[str, list[np.ndarray]]:
+    begun = []
+
+    def encode(_: Any, rows: list[int]) -> dict[str, list[Any]]:
+        begun.append(rows)
         clips = encode_jobs([jobs[row] for row in rows], audio, video, **limits)
         for clip in clips:
-            if clip.error is not None and not skip_errors:
+            if clip.error is not None and on_error == "raise":
                 raise ValueError(f"clip {clip.job.id}: {clip.error}; `on_error` skip continues without it")
         columns = {f"{modality}_features": [getattr(clip, modality) for clip in clips] for modality in encoders}
-        return columns | ({_ERROR_COLUMN: [clip.error for clip in clips]} if skip_errors else {})
+        return {**columns, ERROR_COLUMN: [clip.error for clip in clips]}
 
     files = {Path(path) for job in jobs for path in (job.audio, job.video) if path is not None}
-    names = [(key, encoder.name, encoder.frame_rate, encoder.feature_size) for key, encoder in encoders.items()]
+    names = [
+        (key, _loaded_version(encoder), encoder.frame_rate, encoder.feature_size) for key, encoder in encoders.items()
+    ]
     state = [split._fingerprint, repr(jobs), fingerprint(filter(Path.is_file, files)), names, sorted(limits.items())]
-    return split.with_format(None).map(
+    encode_rows = partial(
+        split.with_format(None).map,
         encode,
         with_indices=True,
         batched=True,
@@ -237,13 +260,41 @@ def _encode_split(
         writer_batch_size=CLIPS_PER_BATCH,
         features=features,
         desc=f"Encoding the clips of {name}",
-        new_fingerprint=Hasher.hash([*state, skip_errors]),
+        new_fingerprint=Hasher.hash([*state, getattr(audio, "layer", None), on_error]),
     )
+    try:
+        encoded = encode_rows()
+        damage = None if len(encoded) == len(split) else f"it has {len(encoded)} rows of {len(split)}"
+    except (pa.ArrowInvalid, OSError) as error:
+        if begun:  # it is no cache that cannot be read
+            raise
+        damage = str(error)
+    if damage:
+        logger.warning(f"the cache of the clips of {name} is damaged ({damage}); they are encoded again")
+        encoded = encode_rows(load_from_cache_file=False)
+    return _leave_out(encoded, name, failures)
 
 
-def _leave_out(encoded: datasets.Dataset, failures: dict[str, str]) -> datasets.Dataset:
-    """Return the clips that could be read, and add the others to `failures`."""
-    errors = encoded[_ERROR_COLUMN]
-    failures |= {clip_id: error for clip_id, error in zip(encoded["id"], errors, strict=True) if error is not None}
-    readable = [row for row, error in enumerate(errors) if error is None]
-    return encoded.select(readable).remove_columns(_ERROR_COLUMN)
+def _leave_out(encoded: datasets.Dataset, name: str, failures: dict[str, str]) -> datasets.Dataset:
+    """Return the clips that could be read, and note the others in `failures`."""
+    errors = encoded[ERROR_COLUMN]
+    bad = {clip_id: error for clip_id, error in zip(encoded["id"], errors, strict=True) if error is not None}
+    encoded = encoded.remove_columns(ERROR_COLUMN)
+    if not bad:
+        return encoded
+    if len(bad) == len(encoded):
+        raise ValueError(f"none of the clips of {name} can be used: {first_of(list(bad.values()))}")
+    failures |= bad
+    return encoded.select([row for row, error in enumerate(errors) if error is None])
+
+
+def encoder_version(name: str) -> str:
+    """Return the name of an encoder, and for one in a local folder what the folder holds: its weights may change."""
+    folder = Path(name).expanduser()
+    return f"{name} {fingerprint([folder])}" if folder.is_dir() else name
+
+
+def _loaded_version(encoder: AudioEncoder | VideoEncoder) -> tuple[str, str | None]:
+    """Return what tells a loaded encoder from another of its name: its folder, or its commit on the Hub."""
+    config = getattr(getattr(encoder, "model", None), "config", None)
+    return encoder_version(encoder.name), getattr(config, "_commit_hash", None)

@@ -1,10 +1,11 @@
 """Custom data: `train.csv` (or tsv, jsonl, parquet) with columns `text` and `label`."""
 
+import unicodedata
 from pathlib import Path
 from typing import Any
 
 from ..constants_amess import FEATURE_MODALITIES, OUT_OF_SCOPE_LABEL
-from .annotations import Clip, as_text, need_columns, optional_fields, read_rows
+from .annotations import Clip, need_columns, need_text, optional_fields, read_rows
 
 
 # Columns with paths, relative to the folder of the table.
@@ -25,26 +26,29 @@ def read_custom_table(path: Path, split: str) -> list[Clip]:
         split (`str`): Its split, for the ids of clips without one.
 
     Raises:
-        ValueError: If a column is missing, a label is empty, or a file is missing.
+        ValueError: If a column is missing, a label is empty or -1, a cell holds several values, or a file is missing.
     """
     clips = []
     for number, (where, row) in enumerate(read_rows(path)):
         if not clips:
             need_columns(path, row, ("text", "label"))
-        label = as_text(row.get("label_name", row["label"]))
-        if not label:
-            raise ValueError(f"{where}: no label; fill the cell, with {OUT_OF_SCOPE_LABEL} for an out-of-scope clip")
-        clip_id = as_text(row.get("id")) or f"{split}-{number}"
+        label = need_text(row, "label_name" if "label_name" in row else "label", where)
+        if not label or label == "-1":
+            found = "the label -1, which says out of scope only beside `label_name`" if label else "no label"
+            raise ValueError(f"{where}: {found}; fill the cell, with {OUT_OF_SCOPE_LABEL} for an out-of-scope clip")
+        clip_id = need_text(row, "id", where) or f"{split}-{number}"
+        if not clip_id.isprintable():
+            raise ValueError(f"{where}: `id` {ascii(clip_id[:40])} has characters that cannot be seen; give another")
         fields = optional_fields(row, where)
         for column in (*CLIP_COLUMNS, *FEATURE_COLUMNS):
             if row.get(column) not in (None, ""):
                 fields[column] = _resolve(row[column], column, path, where)
-        clips.append(Clip(clip_id, as_text(row["text"]), label, where, fields))
+        clips.append(Clip(clip_id, need_text(row, "text", where), label, where, fields))
     return clips
 
 
 def _resolve(value: Any, column: str, table: Path, where: str) -> Path:
-    if not isinstance(value, str):
+    if not isinstance(value, str) or "\0" in value:
         raise ValueError(
             f"{where}: `{column}` holds a {type(value).__name__}, not a path; "
             "a table that holds the features themselves loads with `datasets.load_dataset`"
@@ -59,14 +63,21 @@ def label_names(clips: list[Clip]) -> list[str]:
     """Return the labels of in-scope clips, sorted.
 
     Raises:
-        ValueError: If two labels differ in case only.
+        ValueError: If two labels look the same.
     """
     names: dict[str, str] = {}
     for clip in clips:
         if clip.label.casefold() != OUT_OF_SCOPE_LABEL.casefold():
-            name = names.setdefault(clip.label.casefold(), clip.label)
+            name = names.setdefault(_as_seen(clip.label), clip.label)
             if name != clip.label:
                 raise ValueError(
-                    f"{clip.where}: labels {name!r} and {clip.label!r} differ in case only; write one of them"
+                    f"{clip.where}: labels {ascii(name)} and {ascii(clip.label)} differ in case or invisible "
+                    "characters only; write one of them"
                 )
     return sorted(names.values())
+
+
+def _as_seen(label: str) -> str:
+    """Return what a reader sees of a label: without case, invisible characters, and kinds and numbers of spaces."""
+    visible = [part for part in label if part.isspace() or unicodedata.category(part) not in ("Cc", "Cf")]
+    return " ".join(unicodedata.normalize("NFC", "".join(visible)).casefold().split())

@@ -1,10 +1,10 @@
 """The files of a data set: where its folder keeps annotation tables, feature files and raw clips."""
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import xxhash
 from transformers.utils import logging
 
 from ..constants_amess import CLIP_SUFFIXES
@@ -17,6 +17,11 @@ logger = logging.get_logger(__name__)
 SCOPES = ("in", "out", "all")
 NO_FEATURES = "none"
 RAW_CLIPS_FOLDER = "raw_data"
+
+# Files up to this size are hashed whole, of larger ones so many blocks.
+HASHED_WHOLE = 2**20
+HASHED_BLOCKS = 16
+BLOCK_BYTES = 4096
 
 
 @dataclass
@@ -37,10 +42,10 @@ class DatasetFiles:
     clips: dict[str, Path] = field(default_factory=dict)
 
     def paths(self) -> list[Path]:
-        """Return all of them."""
+        """Return those whose content gets into the rows; of a raw clip only the path does."""
         tables = [path for _, path in self.tables]
         features = [path for paths in self.features.values() for path in paths]
-        return [*tables, *self.turn_tables.values(), *features, *self.clips.values()]
+        return [*tables, *self.turn_tables.values(), *features]
 
 
 def find_dataset_files(root: Path, name: str, scope: str, chosen_features: dict[str, str | None]) -> DatasetFiles:
@@ -177,14 +182,33 @@ def find_clips(folder: str | Path) -> dict[str, Path]:
 
 
 def fingerprint(files: Iterable[Path]) -> str:
-    """Return a digest that changes when one of `files`, or a file in one of them that is a folder, changes.
+    """Return a digest that changes when the content of one of `files` changes, whatever its times say.
 
-    Feature files and clips are large: path, size and modification time stand for their content.
+    The content of a small file counts, and of a large one its size, blocks of it from the begin to the end, its inode
+    and the time that its inode changed, which no copying program can set back. A folder stands for the files in it, an
+    index for the shards next to it.
     """
-    digest = hashlib.sha256()
+    digest = xxhash.xxh3_128()
     for path in sorted(files):
-        members = sorted(path.iterdir()) if path.is_dir() else [path]
-        for member in members:
-            status = member.stat()
-            digest.update(f"{member}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        for member in _members(path):
+            digest.update(f"\0{member}\0{member.stat().st_size}\0".encode("utf-8", "surrogateescape"))
+            _hash_content(member, digest)
     return digest.hexdigest()[:16]
+
+
+def _members(path: Path) -> list[Path]:
+    if path.is_dir():
+        return sorted(member for member in path.rglob("*") if member.is_file())
+    return [path, *sorted(path.parent.glob("*.safetensors"))] if path.suffix == ".json" else [path]
+
+
+def _hash_content(path: Path, digest: xxhash.xxh3_128) -> None:
+    status = path.stat()
+    with path.open("rb") as file:
+        if status.st_size <= HASHED_WHOLE:
+            digest.update(file.read(HASHED_WHOLE))
+            return
+        digest.update(f"{status.st_ino}\0{status.st_ctime_ns}".encode())
+        for block in range(HASHED_BLOCKS):
+            file.seek(block * (status.st_size - BLOCK_BYTES) // (HASHED_BLOCKS - 1))
+            digest.update(file.read(BLOCK_BYTES))

@@ -5,6 +5,7 @@ Each process encodes its share of the clips and writes small parts; when all are
 point and started again, it continues with the clips that are not in a part yet.
 """
 
+import glob
 import json
 import re
 import shutil
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from accelerate import PartialState
+from datasets.fingerprint import Hasher
 from safetensors import safe_open
 from safetensors.numpy import save_file
 from transformers.utils import logging
@@ -23,8 +25,8 @@ from transformers.utils import logging
 from ..constants_amess import FEATURE_MODALITIES
 from ..encoders_amess import load_audio_encoder, load_video_encoder
 from ..files_amess import write_json, write_text, written_aside
-from .annotations import as_text, parse_seconds, read_rows
-from .clip_features import CLIPS_PER_BATCH, ClipJob, EncodedClip, clip_jobs, encode_jobs
+from .annotations import as_text, check_span, parse_seconds, read_rows
+from .clip_features import CLIPS_PER_BATCH, ClipJob, EncodedClip, clip_jobs, encode_jobs, encoder_version
 from .custom_data import CLIP_COLUMNS
 from .dataset_files import NO_FEATURES
 from .feature_files import SafetensorsFeatures, recover_folder, write_features
@@ -44,6 +46,7 @@ def extract_features(
     video_frame_rate: float | None = None,
     dtype: str = "float32",
     on_error: str = "stop",
+    audio_encoder_layer: int | None = None,
 ) -> dict[str, str]:
     """Encode the raw clips of a data set into feature files that [`load_mintrec`] reads.
 
@@ -59,6 +62,7 @@ def extract_features(
         video_frame_rate (`float`, *optional*): Frames a second for the video encoder, by default its own.
         dtype (`str`): How features are stored, `"float32"` or `"float16"`.
         on_error (`str`): `"stop"` at a clip that cannot be read, or `"skip"` it.
+        audio_encoder_layer (`int`, *optional*): As in [`AMESSConfig`].
 
     Returns:
         `dict[str, str]`: {clip id: why it could not be read}; also written to `failed_clips.tsv` in the output folder.
@@ -75,7 +79,7 @@ def extract_features(
         jobs = read_jobs(data_dir, dataset_name, table)
     encoders = {"audio": audio_encoder, "video": video_encoder}
     extraction = FeatureExtraction(
-        jobs, output_dir or data_dir, encoders, video_frame_rate, dtype, on_error == "skip", state
+        jobs, output_dir or data_dir, encoders, video_frame_rate, dtype, on_error == "skip", state, audio_encoder_layer
     )
     return extraction.run()
 
@@ -108,6 +112,7 @@ def table_rows(table: Path, folder: Path) -> Iterator[dict[str, Any]]:
         if not paths:
             raise ValueError(f"{where}: no path in `clip`, `audio` or `video`; fill one of the cells")
         span = {name: parse_seconds(row.get(name), where) for name in ("start", "end")}
+        check_span(span["start"], span["end"], where)
         yield {"id": as_text(row.get("id")) or f"{table.stem}-{number}", **paths, **span}
 
 
@@ -127,6 +132,7 @@ class FeatureExtraction:
         dtype (`str`): How features are stored.
         skip_errors (`bool`): Whether to continue without the clips that cannot be read.
         state (`PartialState`): This process among the others.
+        audio_encoder_layer (`int`, *optional*): Layer of the audio encoder; its folder's name says which.
     """
 
     def __init__(
@@ -138,13 +144,31 @@ class FeatureExtraction:
         dtype: str,
         skip_errors: bool,
         state: PartialState,
+        audio_encoder_layer: int | None = None,
     ):
         self.jobs, self.root, self.encoders = jobs, Path(root), encoders
         self.video_frame_rate, self.dtype, self.skip_errors, self.state = video_frame_rate, dtype, skip_errors, state
+        self.audio_encoder_layer = audio_encoder_layer
         slugs = {m: encoder_slug(encoders[m]) for m in FEATURE_MODALITIES if encoders[m] is not None}
+        if "audio" in slugs and audio_encoder_layer is not None:
+            slugs["audio"] += f"-layer{audio_encoder_layer}"
         self.folders = {modality: self.root / f"{modality}_data" / slug for modality, slug in slugs.items()}
         rate = "" if video_frame_rate is None else f"-{video_frame_rate:g}"
-        self.parts = self.root / f".parts-{'-'.join(slugs.values())}{rate}"
+        self.versions = {modality: encoder_version(encoders[modality]) for modality in slugs}
+        # Parts of encoders whose weights have changed since are not joined with those of the present ones.
+        self.parts_stem = f".parts-{'-'.join(slugs.values())}{rate}"
+        self.parts = self.root / f"{self.parts_stem}-{Hasher.hash(self.versions)[:8]}"
+        for modality, folder in self.folders.items():
+            if folder.exists():
+                self._check_version(modality, SafetensorsFeatures(folder).metadata.get("encoder"))
+
+    def _check_version(self, modality: str, found: str | None) -> None:
+        """Raise `ValueError` if there are features of an encoder of the same name with other weights."""
+        if found not in (None, self.versions[modality]):
+            raise ValueError(
+                f"{self.folders[modality]}: `{modality}_encoder` was {found} when these features were made and is now "
+                f"{self.versions[modality]}; remove the folder, or choose another `output_dir`"
+            )
 
     def run(self) -> dict[str, str]:
         """Encode what is not encoded yet; return {clip id: why it could not be read}."""
@@ -172,6 +196,9 @@ class FeatureExtraction:
         """Remove what a killed run left half written, and its failures: those clips are tried again."""
         for folder in self.folders.values():
             recover_folder(folder)
+        for outdated in self.root.glob(f"{glob.escape(self.parts_stem)}-????????"):
+            if outdated != self.parts:
+                shutil.rmtree(outdated, ignore_errors=True)
         self.parts.mkdir(parents=True, exist_ok=True)
         for leftover in (*self.parts.glob("*.partial"), *self.parts.glob("failed-*")):
             leftover.unlink()
@@ -194,7 +221,7 @@ class FeatureExtraction:
         if not jobs:
             return
         audio, video = self.encoders["audio"], self.encoders["video"]
-        audio = audio and load_audio_encoder(audio, self.state.device)
+        audio = audio and load_audio_encoder(audio, self.state.device, layer=self.audio_encoder_layer)
         video = video and load_video_encoder(video, self.video_frame_rate, self.state.device)
         hidden = not self.state.is_main_process
         with logging.tqdm(total=len(jobs), desc="Encoding clips", unit="clip", disable=hidden) as progress:
@@ -237,7 +264,14 @@ class FeatureExtraction:
         for modality, folder in self.folders.items():
             if part_of or not folder.exists():
                 features = self._features(modality, part_of)
-                write_features(features, folder, source=self.root, dtype=self.dtype, replace=True)
+                write_features(
+                    features,
+                    folder,
+                    source=self.root,
+                    dtype=self.dtype,
+                    replace=True,
+                    metadata={"encoder": self.versions[modality]},
+                )
 
     def _features(self, modality: str, part_of: dict[str, Path]) -> Iterator[tuple[str, np.ndarray]]:
         folder = self.folders[modality]

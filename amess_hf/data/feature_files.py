@@ -12,12 +12,14 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
+import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm.auto import tqdm
@@ -33,6 +35,10 @@ PICKLE_SUFFIXES = (".pkl", ".pickle", ".pt", ".pth")
 DTYPES = ("float32", "float16")
 SHARD_BYTES = 256 * 2**20
 
+# What tensors of a safetensors file may be stored in.
+NUMBER_DTYPES = frozenset("F64 F32 F16 BF16 F8_E4M3 F8_E5M2 I64 I32 I16 I8 U64 U32 U16 U8 BOOL".split())
+_NOT_IN_NUMPY = (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
+
 
 def as_frames(value: np.ndarray, clip_id: str, path: Path) -> np.ndarray:
     """Return features as [frames, dim].
@@ -46,15 +52,36 @@ def as_frames(value: np.ndarray, clip_id: str, path: Path) -> np.ndarray:
     Raises:
         ValueError: For any other shape.
     """
-    if value.ndim == 3 and value.shape[1] == 1:
+    _frames_and_width(value.shape, clip_id, path)
+    if value.ndim == 3:
         return value[:, 0]
-    if value.ndim == 2:
-        return value
-    if value.ndim == 1 and value.size == 0:
-        return value.reshape(0, 0)
-    raise ValueError(
-        f"{path}: clip {clip_id} has features of shape {list(value.shape)}; expected [frames, dim] or [frames, 1, dim]"
-    )
+    return value if value.ndim == 2 else value.reshape(0, 0)
+
+
+def _frames_and_width(shape: Sequence[int], clip_id: str, path: Path) -> tuple[int, int]:
+    """Return how many frames features of `shape` have, and how wide they are; see [`as_frames`]."""
+    if len(shape) == 3 and shape[1] == 1:
+        shape = (shape[0], shape[2])
+    if len(shape) == 1 and shape[0] == 0:
+        shape = (0, 0)
+    if len(shape) != 2 or (shape[0] and not shape[1]):
+        raise ValueError(
+            f"{path}: clip {clip_id} has features of shape {list(shape)}; expected [frames, dim] or [frames, 1, dim]"
+        )
+    return shape[0], shape[1]
+
+
+def cast_frames(frames: np.ndarray, dtype: str | np.dtype, clip_id: str, path: Path) -> np.ndarray:
+    """Return `frames` as `dtype`, next to each other in memory.
+
+    Raises:
+        ValueError: If a finite number becomes infinite.
+    """
+    with np.errstate(over="ignore"):
+        cast = np.ascontiguousarray(frames, dtype=dtype)
+    if np.isinf(cast).any() and not np.isinf(frames).any():
+        raise ValueError(f"{path}: clip {clip_id} has values too large for {cast.dtype.name}; use a wider dtype")
+    return cast
 
 
 def _of_width(frames: np.ndarray, feature_size: int | None, clip_id: str, path: Path) -> np.ndarray:
@@ -96,15 +123,19 @@ class NumpyFeatures:
 
     def __getitem__(self, clip_id: str) -> np.ndarray:
         """Return the features of a clip, float32 [frames, feature_size]."""
-        frames = np.array(self._load(clip_id), dtype=np.float32)
-        return _of_width(frames, self.feature_size, clip_id, self.paths[clip_id])
+        path = self.paths[clip_id]
+        # A copy, in whatever order the numbers are stored: the file is closed.
+        frames = cast_frames(np.array(self._load(clip_id)), "float32", clip_id, path)
+        return _of_width(frames, self.feature_size, clip_id, path)
 
     def _load(self, clip_id: str) -> np.ndarray:
         path = self.paths[clip_id]
         try:
-            frames = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise ValueError(f"{path}: not a readable .npy file of numbers ({error})") from None
+            frames = np.lib.format.open_memmap(path, mode="r")
+        except Exception as error:  # numpy raises many kinds
+            raise ValueError(f"{path}: not a readable .npy file of numbers ({first_line(error)})") from None
+        if frames.dtype.kind not in "fiub":
+            raise ValueError(f"{path}: not a readable .npy file of numbers (its dtype is {frames.dtype})")
         return as_frames(frames, clip_id, path)
 
 
@@ -117,9 +148,10 @@ class SafetensorsFeatures:
 
     Attributes:
         feature_size (`int`, *optional*): Width of the features, None if no clip has a frame.
+        metadata (`dict[str, Any]`): What the index says about them.
 
     Raises:
-        ValueError: If a file is missing or damaged; on reading, if the tensor of a clip is not [frames, dim] of the
+        ValueError: If a file is missing or damaged, or the index names a file elsewhere or a missing clip; on reading, if the tensor of a clip is not [frames, dim] of the
             same width as the others.
     """
 
@@ -127,6 +159,7 @@ class SafetensorsFeatures:
         self.path = Path(path)
         if self.path.is_dir():
             self.path = self.path / INDEX_NAME
+        self.metadata: dict[str, Any] = {}
         self._shard_of = self._read_index() if self.path.suffix == ".json" else self._read_names()
         self.feature_size = self._read_width()
         self._open_files: dict[Path, Any] = {}
@@ -134,9 +167,22 @@ class SafetensorsFeatures:
     def _read_index(self) -> dict[str, Path]:
         try:
             index = json.loads(self.path.read_text(encoding="utf-8"))
-            return {clip_id: self.path.parent / shard for clip_id, shard in index["weight_map"].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            shard_of = dict(index["weight_map"])
+            self.metadata = dict(index.get("metadata", {}))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{self.path}: not a readable index of shards ({first_line(error)})") from None
+        for shard in shard_of.values():
+            # A shard lies next to its index. Anything else would let an index name any file of this machine.
+            if (
+                not isinstance(shard, str)
+                or shard in ("", "..")
+                or Path(shard).name != shard
+                or not shard.isprintable()
+            ):
+                raise ValueError(
+                    f"{self.path}: names the shard {repr(shard)[:80]}; a shard is a file in the folder of the index"
+                )
+        return {clip_id: self.path.parent / shard for clip_id, shard in shard_of.items()}
 
     def _read_names(self) -> dict[str, Path]:
         with self._opened(self.path) as file:
@@ -151,17 +197,28 @@ class SafetensorsFeatures:
             ) from None
 
     def _read_width(self) -> int | None:
-        """Return the width of the first clip that has frames, from the headers alone."""
+        """Return the width of the first clip that has frames, from the headers alone.
+
+        Raises:
+            ValueError: If the index names a clip that its shard does not have.
+        """
         by_shard: dict[Path, list[str]] = {}
         for clip_id, shard in self._shard_of.items():
+            if not clip_id.isprintable():
+                raise ValueError(f"{shard}: a clip id is {ascii(clip_id)[:40]}; give clips printable names")
             by_shard.setdefault(shard, []).append(clip_id)
+        width = None
         for shard, clip_ids in by_shard.items():
             with self._opened(shard) as file:
-                for clip_id in clip_ids:
-                    shape = file.get_slice(clip_id).get_shape()
-                    if shape[0] and len(shape) > 1:
-                        return shape[-1]
-        return None
+                missing = sorted(set(clip_ids) - set(file.keys()))
+                if missing:
+                    raise ValueError(
+                        f"{shard}: has no clip {missing[0]}, which {self.path.name} names; convert the features again"
+                    )
+                if width is None:
+                    shapes = (_frames_and_width(file.get_slice(clip).get_shape(), clip, shard) for clip in clip_ids)
+                    width = next((wide for count, wide in shapes if count), None)
+        return width
 
     def __contains__(self, clip_id: str) -> bool:
         return clip_id in self._shard_of
@@ -178,10 +235,17 @@ class SafetensorsFeatures:
         if shard not in self._open_files:
             self._open_files[shard] = self._opened(shard)
         try:
+            part = self._open_files[shard].get_slice(clip_id)
+            if part.get_dtype() not in NUMBER_DTYPES:
+                raise ValueError(f"{shard}: clip {clip_id} holds {part.get_dtype()}, which features are not stored in")
+            if not _frames_and_width(part.get_shape(), clip_id, shard)[0]:
+                return np.empty((0, self.feature_size or 0), np.float32)
             tensor = self._open_files[shard].get_tensor(clip_id)
         except SafetensorError as error:
             raise ValueError(f"{shard}: clip {clip_id} cannot be read ({first_line(error)})") from None
-        return _of_width(as_frames(tensor.float().numpy(), clip_id, shard), self.feature_size, clip_id, shard)
+        frames = tensor.float().numpy() if tensor.dtype in _NOT_IN_NUMPY else tensor.numpy()
+        frames = cast_frames(as_frames(frames, clip_id, shard), "float32", clip_id, shard)
+        return _of_width(frames, self.feature_size, clip_id, shard)
 
 
 def write_features(
@@ -192,6 +256,7 @@ def write_features(
     dtype: str = "float32",
     shard_bytes: int = SHARD_BYTES,
     replace: bool = False,
+    metadata: dict[str, str] | None = None,
 ) -> Path:
     """Write features as safetensors shards with an index, holding one shard in memory at a time.
 
@@ -204,6 +269,7 @@ def write_features(
         dtype (`str`): `"float32"`, or `"float16"` for half the size.
         shard_bytes (`int`): A shard is complete with the clip that makes it this large.
         replace (`bool`): Whether `out` may exist and not be empty; call [`recover_folder`] first.
+        metadata (`dict[str, str]`, *optional*): What else the index is to say.
 
     Returns:
         `Path`: The folder.
@@ -218,17 +284,34 @@ def write_features(
     if not replace and out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ValueError(f"{out}: already exists; choose another name or remove it")
     out.parent.mkdir(parents=True, exist_ok=True)
+    _remove_orphans(out.parent)
     partial = out.with_name(f".{out.name}.{uuid.uuid4().hex}.partial")
-    partial.mkdir()
-    try:
-        _write_shards(entries, partial, source, np.dtype(dtype), shard_bytes)
-        if replace and out.exists():
-            os.rename(out, _old(out))
-        os.replace(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with FileLock(_lock_of(partial)):
+        try:
+            partial.mkdir()
+            _write_shards(entries, partial, source, np.dtype(dtype), shard_bytes, metadata or {})
+            if replace and out.exists():
+                os.rename(out, _old(out))
+            os.replace(partial, out)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+            _lock_of(partial).unlink(missing_ok=True)
     shutil.rmtree(_old(out), ignore_errors=True)
     return out
+
+
+def _lock_of(partial: Path) -> Path:
+    """Return the file that the process that writes `partial` keeps locked; the lock ends with the process."""
+    return partial.with_name(f"{partial.name}.lock")
+
+
+def _remove_orphans(parent: Path) -> None:
+    """Remove the half-written folders in `parent` whose process was killed."""
+    partials = {path for path in parent.glob(".*.partial") if path.is_dir()}
+    for partial in partials | {lock.with_suffix("") for lock in parent.glob(".*.partial.lock")}:
+        with suppress(Timeout), FileLock(_lock_of(partial), timeout=0):
+            shutil.rmtree(partial, ignore_errors=True)
+            _lock_of(partial).unlink(missing_ok=True)
 
 
 def _old(folder: Path) -> Path:
@@ -239,12 +322,17 @@ def recover_folder(folder: Path) -> None:
     """Undo what a process that was killed in [`write_features`] left of `folder`; no other process may be writing it."""
     if _old(folder).exists() and not folder.exists():
         os.rename(_old(folder), folder)
-    for leftover in (_old(folder), *folder.parent.glob(f".{folder.name}.*.partial")):
-        shutil.rmtree(leftover, ignore_errors=True)
+    shutil.rmtree(_old(folder), ignore_errors=True)
+    _remove_orphans(folder.parent)
 
 
 def _write_shards(
-    entries: Iterable[tuple[str, np.ndarray]], folder: Path, source: Path, dtype: np.dtype, shard_bytes: int
+    entries: Iterable[tuple[str, np.ndarray]],
+    folder: Path,
+    source: Path,
+    dtype: np.dtype,
+    shard_bytes: int,
+    metadata: dict[str, str],
 ) -> None:
     shards: list[list[str]] = []
     pending: dict[str, np.ndarray] = {}
@@ -260,15 +348,15 @@ def _write_shards(
         if len(frames):
             width = width or frames.shape[1]
             _of_width(frames, width, clip_id, source)
-        pending[clip_id] = _cast(frames, dtype, clip_id, source)
+        pending[clip_id] = cast_frames(frames, dtype, clip_id, source)
         size += pending[clip_id].nbytes
         if size >= shard_bytes:
             flush()
             total, size = total + size, 0
     if pending or not shards:
         flush()
-    metadata = {"total_size": total + size, "feature_size": width, "dtype": dtype.name, "source": source.name}
-    _write_index(shards, folder, metadata)
+    facts = {"total_size": total + size, "feature_size": width, "dtype": dtype.name, "source": source.name}
+    _write_index(shards, folder, {**facts, **metadata})
 
 
 def _write_index(shards: list[list[str]], folder: Path, metadata: dict[str, Any]) -> None:
@@ -284,14 +372,6 @@ def _write_index(shards: list[list[str]], folder: Path, metadata: dict[str, Any]
     for shard in folder.glob("*.safetensors"):
         # The safetensors library writes files that only their owner may read.
         shutil.copymode(index_path, shard)
-
-
-def _cast(frames: np.ndarray, dtype: np.dtype, clip_id: str, source: Path) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        cast = np.ascontiguousarray(frames.astype(dtype))
-    if np.isinf(cast).any() and not np.isinf(frames).any():
-        raise ValueError(f"{source}: clip {clip_id} has values too large for {dtype.name}; write a wider dtype")
-    return cast
 
 
 def convert_pickle(path: str | os.PathLike, out: str | os.PathLike, *, dtype: str = "float32") -> Path:
@@ -330,7 +410,13 @@ def open_features(path: str | os.PathLike, cache: Callable[[Path], Path]) -> Saf
     converted = cache(path)
     converted.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{converted}.lock"):
-        if not converted.exists():
+        if converted.exists():
+            try:
+                return SafetensorsFeatures(converted)
+            except ValueError as error:
+                logger.warning(f"{first_line(error)}; {path} is converted again")
+                shutil.rmtree(converted)
+        else:
             logger.warning(f"{path} is a pickle; rewriting it once as safetensors in {converted}")
-            convert_pickle(path, converted)
+        convert_pickle(path, converted)
     return SafetensorsFeatures(converted)

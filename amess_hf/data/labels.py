@@ -1,66 +1,10 @@
-"""The official label lists of MIntRec and MIntRec2.0, in the order of their authors' repositories."""
+"""Labels: the official lists, their coarse groups, and the one that is most like a word."""
 
 import difflib
 from collections.abc import Sequence
 
+from ..labels_amess import LABELS, MINTREC2_LABELS, MINTREC_LABELS
 
-MINTREC_LABELS = [
-    "Complain",
-    "Praise",
-    "Apologise",
-    "Thank",
-    "Criticize",
-    "Agree",
-    "Taunt",
-    "Flaunt",
-    "Joke",
-    "Oppose",
-    "Comfort",
-    "Care",
-    "Inform",
-    "Advise",
-    "Arrange",
-    "Introduce",
-    "Leave",
-    "Prevent",
-    "Greet",
-    "Ask for help",
-]
-
-MINTREC2_LABELS = [
-    "Acknowledge",
-    "Advise",
-    "Agree",
-    "Apologise",
-    "Arrange",
-    "Ask for help",
-    "Asking for opinions",
-    "Care",
-    "Comfort",
-    "Complain",
-    "Confirm",
-    "Criticize",
-    "Doubt",
-    "Emphasize",
-    "Explain",
-    "Flaunt",
-    "Greet",
-    "Inform",
-    "Introduce",
-    "Invite",
-    "Joke",
-    "Leave",
-    "Oppose",
-    "Plan",
-    "Praise",
-    "Prevent",
-    "Refuse",
-    "Taunt",
-    "Thank",
-    "Warn",
-]
-
-LABELS = {"mintrec": MINTREC_LABELS, "mintrec2.0": MINTREC2_LABELS}
 
 COARSE_LABELS = ["Emotion", "Goal"]
 
@@ -82,3 +26,14 @@ def nearest(value: str, names: Sequence[str]) -> str:
     by_folded = {name.casefold(): name for name in names}
     close = difflib.get_close_matches(value.casefold(), by_folded, n=1, cutoff=0.0)
     return by_folded[close[0]] if close else names[0]
+
+
+__all__ = [
+    "COARSE_LABELS",
+    "EMOTION_LABELS",
+    "LABELS",
+    "MINTREC2_LABELS",
+    "MINTREC_LABELS",
+    "coarse_label",
+    "nearest",
+]

@@ -6,6 +6,7 @@ Out-of-scope Detection in Conversations", ICLR 2024.
 """
 
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +14,14 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
+from datasets.config import DATASET_INFO_FILENAME
 from datasets.exceptions import DatasetGenerationError
+from datasets.fingerprint import Hasher
 from transformers.utils import logging
 
 from ..constants_amess import FEATURE_MODALITIES, OUT_OF_SCOPE_ID
+from ..recipe_amess import DATASET_NAMES, dataset_name
 from .annotations import (
     Clip,
     add_context,
@@ -26,11 +31,13 @@ from .annotations import (
     read_mintrec2,
     resolve_labels,
     warn_of_shared_ids,
+    warn_of_unseen_labels,
 )
 from .custom_data import CLIP_COLUMNS, FEATURE_COLUMNS, label_names, read_custom_table
 from .dataset_files import NO_FEATURES, SCOPES, DatasetFiles, find_dataset_files, fingerprint
-from .feature_files import DTYPES, NumpyFeatures, open_features
+from .feature_files import DTYPES, NumpyFeatures, cast_frames, open_features
 from .labels import COARSE_LABELS, LABELS, coarse_label
+from .safe_pickle import first_line
 
 
 logger = logging.get_logger(__name__)
@@ -38,7 +45,6 @@ logger = logging.get_logger(__name__)
 # Part of the cache's path: raise it whenever the rows that the builder writes change.
 VERSION = datasets.Version("1.0.0")
 
-DATASET_NAMES = (*LABELS, "folder")
 GRANULARITIES = ("fine", "coarse")
 
 _FIELD_TYPES = {
@@ -89,8 +95,9 @@ class MIntRecConfig(datasets.BuilderConfig):
         paths = files.paths()
         if self.name == "folder":
             clips = read_clips(files, self.name)
-            paths += [path for clip in clips for path in clip.fields.values() if isinstance(path, Path)]
-        return super().create_config_id({**config_kwargs, "fingerprint": fingerprint(paths)}, custom_features)
+            paths += [clip.fields[column] for clip in clips for column in FEATURE_COLUMNS if column in clip.fields]
+        state = [fingerprint(paths), sorted(files.clips.items())]
+        return super().create_config_id({**config_kwargs, "fingerprint": Hasher.hash(state)}, custom_features)
 
 
 @dataclass
@@ -154,6 +161,7 @@ def make_plan(config: MIntRecConfig, cache_dir: Path) -> BuildPlan:
         splits[split] = [clip for clip in members if clip.in_scope in wanted]
     splits = {split: members for split, members in splits.items() if members}
     warn_of_shared_ids(splits)
+    warn_of_unseen_labels(splits)
     if not splits:
         raise ValueError(f"{config.data_dir}: no clip of scope={config.scope!r} in its tables; choose another `scope`")
     plan = BuildPlan(splits, COARSE_LABELS if config.label_granularity == "coarse" else labels)
@@ -260,6 +268,17 @@ class MIntRec(datasets.GeneratorBasedBuilder):
         # The columns depend on what is in the folder; reading that waits until there is no cache to use.
         return datasets.DatasetInfo(description=f"{self.config.name} for multimodal intent recognition")
 
+    def _build_cache_dir(self) -> str:
+        """Say where the built data set is kept; what a damaged one says about itself is removed with it."""
+        folder = super()._build_cache_dir()
+        if os.path.exists(os.path.join(folder, DATASET_INFO_FILENAME)):
+            try:
+                datasets.DatasetInfo.from_directory(folder)
+            except (ValueError, TypeError, LookupError, AttributeError) as error:
+                logger.warning(f"the cache {folder} is damaged ({first_line(error)}); it is built again")
+                shutil.rmtree(folder)
+        return folder
+
     def _split_generators(self, dl_manager: datasets.DownloadManager) -> list[datasets.SplitGenerator]:
         self.plan = make_plan(self.config, Path(self._cache_dir_root))
         self.info.features = self._features()
@@ -298,7 +317,8 @@ class MIntRec(datasets.GeneratorBasedBuilder):
         if self.config.context_turns:
             example["context"] = clip.context
         for modality, features in self.plan.features.items():
-            example[f"{modality}_features"] = features[clip].astype(self.config.dtype)
+            frames, path = features[clip], features.parts[0][0]
+            example[f"{modality}_features"] = cast_frames(frames, self.config.dtype, clip.id, path)
         return example
 
 
@@ -349,27 +369,55 @@ def load_mintrec(
         >>> dataset = load_mintrec("path/to/MIntRec2.0", "mintrec2.0", context_turns=2)
         >>> dataset["train"][0]["text"]
     """
-    builder = MIntRec(
-        config_name=name,
-        data_dir=str(Path(data_dir).expanduser().resolve()),
-        cache_dir=None if cache_dir is None else str(cache_dir),
-        scope=scope,
-        label_granularity=label_granularity,
-        audio_features=audio_features,
-        video_features=video_features,
-        context_turns=context_turns,
-        allow_missing_features=allow_missing_features,
-        dtype=dtype,
-    )
+    arguments = {
+        "config_name": name,
+        "data_dir": str(Path(data_dir).expanduser().resolve()),
+        "cache_dir": None if cache_dir is None else str(cache_dir),
+        "scope": scope,
+        "label_granularity": label_granularity,
+        "audio_features": audio_features,
+        "video_features": video_features,
+        "context_turns": context_turns,
+        "allow_missing_features": allow_missing_features,
+        "dtype": dtype,
+    }
     try:
-        builder.download_and_prepare()
+        builder, dataset = _build(arguments, datasets.DownloadMode.REUSE_DATASET_IF_EXISTS)
+    except _DamagedCacheError as error:
+        logger.warning(f"the cache of {data_dir} is damaged ({first_line(error)}); it is built again")
+        builder, dataset = _build(arguments, datasets.DownloadMode.FORCE_REDOWNLOAD)
+    if not _feature_columns(builder.info.features) and NO_FEATURES not in (audio_features, video_features):
+        logger.warning_once(f"{data_dir} has no feature files; using text only")
+    return with_feature_arrays(dataset)
+
+
+class _DamagedCacheError(ValueError):
+    """The built data set cannot be read, or not all of it."""
+
+
+def _build(arguments: dict[str, Any], mode: datasets.DownloadMode) -> tuple["MIntRec", datasets.DatasetDict]:
+    """Build the data set, or read it from where an earlier call has built it.
+
+    Raises:
+        ValueError: See [`load_mintrec`].
+        _DamagedCacheError: What was built earlier is damaged.
+    """
+    builder = MIntRec(**arguments)
+    try:
+        builder.download_and_prepare(download_mode=mode)
     except DatasetGenerationError as error:
         if isinstance(error.__cause__, ValueError):
             raise error.__cause__ from None
         raise
-    if not _feature_columns(builder.info.features) and NO_FEATURES not in (audio_features, video_features):
-        logger.warning_once(f"{data_dir} has no feature files; using text only")
-    return with_feature_arrays(builder.as_dataset())
+    try:
+        dataset = builder.as_dataset()
+    except (pa.ArrowException, OSError) as error:
+        raise _DamagedCacheError(str(error)) from None
+    counts = {split: len(rows) for split, rows in dataset.items()}
+    expected = {split: info.num_examples for split, info in builder.info.splits.items()}
+    if counts != expected:
+        raise _DamagedCacheError(f"it has {counts} rows of {expected}")
+    return builder, dataset
 
 
 def with_feature_arrays(dataset: datasets.DatasetDict) -> datasets.DatasetDict:
@@ -389,20 +437,4 @@ def _feature_columns(features: datasets.Features) -> list[str]:
     return [column for column in FEATURE_COLUMNS if column in features]
 
 
-def dataset_name(split: datasets.Dataset) -> str | None:
-    """Return which data set the rows of `split` came from: `"mintrec"`, `"mintrec2.0"` or `"folder"`.
-
-    [`load_mintrec`] leaves the name in `split.info.config_name`, where selected, filtered, mapped and saved rows keep it,
-    and the Hub after `push_to_hub(repo, config_name=name)`. Parquet files and a plain `push_to_hub` do not keep it; then
-    the official label lists tell MIntRec and MIntRec2.0.
-
-    Args:
-        split (`datasets.Dataset`): One split.
-
-    Returns:
-        `str`, *optional*: None for rows of several data sets, and where there is nothing to tell the data set by.
-    """
-    if split.info.config_name in DATASET_NAMES:
-        return split.info.config_name
-    names = getattr((split.features or {}).get("label"), "names", None)
-    return next((name for name, labels in LABELS.items() if names == labels), None)
+__all__ = ["MIntRec", "MIntRecConfig", "dataset_name", "load_mintrec", "with_feature_arrays"]

@@ -3,7 +3,7 @@
 from .aggregation import aggregate_runs, paired_difference, write_aggregate
 from .anchor_metrics import compute_anchor_metrics, read_evidence_spans
 from .metrics import compute_classification_metrics, compute_oos_metrics, compute_open_classification_metrics
-from .model_card import create_model_card
+from .model_card import create_model_card, name_repository
 from .prediction import ClipOutputs, modality_table, predict_clips
 from .reporting import fit_detectors, report
 
@@ -18,6 +18,7 @@ __all__ = [
     "create_model_card",
     "fit_detectors",
     "modality_table",
+    "name_repository",
     "paired_difference",
     "predict_clips",
     "read_evidence_spans",

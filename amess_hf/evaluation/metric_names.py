@@ -1,5 +1,6 @@
 """How metrics and modalities are named and written where people read them."""
 
+import re
 from collections.abc import Sequence
 
 
@@ -30,12 +31,14 @@ def modality_label(modalities: Sequence[str]) -> str:
     return " + ".join(MODALITY_NAMES[name] for name in modalities)
 
 
-def escape_markdown(text: str) -> str:
-    """Write a name on one line so that it breaks no table and is no HTML, link or image."""
-    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("[", "\\[")
-
-
 def percent(share: float) -> str:
     """Write a share in percent with two digits."""
     return f"{100 * share:.2f}"
+
+
+def escape_markdown(text: str) -> str:
+    """Write a text, which may be a user's, so that Markdown shows it as it stands, on one line."""
+    text = re.sub(r"([\\`*\[\]|~$])", r"\\\1", " ".join(text.split()).replace("&", "&amp;"))
+    # An underscore inside a word, as in the name of a clip, is no emphasis.
+    text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)
+    return text.replace("<", "&lt;").replace(">", "&gt;")

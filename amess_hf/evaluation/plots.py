@@ -32,6 +32,7 @@ YELLOW, BLUE, VERMILION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
 GREY, PALE = "#595959", "#D9D9D9"
 MODALITY_COLOURS = {"text": BLUE, "audio": ORANGE, "video": GREEN}
 
+_LONGEST_NAME = 40
 _UNDER_TEXT = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
 _STYLE = {
     "figure.dpi": 100,
@@ -62,8 +63,7 @@ _STYLE = {
     "lines.linewidth": 2,
     "hatch.linewidth": 0.8,
     "svg.hashsalt": "amess",
-    # Names of intents are words, also with a dollar sign in them.
-    "text.parse_math": False,
+    "text.parse_math": False,  # a dollar sign in an intent's name or in an utterance is no formula
 }
 
 
@@ -80,7 +80,7 @@ def styled_figure(width: float, height: float, title: str | None = None) -> Iter
         figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
         FigureCanvasAgg(figure)
         if title:
-            figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+            figure.suptitle(" ".join(title.split()), x=0.01, ha="left", fontsize=12, fontweight="bold")
         yield figure
 
 
@@ -88,6 +88,13 @@ def save_figure(figure: Figure, path: str | os.PathLike) -> None:
     """Write a PNG without a date or a version in it."""
     with _style():
         figure.savefig(path, format="png", dpi=100, metadata={"Software": None})
+
+
+def plot_name(name: str) -> str:
+    """Return a name, which may be a user's, as plots write it: on one line, cut where it is long."""
+    name = " ".join(name.split())
+    name = name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
+    return f" {name}" if name.startswith("_") else name  # Matplotlib leaves names like `_name` out of legends.
 
 
 def plot_intent_f1(per_class: Mapping[str, Mapping]) -> Figure:
@@ -109,7 +116,7 @@ def plot_intent_f1(per_class: Mapping[str, Mapping]) -> Figure:
         axes.barh(positions, scores, height=0.7, color=BLUE)
         for position, (_, f1, support) in enumerate(rows):
             axes.text(100 * f1 + 1, position, f"{100 * f1:.0f}  ({support})", va="center", fontsize=9)
-        axes.set_yticks(positions, [row[0] for row in rows])
+        axes.set_yticks(positions, [plot_name(row[0]) for row in rows])
         axes.tick_params(axis="y", length=0)
         axes.set(xlim=(0, 112), ylim=(-0.7, len(rows) - 0.3), xlabel="F1 (%)")
         axes.set_xticks(range(0, 101, 20))
@@ -160,7 +167,7 @@ def plot_confusion(matrix: np.ndarray, names: Sequence[str]) -> Figure:
     side = max(4.5, 0.27 * size + 2.6)
     with styled_figure(side + 0.9, side + 0.3) as figure:
         axes = figure.add_subplot()
-        display = ConfusionMatrixDisplay(100 * shares, display_labels=names).plot(
+        display = ConfusionMatrixDisplay(100 * shares, display_labels=list(map(plot_name, names))).plot(
             cmap="Blues", xticks_rotation="vertical", ax=axes, colorbar=False, im_kw={"vmin": 0, "vmax": 100}
         )
         for text, count, share in zip(display.text_.flat, matrix.flat, shares.flat, strict=True):
@@ -373,8 +380,9 @@ def plot_embeddings(
     Returns:
         `Figure`: The plot.
     """
-    points, labels = np.asarray(points), np.asarray(labels)
-    with styled_figure(10, 7.2, "Clips and label descriptions (t-SNE of their embeddings)") as figure:
+    points, labels, names = np.asarray(points), np.asarray(labels), list(map(plot_name, names))
+    shown = "Clips" if description_points is None else "Clips and label descriptions"
+    with styled_figure(10, 7.2, f"{shown} (t-SNE of their embeddings)") as figure:
         axes = figure.add_subplot()
         if (labels < 0).any():
             out = labels < 0
@@ -389,10 +397,11 @@ def plot_embeddings(
         margin = 0.08 * np.ptp(everything, axis=0)
         axes.set_xlim(everything[:, 0].min() - margin[0], everything[:, 0].max() + margin[0])
         axes.set_ylim(everything[:, 1].min() - margin[1], everything[:, 1].max() + margin[1])
-        axes.set(xticks=[], yticks=[], xlabel="small mark: clip     large mark, black edge: description of the intent")
+        axes.set(xticks=[], yticks=[])
         axes.spines[["top", "right"]].set_visible(True)
         figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", markerscale=1.5, handletextpad=0.2)
         if description_points is not None:
+            axes.set_xlabel("small mark: clip     large mark, black edge: description of the intent")
             figure.canvas.draw()  # sets the layout that the labels are placed in
             _label_points(axes, description_points, names, points)
     return figure

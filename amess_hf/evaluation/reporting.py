@@ -128,7 +128,7 @@ def report(
     os.makedirs(output_dir, exist_ok=True)
     writer = _ReportWriter(output_dir)
     results = {"split": name, "clips": int(in_scope.sum()), "out_of_scope_clips": int((~in_scope).sum())}
-    writer.heading(f"Evaluation on {name}", level=1)
+    writer.heading(f"Evaluation on {escape_markdown(name)}", level=1)
     results["classification"] = compute_classification_metrics(known.predictions, known.labels, names)
     _write_classification(writer, plots, results, known, names)
     results["modalities"] = modality_table(model, known_clips, data_collator, batch_size, complete=known)
@@ -161,9 +161,7 @@ class _ReportWriter:
         """Add a table whose first `left` columns are words and the others numbers."""
         rule = ["---"] * left + ["---:"] * (len(header) - left)
         lines = [header, rule, *rows]
-        self.parts.append(
-            "\n".join(f"| {' | '.join(escape_markdown(str(cell)) for cell in line)} |" for line in lines)
-        )
+        self.parts.append("\n".join(f"| {' | '.join(map(str, line))} |" for line in lines))
 
     def plot(self, figure: Any, file_name: str, description: str):
         from .plots import save_figure
@@ -196,7 +194,11 @@ def _write_classification(
     writer.table(
         ["intent", "clips", "F1", "precision", "recall"],
         [
-            [label, values["support"], *(percent(values[key]) for key in ("f1", "precision", "recall"))]
+            [
+                escape_markdown(label),
+                values["support"],
+                *(percent(values[key]) for key in ("f1", "precision", "recall")),
+            ]
             for label, values in rows
         ],
     )
@@ -337,7 +339,7 @@ def _write_mistakes(writer: _ReportWriter, known: ClipOutputs, names: list[str],
     for number in wrong[:_MISTAKES_SHOWN]:
         label, prediction = names[known.labels[number]], names[known.predictions[number]]
         cells = [known.ids[number], known.texts[number], label, prediction, clips.describe(number)]
-        rows.append([*cells, f"{100 * confidence[number]:.1f}"])
+        rows.append([*map(escape_markdown, cells), f"{100 * confidence[number]:.1f}"])
     writer.table(["clip", "text", "intent", "prediction", "anchors, best first", "confidence"], rows, left=5)
 
 
@@ -354,7 +356,7 @@ def _write_map(writer: _ReportWriter, plots: ModuleType, outputs: ClipOutputs, n
     writer.plot(
         plots.plot_embeddings(plane[: len(outputs)], outputs.labels, names, descriptions),
         "embeddings.png",
-        "Map of the clips' embeddings and the label descriptions",
+        "Map of the clips' embeddings" + ("" if descriptions is None else " and the label descriptions"),
     )
 
 

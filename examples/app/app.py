@@ -3,31 +3,49 @@ What does the speaker intend? A page on which people try an A-MESS model: `pytho
 
 Record or upload a clip, type the words, and see the intents as bars and the anchors on the clip's time line; "none of
 these" where the model's out-of-scope detector says so. A box takes intents that the model has never seen, described in a
-sentence. Without `--model`, a small model is trained first, on clips that the app draws itself (about a minute, nothing
-is downloaded). A Space takes the files of this folder, `clip_writer.py` from `examples/demo`, and the model's name in the
+sentence. Without `--model` it is the one that `make demo` has left in `demo_output/model`. A Space takes the files of this
+folder and `clip_writer.py`, `demo_clips.py` and `demo_examples.py` from `examples/demo`, and the model's name in the
 variable `MODEL_ID`.
 """
 
 import argparse
+import json
+import logging
 import os
 import re
+import sys
 import tempfile
+from functools import partial
 from html import escape
 from pathlib import Path
 
 import app_view as view
 import gradio as gr
 import numpy as np
-from app_clips import EXAMPLES, write_scene
 from transformers import pipeline
 
 import amess_hf  # noqa: F401  (registers the Auto classes and the pipeline)
-from amess_hf.clips_amess import clip_info, iter_frames, read_sound
+from amess_hf.clips_amess import clip_info, iter_frames, read_frames, read_sound
 
+
+sys.path.append(str(Path(__file__).parents[1] / "demo"))
+
+from demo_clips import write_scene
+from demo_examples import EXAMPLES
+
+
+logger = logging.getLogger("amess_hf.app")
+
+DEMO_MODEL = Path("demo_output", "model")
 
 MAX_SECONDS = 120
 THUMBNAILS, SOUND_BARS, SOUND_RATE = 8, 160, 8000
 INVITATION = "Record or upload a clip, or choose an example; write what is said, and ask."
+FAILED = "Something went wrong here. Try another clip, or tell whoever runs this page to look into its log."
+CHANGED = "Ask again to see what this one means."
+# Played by the browser, not by the server, so that an old answer is gone before anything new can be asked.
+FORGET = f"() => [{json.dumps(view.empty_html(CHANGED))}, '']"
+SHOW = "() => document.querySelector('#answer')?.scrollIntoView({block: 'nearest', behavior: 'smooth'})"
 
 
 class Recognizer:
@@ -62,11 +80,15 @@ class Recognizer:
         Raises:
             `ValueError`: if there is neither a clip nor words, or the clip cannot be used.
         """
-        inputs = {"text": text} | ({"video": clip} if clip else {})
+        inputs = {"text": text} | ({"clip": clip} if clip else {})
         candidates = {**self.known, **added} if added else None
         answer = self.pipeline(inputs, candidate_labels=candidates, return_anchors=True, top_k=None)
         scores = {entry["label"]: entry["score"] for entry in answer["predictions"]}
-        return view.answer_html(scores, answer["in_scope"], set(added)), timeline(clip, text, answer["anchors"])
+        in_scope = answer["in_scope"]
+        if added and in_scope is None and answer["predictions"][0]["label"] not in added:
+            # The detector knows the model's own intents only: what is none of them may still be one that was added.
+            in_scope = self.pipeline(inputs, return_anchors=True)["in_scope"]
+        return view.answer_html(scores, in_scope, set(added)), timeline(clip, text, answer["anchors"])
 
 
 def timeline(clip: str | None, text: str, anchors: dict) -> str:
@@ -92,13 +114,27 @@ def sound_bars(clip: str) -> np.ndarray:
     return bars / max(float(bars.max(initial=0.0)), 1e-4)
 
 
-def build_app(recognizer: Recognizer, examples: list[tuple[str, str]]) -> gr.Blocks:
+def draw_examples(folder: str | os.PathLike) -> list[dict[str, str]]:
+    """The examples as clips in the folder, each with `name`, `clip`, `text` and `picture`, a still of it."""
+    from PIL import Image
+
+    drawn = []
+    for number, example in enumerate(EXAMPLES):
+        clip = write_scene(Path(folder, f"example-{number}.mp4"), example.scene, (320, 240), 20)
+        picture = Path(folder, f"example-{number}.png")
+        middle = sum(example.scene.face_span) / 2
+        Image.fromarray(read_frames(clip, num_frames=1, start=middle)[0]).save(picture)
+        drawn.append({"name": example.name, "clip": clip, "text": example.text, "picture": str(picture)})
+    return drawn
+
+
+def build_app(recognizer: Recognizer, examples: list[dict[str, str]]) -> gr.Blocks:
     """
     The page.
 
     Args:
         recognizer ([`Recognizer`]): The model.
-        examples (`list[tuple[str, str]]`): Clips, each with its words.
+        examples (`list[dict[str, str]]`): What `draw_examples` gives.
     """
     with gr.Blocks(title="A-MESS: what does the speaker intend?", analytics_enabled=False, fill_width=True) as app:
         gr.Markdown(
@@ -109,17 +145,19 @@ def build_app(recognizer: Recognizer, examples: list[tuple[str, str]]) -> gr.Blo
         added = gr.State({})
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=320):
-                clip = gr.Video(label="Clip", sources=["upload", "webcam"], height=300, elem_id="clip")
-                words = gr.Textbox(label="What is said", placeholder="oh great, you again", lines=1, elem_id="words")
+                clip = gr.Video(label="Clip", sources=["upload", "webcam"], elem_id="clip")
+                words = gr.Textbox(label="What is said", placeholder="oh great, you again", lines=2, elem_id="words")
                 with gr.Row():
                     ask = gr.Button("What is meant?", variant="primary", elem_id="ask", scale=2)
                     if recognizer.transcriber is not None:
                         write = gr.Button("Transcribe the words", elem_id="transcribe")
-                        write.click(reported(transcribe, recognizer), clip, words)
-                gr.Examples([list(example) for example in examples], [clip, words], label="Examples drawn by this app")
-            with gr.Column(scale=7, min_width=420):
-                answer = gr.HTML(view.empty_html(INVITATION), elem_id="answer-box")
-                line = gr.HTML(elem_id="timeline-box")
+                        write.click(partial(transcribe, recognizer), clip, words)
+                gr.HTML("Examples, drawn and voiced by this app", elem_id="examples-title", padding=False)
+                with gr.Row(elem_id="examples"):
+                    chosen = [gr.Button(example["name"], icon=example["picture"], size="sm") for example in examples]
+            with gr.Column(scale=7, min_width=320):
+                answer = gr.HTML(view.empty_html(INVITATION), elem_id="answer-box", padding=False)
+                line = gr.HTML(elem_id="timeline-box", padding=False)
                 with gr.Accordion("Add an intent of your own", open=False, elem_id="add"):
                     name = gr.Textbox(label="Name", placeholder="Negotiate", elem_id="intent-name")
                     description = gr.Textbox(
@@ -133,50 +171,60 @@ def build_app(recognizer: Recognizer, examples: list[tuple[str, str]]) -> gr.Blo
                         remove = gr.Button("Remove all added", elem_id="intent-remove")
                     own = gr.Markdown(listed({}), elem_id="intent-list")
 
-        recognize = reported(answered, recognizer)
-        asked = {"inputs": [clip, words, added], "outputs": [answer, line]}
-        ask.click(recognize, **asked)
-        words.submit(recognize, **asked)
+        shown = [answer, line]
+        asked = {"fn": partial(answered, recognizer), "inputs": [clip, words, added], "outputs": shown}
+        for ask_now in (ask.click, words.submit, added.change):
+            ask_now(**asked).success(None, js=SHOW)
+        gr.on([words.input, clip.upload, clip.clear, clip.start_recording], None, None, shown, js=FORGET)
+        for button, example in zip(chosen, examples, strict=True):
+            fill = partial(tuple, (example["clip"], example["text"]))
+            button.click(fill, None, [clip, words]).then(**asked).success(None, js=SHOW)
         form = [name, description, added]
-        add.click(reported(add_intent, recognizer), form, [*form, own]).success(recognize, **asked)
-        remove.click(lambda: ({}, listed({})), None, [added, own]).success(recognize, **asked)
+        add.click(partial(add_intent, recognizer), form, [*form, own])
+        remove.click(lambda: ({}, listed({})), None, [added, own])
     return app
 
 
-def reported(function, recognizer: Recognizer):
-    """`function(recognizer, ...)` with its `ValueError`s shown to the visitor instead of a blank failure."""
-
-    def call(*arguments):
-        try:
-            return function(recognizer, *arguments)
-        except ValueError as error:
-            raise gr.Error(escape(str(error)), print_exception=False) from error
-
-    return call
+def without_folders(message: str) -> str:
+    """The message with the names of files in place of their paths."""
+    return re.sub(r"(?:[A-Za-z]:)?[\\/](?:[^\s\\/'\"`:]+[\\/])+", "", message)
 
 
 def answered(recognizer: Recognizer, clip: str | None, words: str | None, added: dict[str, str]) -> tuple[str, str]:
+    """The answer and the time line as HTML; what the visitor can mend, without paths of the server, where there is none."""
     words = (words or "").strip()
     if not clip and not words:
         return view.empty_html(INVITATION), ""
-    if clip and clip_info(clip).duration > MAX_SECONDS:
-        raise ValueError(f"This clip is longer than {MAX_SECONDS} seconds; cut out the utterance")
-    return recognizer(clip, words, added)
+    try:
+        if clip and clip_info(clip).duration > MAX_SECONDS:
+            raise ValueError(f"This clip is longer than {MAX_SECONDS} seconds; cut out the utterance")
+        return recognizer(clip, words, added)
+    except ValueError as error:
+        return view.error_html(without_folders(str(error))), ""
+    except Exception:
+        logger.exception("a visitor's request failed")
+        return view.error_html(FAILED), ""
 
 
-def transcribe(recognizer: Recognizer, clip: str | None) -> str:
+def transcribe(recognizer: Recognizer, clip: str | None):
     if not clip:
-        raise ValueError("There is no clip to listen to")
-    return recognizer.transcribe(clip)
+        gr.Warning("There is no clip to listen to")
+        return gr.skip()
+    try:
+        return recognizer.transcribe(clip)
+    except ValueError as error:
+        gr.Warning(escape(without_folders(str(error))))
+        return gr.skip()
 
 
 def add_intent(recognizer: Recognizer, name: str, description: str, added: dict[str, str]):
-    """The form, emptied; the intents with the new one; and their list."""
+    """The form, emptied; the intents with the new one; and their list. What is wrong is said in place of the list."""
+    kept = name, description, added
     name, description = (name or "").strip(), (description or "").strip()
     if not name or not description:
-        raise ValueError("An intent needs a name and a sentence that describes it")
-    if name.lower() in {known.lower() for known in recognizer.known}:
-        raise ValueError(f"The model already knows the intent “{name}”; choose another name")
+        return *kept, "**An intent needs a name and a sentence that describes it.**"
+    if name.lower() in {known.lower() for known in recognizer.pipeline.model.config.label2id}:
+        return *kept, f"**The model already knows the intent “{view.plain(name)}”; choose another name.**"
     added = {**added, name: description}
     return "", "", added, listed(added)
 
@@ -195,25 +243,34 @@ def launch(app: gr.Blocks, **options):
     return app.launch(theme=theme, css=view.CSS, footer_links=[], show_error=True, **options)
 
 
-def main() -> None:
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
     parser.add_argument(
         "--model", default=os.environ.get("MODEL_ID"), help="folder of a model, or its name on the Hub"
     )
     parser.add_argument("--asr_model", default=os.environ.get("ASR_MODEL_ID"), help="a speech recogniser, likewise")
     parser.add_argument("--port", type=int, default=int(os.environ.get("GRADIO_SERVER_PORT", 7860)))
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        model = options.model
-        if model is None:
-            from app_model import pretrained_text_encoder, train_model
+    options = parser.parse_args(arguments)
+    if options.model is None:
+        if not DEMO_MODEL.is_dir():
+            parser.error(f"no --model is given and there is no {DEMO_MODEL}; give one, or let `make demo` make it")
+        options.model = str(DEMO_MODEL)
+    return options
 
-            model = train_model(Path(folder, "model"), pretrained_text_encoder())
-        examples = [
-            (write_scene(Path(folder, f"example-{i}.mp4"), scene), scene.text) for i, scene in enumerate(EXAMPLES)
-        ]
-        app = build_app(Recognizer(model, options.asr_model), examples)
-        launch(app, server_port=options.port, allowed_paths=[folder])
+
+def load(options: argparse.Namespace) -> Recognizer:
+    try:
+        return Recognizer(options.model, options.asr_model)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        sys.exit(f"app.py: --model {options.model} cannot be loaded: {reason}; give the folder of a model or its name")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse_arguments(arguments)
+    recognizer = load(options)
+    with tempfile.TemporaryDirectory() as folder:
+        launch(build_app(recognizer, draw_examples(folder)), server_port=options.port, allowed_paths=[folder])
 
 
 if __name__ == "__main__":

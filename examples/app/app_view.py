@@ -1,4 +1,4 @@
-"""What `app.py` shows of an answer: bars of intents and the clip's time line with the anchors, as HTML and SVG.
+"""What `app.py` shows of an answer: bars of intents and the clip's time line with the anchors, as HTML.
 
 Plain functions from an answer to text, without Gradio. Everything that a user typed is escaped.
 """
@@ -11,28 +11,66 @@ import numpy as np
 
 
 # Okabe and Ito's colours, which colour-blind people can tell apart.
-BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"
+BLUE, GREEN, VERMILION = "#0072B2", "#009E73", "#D55E00"
+# An anchor's colour goes from the first to the second with its score.
+PALE, STRONG = (253, 236, 200), (213, 94, 0)
 NONE_OF_THESE = "None of these"
 
 CSS = f"""
 .gradio-container {{ width: 100% !important; max-width: 1180px !important; margin: 0 auto !important; }}
 #title h1 {{ margin-bottom: 0.1em; }}
 #title p {{ opacity: 0.75; margin-top: 0; }}
+#examples {{ gap: 8px; flex-wrap: nowrap; }}
+#examples button {{ min-width: 0; padding: 6px 4px; font-size: 12px; line-height: 1.25; flex-direction: column;
+  white-space: normal; font-weight: 500; }}
+#examples button img {{ width: 100%; max-width: 96px; height: auto; aspect-ratio: 4 / 3; margin: 0 0 4px;
+  border-radius: 6px; object-fit: cover; }}
+#examples-title {{ font-size: 13px; opacity: 0.75; margin: 0 0 -8px; }}
+#answer-box, #timeline-box, #examples-title, #examples-title .html-container,
+#answer-box .html-container, #timeline-box .html-container {{ padding: 0 !important; }}
+#clip video {{ height: 236px !important; object-fit: contain; }}
 .amess {{ color: var(--body-text-color); background: var(--background-fill-primary); border-radius: 12px;
   padding: 18px 22px; box-shadow: 0 1px 4px rgba(0, 0, 0, 0.10); }}
 .amess .kicker {{ font-size: 13px; opacity: 0.7; }}
-.amess .headline {{ font-size: 34px; font-weight: 700; line-height: 1.15; }}
-.amess .note {{ font-size: 14px; opacity: 0.8; margin: 2px 0 12px; }}
-.amess .row {{ display: grid; grid-template-columns: 11em 1fr 4em; gap: 10px; align-items: center; margin: 5px 0; }}
+.amess .headline {{ font-size: 34px; font-weight: 700; line-height: 1.15; overflow-wrap: anywhere; }}
+.amess .note {{ font-size: 14px; opacity: 0.8; margin: 2px 0 12px; overflow-wrap: anywhere; }}
+.amess .row {{ display: grid; grid-template-columns: minmax(5em, 10em) 1fr 3em; gap: 10px; align-items: center;
+  margin: 5px 0; }}
 .amess .name {{ text-align: right; font-size: 15px; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }}
 .amess .track {{ background: rgba(128, 128, 128, 0.13); border-radius: 5px; height: 20px; overflow: hidden; }}
 .amess .fill {{ background: {BLUE}; height: 100%; border-radius: 5px; min-width: 3px; }}
 .amess .added .fill {{ background: {GREEN}; }}
-.amess .none .fill {{ background: #8a8a8a; }}
 .amess .value {{ font-variant-numeric: tabular-nums; font-size: 15px; }}
 .amess .top .name, .amess .top .value {{ font-weight: 700; }}
+.amess .chips {{ display: flex; flex-wrap: wrap; gap: 6px; }}
+.amess .chip {{ border: 1px solid rgba(128, 128, 128, 0.5); border-radius: 999px; padding: 2px 12px; font-size: 14px; }}
+.amess .mistake {{ border-left: 5px solid {VERMILION}; padding: 6px 14px; font-size: 16px; overflow-wrap: anywhere; }}
 .amess .empty {{ opacity: 0.65; padding: 60px 16px; text-align: center; }}
-.amess svg text {{ fill: var(--body-text-color); font-family: inherit; }}
+.amess .lane {{ display: grid; grid-template-columns: 4.2em 1fr; gap: 10px; align-items: center; margin: 12px 0; }}
+.amess .caption {{ text-align: right; font-size: 14px; }}
+.amess .axis {{ position: relative; min-width: 0; }}
+.amess .pictures {{ display: flex; gap: 2px; }}
+.amess .pictures img {{ flex: 1 1 0; min-width: 0; height: 74px; object-fit: cover; margin: 0; }}
+.amess .sound svg {{ display: block; width: 100%; height: 60px; }}
+.amess .nothing {{ font-size: 14px; opacity: 0.6; }}
+.amess .axis > .anchor {{ position: absolute; top: -4px; bottom: -4px; min-width: 5px; border-radius: 3px;
+  border: 2px solid; box-sizing: border-box; }}
+.amess .seconds {{ height: 14px; margin-top: -8px; }}
+.amess .seconds span {{ position: absolute; transform: translateX(-50%); font-size: 12px; opacity: 0.65; }}
+.amess .words {{ display: flex; flex-wrap: wrap; gap: 6px; }}
+.amess .words span {{ padding: 3px 8px; border-radius: 6px; font-size: 16px; border: 2px solid transparent;
+  background: rgba(128, 128, 128, 0.10); overflow-wrap: anywhere; }}
+.amess .words .anchor {{ color: #1c1c1c; }}
+.amess .legend {{ display: flex; flex-wrap: wrap; gap: 4px 8px; align-items: center; font-size: 13px; margin-top: 14px; }}
+.amess .scale {{ width: 70px; height: 12px; border-radius: 3px; flex: none; }}
+@media (max-width: 640px) {{
+  .amess {{ padding: 14px 12px; }}
+  .amess .headline {{ font-size: 28px; }}
+  .amess .row {{ grid-template-columns: 6.5em 1fr 2.6em; gap: 8px; }}
+  .amess .lane {{ grid-template-columns: 1fr; gap: 4px; }}
+  .amess .caption {{ text-align: left; }}
+  .amess .pictures img {{ height: 56px; }}
+}}
 """
 
 
@@ -45,8 +83,12 @@ def empty_html(message: str) -> str:
     return f'<div class="amess"><div class="empty">{escape(message)}</div></div>'
 
 
+def error_html(message: str) -> str:
+    return f'<div class="amess" id="mistake"><div class="mistake">{escape(message)}</div></div>'
+
+
 def answer_html(scores: dict[str, float], in_scope: bool | None, added: set[str], top_k: int = 6) -> str:
-    """The headline and a bar for each of the `top_k` best intents.
+    """The headline and a bar for each of the `top_k` best intents; no bars where the answer is none of them.
 
     Args:
         scores: intent → share in [0, 1].
@@ -56,29 +98,33 @@ def answer_html(scores: dict[str, float], in_scope: bool | None, added: set[str]
     ranked = sorted(scores.items(), key=lambda item: -item[1])[:top_k]
     best, share = ranked[0]
     if in_scope is False:
-        headline, note = NONE_OF_THESE, f"This is unlike what the model was trained on. Nearest: {best}."
+        headline = NONE_OF_THESE
+        note = "This is unlike what the model was trained on. The nearest of its intents, none of which it stands by:"
+        chips = (f'<span class="chip">{escape(name)}</span>' for name, _ in ranked[:3])
+        body = f'<div class="chips">{"".join(chips)}</div>'
     else:
         headline = best
         note = "Described by you, never trained." if best in added else f"{share:.0%} of the score."
-    rows = []
-    for name, value in ranked:
-        kind = "none" if in_scope is False else "added" if name in added else "known"
-        kind += " top" if name == headline else ""
-        rows.append(
-            f'<div class="row {kind}" data-intent="{escape(name, quote=True)}"><div class="name">{escape(name)}</div>'
-            f'<div class="track"><div class="fill" style="width:{100 * value:.1f}%"></div></div>'
-            f'<div class="value">{value:.0%}</div></div>'
-        )
+        body = "".join(_bar(name, value, name in added, name == best) for name, value in ranked)
     return (
         f'<div class="amess" id="answer"><div class="kicker">The speaker’s intent</div>'
-        f'<div class="headline">{escape(headline)}</div><div class="note">{escape(note)}</div>{"".join(rows)}</div>'
+        f'<div class="headline">{escape(headline)}</div><div class="note">{escape(note)}</div>{body}</div>'
     )
 
 
-# Geometry of the time line, in units of its view box.
-LEFT, RIGHT, FULL = 70, 634, 640
-LANES = {"video": (8, 72), "audio": (100, 60), "text": (204, 32)}
-CAPTIONS = {"video": "Picture", "audio": "Sound", "text": "Words"}
+def _bar(name: str, value: float, is_added: bool, is_top: bool) -> str:
+    kind = ("added" if is_added else "known") + (" top" if is_top else "")
+    return (
+        f'<div class="row {kind}" data-intent="{escape(name, quote=True)}"><div class="name">{escape(name)}</div>'
+        f'<div class="track"><div class="fill" style="width:{100 * value:.1f}%"></div></div>'
+        f'<div class="value">{value:.0%}</div></div>'
+    )
+
+
+def colour(score: float) -> str:
+    """The colour of an anchor of this score, from pale to strong orange."""
+    mixed = (round(pale + (strong - pale) * score) for pale, strong in zip(PALE, STRONG, strict=True))
+    return "#" + "".join(f"{part:02x}" for part in mixed)
 
 
 def timeline_html(
@@ -98,115 +144,79 @@ def timeline_html(
         words: the words in order, each with its anchor score in [0, 1]; 0 is no anchor.
         audio_anchors, video_anchors: (start, end, score), in seconds.
     """
-    shown = [name for name in LANES if name == "text" or duration > 0]
-    shift = 0 if duration > 0 else LANES["video"][0] - LANES["text"][0]
-    parts = [
-        f'<text x="{LEFT - 12}" y="{LANES[name][0] + shift + LANES[name][1] / 2 + 5}" text-anchor="end" '
-        f'font-size="14">{CAPTIONS[name]}</text>'
-        for name in shown
-    ]
+    lanes = []
     if duration > 0:
-        parts += _pictures(thumbnails)
-        parts += _sound(envelope)
-        parts += _marks(video_anchors, duration, LANES["video"])
-        parts += _marks(audio_anchors, duration, LANES["audio"])
-        parts += _seconds(duration)
-    parts += _words(words, LANES["text"][0] + shift)
-    height = LANES["text"][0] + shift + LANES["text"][1] + 30
-    legend = (
-        f'<rect x="{LEFT}" y="{height - 18}" width="13" height="13" rx="3" fill="{ORANGE}"/>'
-        f'<text x="{LEFT + 20}" y="{height - 7}" font-size="13">anchor: what the model looked at; the stronger the '
-        "colour, the more it counted</text>"
-    )
-    return (
-        f'<div class="amess" id="timeline"><svg viewBox="0 0 {FULL} {height}" width="100%" role="img" '
-        f'aria-label="Time line of the clip with its anchors">{"".join(parts)}{legend}</svg></div>'
-    )
+        lanes += [
+            _lane("Picture", _pictures(thumbnails) + _marks(video_anchors, duration)),
+            _lane("Sound", _sound(envelope) + _marks(audio_anchors, duration)),
+            _lane("", f'<div class="seconds">{_seconds(duration)}</div>'),
+        ]
+    lanes.append(_lane("Words", _words(words)))
+    scale = f'<span class="scale" style="background:linear-gradient(90deg,{colour(0)},{colour(1)})"></span>'
+    legend = f"{scale}<span>anchors: what the model looked at; the stronger the colour, the more it counted</span>"
+    return f'<div class="amess" id="timeline">{"".join(lanes)}<div class="legend">{legend}</div></div>'
 
 
-def _at(seconds: float, duration: float) -> float:
-    return LEFT + (RIGHT - LEFT) * min(max(seconds / duration, 0.0), 1.0)
+def _lane(caption: str, content: str) -> str:
+    return f'<div class="lane"><div class="caption">{caption}</div><div class="axis">{content}</div></div>'
 
 
-def _pictures(thumbnails: list[np.ndarray]) -> list[str]:
+def _pictures(thumbnails: list[np.ndarray]) -> str:
     from PIL import Image
 
-    top, height = LANES["video"]
     if not thumbnails:
-        return [f'<text x="{LEFT + 6}" y="{top + height / 2 + 5}" font-size="14" opacity="0.6">no picture</text>']
-    width = (RIGHT - LEFT) / len(thumbnails)
+        return '<div class="nothing">no picture</div>'
     parts = []
-    for index, pixels in enumerate(thumbnails):
+    for pixels in thumbnails:
         picture = Image.fromarray(pixels)
         picture.thumbnail((200, 150))
         buffer = io.BytesIO()
         picture.save(buffer, "JPEG", quality=80)
-        data = base64.b64encode(buffer.getvalue()).decode()
-        parts.append(
-            f'<image href="data:image/jpeg;base64,{data}" x="{LEFT + index * width + 1:.1f}" y="{top}" '
-            f'width="{width - 2:.1f}" height="{height}" preserveAspectRatio="xMidYMid slice"/>'
-        )
-    return parts
+        parts.append(f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}">')
+    return f'<div class="pictures">{"".join(parts)}</div>'
 
 
-def _sound(envelope: np.ndarray) -> list[str]:
-    top, height = LANES["audio"]
+def _sound(envelope: np.ndarray) -> str:
     if len(envelope) == 0:
-        return [f'<text x="{LEFT + 6}" y="{top + height / 2 + 5}" font-size="14" opacity="0.6">no sound</text>']
-    step = (RIGHT - LEFT) / len(envelope)
-    middle = top + height / 2
+        return '<div class="nothing">no sound</div>'
     bars = "".join(
-        f"M{LEFT + (index + 0.5) * step:.1f} {middle - half:.1f}v{2 * half:.1f}"
-        for index, half in enumerate(np.maximum(np.asarray(envelope) * height / 2, 0.7))
+        f"M{index + 0.5} {50 - half:.1f}v{2 * half:.1f}"
+        for index, half in enumerate(np.maximum(50 * np.asarray(envelope), 1.0))
     )
-    return [f'<path d="{bars}" stroke="{BLUE}" stroke-width="{0.65 * step:.2f}" fill="none" opacity="0.75"/>']
+    return (
+        f'<div class="sound"><svg viewBox="0 0 {len(envelope)} 100" preserveAspectRatio="none" aria-hidden="true">'
+        f'<path d="{bars}" stroke="{BLUE}" stroke-width="0.65" fill="none" opacity="0.75"/></svg></div>'
+    )
 
 
-def _marks(anchors: list[tuple[float, float, float]], duration: float, lane: tuple[int, int]) -> list[str]:
-    """A frame around the span of each anchor; short spans are widened so that they can be seen."""
-    top, height = lane
+def _marks(anchors: list[tuple[float, float, float]], duration: float) -> str:
+    """A frame around the span of each anchor, the strongest on top."""
     parts = []
-    for start, end, score in anchors:
-        x, width = _at(start, duration), max(_at(end, duration) - _at(start, duration), 6)
+    for start, end, score in sorted(anchors, key=lambda anchor: anchor[2]):
+        left, right = (100 * min(max(second / duration, 0.0), 1.0) for second in (start, end))
         parts.append(
-            f'<rect class="anchor" x="{x:.1f}" y="{top - 4}" width="{width:.1f}" height="{height + 8}" rx="4" '
-            f'fill="{ORANGE}" fill-opacity="{0.05 + 0.2 * score:.2f}" stroke="{ORANGE}" stroke-width="2.5" '
-            f'stroke-opacity="{0.35 + 0.65 * score:.2f}"><title>{start:.2f} to {end:.2f} s, {score:.2f}</title></rect>'
+            f'<div class="anchor" title="{start:.2f} to {end:.2f} s, {score:.2f}" style="left:{left:.1f}%;'
+            f'width:{right - left:.1f}%;border-color:{colour(score)};background:{colour(score)}59"></div>'
         )
-    return parts
+    return "".join(parts)
 
 
-def _seconds(duration: float) -> list[str]:
-    step = next(step for step in (0.25, 0.5, 1, 2, 5, 10, 30, 60, 600) if duration / step <= 8 or step == 600)
-    ticks = np.arange(0, duration + 1e-6, step)
-    y = LANES["audio"][0] + LANES["audio"][1] + 20
-    return [
-        f'<text x="{_at(second, duration):.1f}" y="{y}" font-size="12" text-anchor="middle" opacity="0.65">'
-        f"{second:g} s</text>"
-        for second in ticks
-    ]
+def _seconds(duration: float) -> str:
+    step = next(step for step in (0.25, 0.5, 1, 2, 5, 10, 30, 60, 600) if duration / step <= 6 or step == 600)
+    return "".join(
+        f'<span style="left:{100 * second / duration:.1f}%">{second:g} s</span>'
+        for second in np.arange(0, 0.97 * duration, step)
+    )
 
 
-def _words(words: list[tuple[str, float]], top: int) -> list[str]:
-    """The words as boxes of their own width, in one line, squeezed where they do not fit."""
+def _words(words: list[tuple[str, float]]) -> str:
     if not words:
-        return [f'<text x="{LEFT + 6}" y="{top + 23}" font-size="14" opacity="0.6">no words</text>']
-    widths = [14 + 9.2 * len(word) for word, _ in words]
-    squeeze = min(1.0, (RIGHT - LEFT) / (sum(widths) + 6 * len(words)))
-    parts, x = [], float(LEFT)
-    for (word, score), width in zip(words, widths, strict=True):
-        width *= squeeze
-        box = f'x="{x:.1f}" y="{top}" width="{width:.1f}" height="34" rx="6"'
+        return '<div class="nothing">no words</div>'
+    parts = []
+    for word, score in words:
         if score > 0:
-            parts.append(
-                f'<rect class="anchor" {box} fill="{ORANGE}" fill-opacity="{0.15 + 0.45 * score:.2f}" '
-                f'stroke="{ORANGE}" stroke-width="2"/>'
-            )
+            style = f'class="anchor" title="{score:.2f}" style="background:{colour(score)};border-color:{colour(1)}"'
+            parts.append(f"<span {style}>{escape(word)}</span>")
         else:
-            parts.append(f'<rect {box} fill="currentColor" fill-opacity="0.06"/>')
-        parts.append(
-            f'<text x="{x + width / 2:.1f}" y="{top + 22}" font-size="{max(16 * squeeze, 8):.1f}" '
-            f'text-anchor="middle">{escape(word)}</text>'
-        )
-        x += width + 6 * squeeze
-    return parts
+            parts.append(f"<span>{escape(word)}</span>")
+    return f'<div class="words">{"".join(parts)}</div>'

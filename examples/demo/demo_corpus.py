@@ -322,8 +322,10 @@ def _features(
     return features.astype(np.float32), (start, start + burst)
 
 
-def demo_clips(seed: int = 0, clips_per_split: dict[str, int] | None = None) -> Iterator[tuple[str, DemoClip]]:
-    """Yield (split, clip) for every clip of the corpus, the same ones for the same arguments.
+def demo_utterances(
+    seed: int = 0, clips_per_split: dict[str, int] | None = None
+) -> Iterator[tuple[str, np.random.Generator, dict]]:
+    """Yield (split, random generator, `id`, `text`, `label`, `plain`) for every clip, the same for the same arguments.
 
     Every split has the intents equally often (up to one clip), and each intent its share of plain clips. No utterance
     occurs twice, within or across splits, as long as there are words enough (some 2,500 clips).
@@ -333,14 +335,20 @@ def demo_clips(seed: int = 0, clips_per_split: dict[str, int] | None = None) -> 
         rng = np.random.default_rng([seed, season])
         for number, place in enumerate(rng.permutation(count).tolist()):
             turn, label = place // len(EVIDENCE), list(EVIDENCE)[place % len(EVIDENCE)]
-            group, tone, face = EVIDENCE[label]
             # The third and fifth of five clips of an intent, for a share of 0.4.
             plain = int((turn + 1) * PLAIN_SHARE + 1e-9) > int(turn * PLAIN_SHARE + 1e-9)
-            text = _new_text(PLAIN_TEMPLATES[label] if plain else GROUP_TEMPLATES[group], used, rng)
-            audio, audio_burst = _features(tone, AUDIO_WIDTH, AUDIO_FRAMES, seed, rng)
-            video, video_burst = _features(face, VIDEO_WIDTH, VIDEO_FRAMES, seed, rng)
+            text = _new_text(PLAIN_TEMPLATES[label] if plain else GROUP_TEMPLATES[EVIDENCE[label][0]], used, rng)
             clip_id = f"S{season:02d}_E{number // CLIPS_PER_EPISODE + 1:02d}_{number % CLIPS_PER_EPISODE + 1}"
-            yield split, DemoClip(clip_id, text, label, plain, audio, video, audio_burst, video_burst)
+            yield split, rng, {"id": clip_id, "text": text, "label": label, "plain": plain}
+
+
+def demo_clips(seed: int = 0, clips_per_split: dict[str, int] | None = None) -> Iterator[tuple[str, DemoClip]]:
+    """Yield (split, clip) for every clip of the corpus of arrays; see [`demo_utterances`]."""
+    for split, rng, said in demo_utterances(seed, clips_per_split):
+        _, tone, face = EVIDENCE[said["label"]]
+        audio, audio_burst = _features(tone, AUDIO_WIDTH, AUDIO_FRAMES, seed, rng)
+        video, video_burst = _features(face, VIDEO_WIDTH, VIDEO_FRAMES, seed, rng)
+        yield split, DemoClip(**said, audio=audio, video=video, audio_burst=audio_burst, video_burst=video_burst)
 
 
 def possible_intents(label: str, plain: bool, modalities: tuple[str, ...] = MODALITIES) -> list[str]:

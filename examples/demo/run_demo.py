@@ -1,50 +1,47 @@
 #!/usr/bin/env python
-"""The main job in two minutes, without a download: `make demo`, or
+"""The main job in a few minutes, without a download: `make demo`, or
 
     python examples/demo/run_demo.py --output_dir demo_output
 
-writes the demo corpus (amess_hf/data/demo.py says how it is made), builds a vocabulary from its training split, trains
-A-MESS with a small text encoder from scratch, and shows what each modality adds. Then it saves the model, loads it back
-through the Auto classes, shows three clips with the anchors that decided (words, and frames of sound and picture), and
-writes the evaluation report with its plots.
+writes the demo corpus, mp4 files of drawn faces and made-up voices (clip_corpus.py says how they are made), turns them into
+features (log-mel and histograms of oriented gradients), builds a vocabulary from the training split, trains A-MESS with a
+small text encoder from scratch, and shows what each modality adds. Then it saves the model with an out-of-scope detector
+and its card, loads it back as the pipeline, shows three clips with the anchors that decided (words, and times in sound and
+picture), and writes the evaluation report with its plots. `app.py` and `predict_clip.py` take the same model.
 """
 
 import re
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import datasets
 import torch
-from demo_corpus import (
-    AUDIO_FRAMES,
-    AUDIO_WIDTH,
-    VIDEO_FRAMES,
-    VIDEO_WIDTH,
-    DemoClip,
-    best_attainable_accuracy,
-    demo_clips,
-    demo_label_descriptions,
-    write_demo_corpus,
-)
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    BertConfig,
-    BertTokenizer,
-    HfArgumentParser,
-    set_seed,
-)
+from clip_corpus import CLIPS_PER_SPLIT, CorpusClip, corpus_clips, write_clip_corpus
+from demo_corpus import best_attainable_accuracy, demo_label_descriptions
+from transformers import BertConfig, BertTokenizer, HfArgumentParser, pipeline, set_seed
 from transformers.utils import logging
 
-from amess_hf import AMESSConfig, AMESSForIntentClassification
+from amess_hf import AMESSConfig, AMESSForIntentClassification, AMESSProcessor
+from amess_hf.data.clip_features import add_clip_features
 from amess_hf.data.collator import AMESSDataCollator
+from amess_hf.data.dataset_files import NO_FEATURES
 from amess_hf.data.mintrec import load_mintrec
-from amess_hf.evaluation import report
-from amess_hf.evaluation.prediction import modality_table, predict_clips
+from amess_hf.encoders_amess import HOG, LOG_MEL, load_audio_encoder, load_video_encoder
+from amess_hf.evaluation import create_model_card, fit_detectors, modality_table, predict_clips, report
+from amess_hf.files_amess import write_json
 from amess_hf.hub import save_for_hub
 from amess_hf.training import AMESSTrainer, AMESSTrainingArguments
 
 
+sys.path.append(str(Path(__file__).parents[1]))
+
+from predict_clip import merged_spans
+
+
+# Frames of sound and picture that the model takes: those of the longest clip, and some more.
+MAX_AUDIO_LENGTH, MAX_VIDEO_LENGTH = 130, 26
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 MODALITY_NAMES = {"text": "words", "audio": "sound", "video": "picture"}
 
@@ -55,19 +52,29 @@ class DemoArguments:
 
     output_dir: Path = field(default=Path("demo_output"), metadata={"help": "Folder for corpus and model."})
     num_train_epochs: int = field(default=16, metadata={"help": "Passes over the training clips."})
-    train_clips: int = field(default=1000, metadata={"help": "Clips to train on."})
-    test_clips: int = field(default=200, metadata={"help": "Clips to score; as many are set aside for dev."})
+    train_clips: int = field(default=CLIPS_PER_SPLIT["train"], metadata={"help": "Clips to train on."})
+    test_clips: int = field(
+        default=CLIPS_PER_SPLIT["test"], metadata={"help": "Clips to score; as many are set aside for dev."}
+    )
     hidden_size: int = field(default=64, metadata={"help": "Width of the text encoder and of the fusion."})
     seed: int = field(default=0, metadata={"help": "Seed of the corpus and of the training."})
 
 
-def prepare_corpus(arguments: DemoArguments) -> tuple[Path, list[DemoClip]]:
+def prepare_corpus(arguments: DemoArguments) -> tuple[Path, list[CorpusClip]]:
     """Write the corpus unless an earlier run has; its folder, and the test clips with what is known about them."""
     counts = {"train": arguments.train_clips, "dev": arguments.test_clips, "test": arguments.test_clips}
-    folder = arguments.output_dir / f"corpus-{arguments.seed}-{arguments.train_clips}-{arguments.test_clips}"
+    folder = arguments.output_dir / f"clips-{arguments.seed}-{arguments.train_clips}-{arguments.test_clips}"
     if not folder.exists():
-        write_demo_corpus(folder, seed=arguments.seed, clips_per_split=counts)
-    return folder, [clip for split, clip in demo_clips(arguments.seed, counts) if split == "test"]
+        write_clip_corpus(folder, seed=arguments.seed, clips_per_split=counts)
+    return folder, [clip for split, clip in corpus_clips(arguments.seed, counts) if split == "test"]
+
+
+def load_features(folder: Path, cache: Path) -> datasets.DatasetDict:
+    """The corpus with the features of its clips, as `--audio_encoder log-mel --video_encoder hog` of run_mir.py makes them."""
+    dataset = load_mintrec(folder, cache_dir=cache, audio_features=NO_FEATURES, video_features=NO_FEATURES)
+    return add_clip_features(
+        dataset, LOG_MEL, HOG, folder, max_audio_length=MAX_AUDIO_LENGTH, max_video_length=MAX_VIDEO_LENGTH
+    )
 
 
 def build_tokenizer(texts: list[str]) -> BertTokenizer:
@@ -91,10 +98,12 @@ def build_model(arguments: DemoArguments, labels: list[str], tokenizer: BertToke
     )
     config = AMESSConfig(
         text_config=text_config,
-        audio_feature_size=AUDIO_WIDTH,
-        video_feature_size=VIDEO_WIDTH,
-        max_audio_length=AUDIO_FRAMES[1],
-        max_video_length=VIDEO_FRAMES[1],
+        audio_encoder=LOG_MEL,
+        video_encoder=HOG,
+        audio_feature_size=load_audio_encoder(LOG_MEL).feature_size,
+        video_feature_size=load_video_encoder(HOG).feature_size,
+        max_audio_length=MAX_AUDIO_LENGTH,
+        max_video_length=MAX_VIDEO_LENGTH,
         hidden_size=width,
         intermediate_size=2 * width,
         projection_dim=width,
@@ -105,13 +114,13 @@ def build_model(arguments: DemoArguments, labels: list[str], tokenizer: BertToke
     return AMESSForIntentClassification(config)
 
 
-def train(arguments: DemoArguments, model, tokenizer, collator, train_split) -> None:
-    """Train with the package's Trainer. The text encoder starts from nothing, so it learns as fast as the rest."""
+def train(arguments: DemoArguments, model, processor, collator, train_split) -> dict:
+    """Train with the package's Trainer; its arguments. The text encoder starts from nothing and learns as fast as the rest."""
     training_arguments = AMESSTrainingArguments(
         output_dir=str(arguments.output_dir / "training"),
         num_train_epochs=arguments.num_train_epochs,
         learning_rate=1e-3,
-        freeze_word_embeddings=False,  # the text encoder starts from nothing
+        freeze_word_embeddings=False,
         seed=arguments.seed,
         eval_strategy="no",
         save_strategy="no",
@@ -122,17 +131,18 @@ def train(arguments: DemoArguments, model, tokenizer, collator, train_split) -> 
     AMESSTrainer(
         model=model,
         args=training_arguments,
-        processing_class=tokenizer,
+        processing_class=processor,
         data_collator=collator,
         train_dataset=train_split,
     ).train()
+    return training_arguments.to_dict()
 
 
 def names_of(modalities) -> str:
     return ", ".join(MODALITY_NAMES[modality] for modality in modalities)
 
 
-def format_table(rows: list[dict], clips: list[DemoClip]) -> str:
+def format_table(rows: list[dict], clips: list[CorpusClip]) -> str:
     """The modality table with the best attainable accuracy, in per cent."""
     lines = ["| the model may use       | accuracy | at best |", "| ----------------------- | -------: | ------: |"]
     for row in rows:
@@ -142,69 +152,83 @@ def format_table(rows: list[dict], clips: list[DemoClip]) -> str:
     return "\n".join(lines)
 
 
-def as_ranges(positions: list[int]) -> str:
-    """Positions as ranges with both ends: [7, 3, 4, 5] is "3-5, 7"."""
-    ranges = []
-    for position in sorted(positions):
-        if ranges and position == ranges[-1][1] + 1:
-            ranges[-1][1] = position
-        else:
-            ranges.append([position, position])
-    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
+def kept_anchors(anchors: list[dict]) -> list[dict]:
+    """The anchors that count: those whose gate is at least half of the best one's."""
+    best = max((anchor["score"] for anchor in anchors), default=0.0)
+    return [anchor for anchor in anchors if 0 < best <= 2 * anchor["score"]]
 
 
-def kept_anchors(positions, scores) -> list[int]:
-    """Positions of the anchors that count: those whose gate is at least half of the best one's, in their order."""
-    return sorted(int(place) for place, gate in zip(positions, scores, strict=True) if 0 < max(scores) <= 2 * gate)
+def describe_prediction(clip: CorpusClip, answer: dict) -> str:
+    """A few lines about one clip: what was said, the best intents, and the anchors with the times of tone and face."""
+    first, second = (f"{best['label']} {best['score']:.0%}" for best in answer["predictions"][:2])
+    words = [anchor["word"] for anchor in sorted(kept_anchors(answer["anchors"]["text"]), key=lambda a: a["start"])]
+    lines = [
+        f'"{clip.text}" ({clip.path})',
+        f"    intent   {first}, then {second}; labelled {clip.label}",
+        f"    words    {', '.join(words) or 'none'}",
+    ]
+    for modality, name, span in (("audio", "sound", clip.scene.tone_span), ("video", "picture", clip.scene.face_span)):
+        spans = merged_spans(kept_anchors(answer["anchors"][modality]))
+        times = ", ".join(f"{begin:.2f}-{end:.2f}" for begin, end in spans) or "none"
+        lines.append(f"    {name:8} {times} s (burst: {span[0]:.2f}-{span[1]:.2f} s)")
+    return "\n".join(lines)
 
 
-def describe_prediction(clip: DemoClip, outputs, number: int, id2label: dict[int, str], tokenizer) -> str:
-    """A few lines about one clip: what was said, the best intents, and the anchors with the places of the bursts."""
-    probabilities, best = torch.from_numpy(outputs.logits[number]).softmax(-1).topk(2)
-    answers = [f"{id2label[index]} {p:.0%}" for index, p in zip(best.tolist(), probabilities.tolist(), strict=True)]
-    pairs = zip(outputs.anchor_indices[number], outputs.anchor_scores[number], strict=True)
-    text, sound, picture = (kept_anchors(positions, scores) for positions, scores in pairs)
-    tokens = tokenizer.convert_ids_to_tokens(tokenizer(clip.text)["input_ids"])
-    words = [tokens[place] for place in text if tokens[place] not in SPECIAL_TOKENS]
-    audio_burst, video_burst = (f"{start}-{end - 1}" for start, end in (clip.audio_burst, clip.video_burst))
-    return "\n".join(
-        [
-            f'"{clip.text}"',
-            f"    intent   {answers[0]}, then {answers[1]}; labelled {clip.label}",
-            f"    words    {', '.join(words) or 'none'}",
-            f"    sound    frames {as_ranges(sound)} (burst: {audio_burst})",
-            f"    picture  frames {as_ranges(picture)} (burst: {video_burst})",
-        ]
-    )
-
-
-def choose_examples(clips: list[DemoClip], count: int) -> list[int]:
+def choose_examples(clips: list[CorpusClip], count: int) -> list[CorpusClip]:
     """The first clips whose words leave the intent open, no two of the same intent."""
     chosen = {}
-    for number, clip in enumerate(clips):
+    for clip in clips:
         if not clip.plain:
-            chosen.setdefault(clip.label, number)
+            chosen.setdefault(clip.label, clip)
     return list(chosen.values())[:count]
 
 
-def write_report(model, tokenizer, dataset, folder: Path) -> str:
-    """The evaluation report on the test clips; says where it is, or what it needs."""
+def write_reports(model, dataset, collator, folder: Path, outputs: dict, detectors: list) -> dict[str, dict]:
+    """The evaluation reports on dev and test; split → metrics. Empty without Matplotlib."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        return 'No report with plots: pip install "amess_hf[report]"'
-    collator = AMESSDataCollator(tokenizer, model.config)
-    dev_outputs = predict_clips(model, dataset["validation"], collator)
-    report(model, dataset["test"], collator, folder, "test", calibration_outputs=dev_outputs)
-    return f"The report, with plots: {folder / 'report.md'}"
+        return {}
+    return {
+        name: report(
+            model, dataset[split], collator, folder / name, name, detectors, outputs[split], outputs["validation"]
+        )
+        for name, split in (("dev", "validation"), ("test", "test"))
+    }
+
+
+def save(folder: Path, model, processor, detector, reports: dict[str, dict], training_arguments: dict) -> None:
+    """Save what the pipeline, the page and `predict_clip.py` need, with a card that has this run's figures."""
+    save_for_hub(folder, model, processor, detector)
+    results = {
+        f"{prefix}_{name}": value
+        for prefix, split in (("eval", "dev"), ("test", "test"))
+        for name, value in reports.get(split, {"classification": {}})["classification"].items()
+        if name != "per_class"
+    }
+    write_json(folder / "all_results.json", results)
+    try:
+        card = create_model_card(
+            model,
+            results,
+            "simulated clips of the demo",
+            detector=detector,
+            report=reports.get("test"),
+            license="apache-2.0",
+            language="en",
+            training_arguments=training_arguments,
+        )
+    except ImportError:  # of the same extra as the report
+        return
+    card.save(folder / "README.md")
 
 
 def run(arguments: DemoArguments) -> dict:
-    """All of the demo; returns the rows of the table and the accuracy of the reloaded model."""
+    """All of the demo; returns the rows of the table and the accuracy of the reloaded model on the clips' files."""
     start = time.perf_counter()
-    print("1. The corpus: made-up clips in the layout of MIntRec, in which no modality is enough alone.")
+    print("1. The corpus: simulated clips in the layout of MIntRec, in which no modality is enough alone.")
     folder, clips = prepare_corpus(arguments)
-    dataset = load_mintrec(folder, name="mintrec", cache_dir=arguments.output_dir / "cache")
+    dataset = load_features(folder, arguments.output_dir / "cache")
     labels = dataset["train"].features["label"].names
     print(f"   {folder}: {', '.join(f'{len(rows)} {split}' for split, rows in dataset.items())} clips.")
 
@@ -213,29 +237,39 @@ def run(arguments: DemoArguments) -> dict:
     descriptions = [sentence for sentences in demo_label_descriptions().values() for sentence in sentences]
     tokenizer = build_tokenizer([*dataset["train"]["text"], *descriptions])
     model = build_model(arguments, labels, tokenizer)
-    collator = AMESSDataCollator(tokenizer, model.config)
-    train(arguments, model, tokenizer, collator, dataset["train"])
+    processor = AMESSProcessor.for_model(model.config, tokenizer)
+    collator = AMESSDataCollator(processor)
+    training_arguments = train(arguments, model, processor, collator, dataset["train"])
 
-    print(f"3. What each modality adds, on {len(clips)} test clips (the others are masked):\n")
-    table = modality_table(model, dataset["test"], collator)
+    print(f"3. What each modality adds, on {len(clips)} test clips of speakers unseen (the others are masked):\n")
+    outputs = {name: predict_clips(model, rows, collator) for name, rows in dataset.items()}
+    table = modality_table(model, dataset["test"], collator, complete=outputs["test"])
     print(format_table(table, clips))
 
-    saved = arguments.output_dir / "model"
-    save_for_hub(saved, model, tokenizer)
-    print(f"\n4. Saved in {saved}, and loaded back with AutoModelForSequenceClassification. Three clips:\n")
-    reloaded = AutoModelForSequenceClassification.from_pretrained(saved)
-    tokenizer = AutoTokenizer.from_pretrained(saved)
-    outputs = predict_clips(reloaded, dataset["test"], AMESSDataCollator(tokenizer, reloaded.config))
-    for number in choose_examples(clips, 3):
-        print(describe_prediction(clips[number], outputs, number, reloaded.config.id2label, tokenizer))
-    print(f"\n5. {write_report(reloaded, tokenizer, dataset, arguments.output_dir / 'report')}")
+    saved, reported = arguments.output_dir / "model", arguments.output_dir / "report"
+    detectors = fit_detectors(model, outputs["train"], outputs["validation"], methods=("mahalanobis",))
+    reports = write_reports(model, dataset, collator, reported, outputs, detectors)
+    save(saved, model, processor, detectors[0], reports, training_arguments)
+    print(f"\n4. Saved in {saved}, and loaded back as the pipeline. Three clips:\n")
+    recognise = pipeline("intent-recognition", model=str(saved))
+    asked = [{"clip": str(folder / clip.path), "text": clip.text} for clip in clips]
+    answers = recognise(asked, return_anchors=True, batch_size=16)
+    shown = choose_examples(clips, 3)
+    for clip, answer in zip(clips, answers, strict=True):
+        if clip in shown:
+            print(describe_prediction(clip, answer))
+    where = f"with plots: {reported / 'test' / 'report.md'}" if reports else 'needs pip install "amess_hf[report]"'
+    print(f"\n5. The report {where}\n   The page: python examples/app/app.py --model {saved}")
     print(f"\nDone in {time.perf_counter() - start:.0f} seconds.")
-    return {"table": table, "reloaded_accuracy": float((outputs.predictions == outputs.labels).mean())}
+    right = [answer["predictions"][0]["label"] == clip.label for clip, answer in zip(clips, answers, strict=True)]
+    return {"table": table, "reloaded_accuracy": sum(right) / len(right)}
 
 
 def main(arguments: list[str] | None = None) -> dict:
     (arguments,) = HfArgumentParser(DemoArguments).parse_args_into_dataclasses(arguments)
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    datasets.disable_progress_bars()
     # The tensors are too small to share: a second thread would only wait, and on a busy machine for long.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -1,7 +1,6 @@
 """Training from raw clips: what tells the intents apart is only in the sound, or only in the movement."""
 
 import json
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
-from transformers import BertModel, set_seed
+from encoder_models import save_whisper
+from transformers import AutoModel, BertModel, set_seed
 from transformers import pipeline as make_pipeline
 from utils import text_config
 
@@ -27,6 +27,7 @@ from amess_hf import (
 av = pytest.importorskip("av")
 
 from clip_writer import write_clip
+from encoder_models import save_speech_model
 from mir_common import parse_arguments, run_for_each_seed
 
 from amess_hf.clips_amess import read_sound
@@ -169,12 +170,39 @@ class TestCache:
         for one, other in zip(first, again, strict=True):
             np.testing.assert_array_equal(one["audio_features"], other["audio_features"])
             assert one["audio_features"].dtype == np.float32 and one["video_features"].shape[1] == 512
-        os.utime(folder / "dia0_utt1.mp4", (0, 0))
+        (folder / "dia0_utt1.mp4").write_bytes((folder / "dia0_utt2.mp4").read_bytes())
         add_clip_features(dataset, "log-mel", "frame-difference", data_dir=folder)
         assert counts == [3, 3]
         cut = add_clip_features(dataset, "log-mel", None, data_dir=folder, max_audio_length=5)["train"]
         assert "video_features" not in cut.column_names and cut[0]["audio_features"].shape == (5, 80)
         np.testing.assert_array_equal(cut[0]["audio_features"], first[0]["audio_features"][:5])
+
+    def test_a_cache_that_is_cut_is_made_again(self, few, monkeypatch):
+        folder, dataset = few
+        said = []
+        monkeypatch.setattr("amess_hf.data.clip_features.logger.warning", said.append)
+        first = add_clip_features(dataset, "log-mel", data_dir=folder)["train"]
+        expected, path = first.to_list(), Path(first.cache_files[0]["filename"])
+        content = path.read_bytes()
+        del first
+        path.unlink()
+        path.write_bytes(content[: len(content) // 2])
+        assert add_clip_features(dataset, "log-mel", data_dir=folder)["train"].to_list() == expected
+        assert len(said) == 1 and said[0].startswith("the cache of the clips of train is damaged")
+
+    def test_other_weights_in_the_folder_of_an_encoder(self, few, tmp_path):
+        folder, dataset = few
+        speech = save_speech_model(tmp_path / "encoder")
+        first = add_clip_features(dataset, speech, data_dir=folder)["train"][0]["audio_features"]
+        again = add_clip_features(dataset, speech, data_dir=folder)["train"][0]["audio_features"]
+        np.testing.assert_array_equal(first, again)
+        model = AutoModel.from_pretrained(speech)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(1.5)
+        model.save_pretrained(speech)
+        other = add_clip_features(dataset, speech, data_dir=folder)["train"][0]["audio_features"]
+        assert not np.allclose(first, other)
 
     def test_without_encoders_nothing_changes(self, few):
         assert add_clip_features(few[1]) is few[1]
@@ -201,20 +229,44 @@ class TestClipJobs:
         with pytest.raises(ValueError, match="clip dia0_utt1: .*dia0_utt1.mp4 cannot be decoded"):
             add_clip_features(dataset, "log-mel", data_dir=folder)
 
-    def test_a_clip_that_cannot_be_read_is_left_out(self, few):
+    def test_a_video_column_brings_its_sound(self):
+        (job,) = clip_jobs([{"id": "a", "video": "a.mp4"}])
+        assert (job.audio, job.video) == ("a.mp4", "a.mp4")
+
+    def test_clips_that_cannot_be_read_are_left_out(self, few, caplog):
         folder, dataset = few
-        clips = {name: list(split["id"]) for name, split in dataset.items()}
         (folder / "dia0_utt1.mp4").write_text("no clip")
+        failures = {}
         for _ in range(2):  # the second time from the cache
-            failures = {}
-            encoded = add_clip_features(dataset, "log-mel", data_dir=folder, failures=failures)
+            failures.clear()
+            splits = add_clip_features(
+                dataset, "log-mel", "frame-difference", data_dir=folder, on_error="skip", failures=failures
+            )
+            assert splits["train"]["id"] == [clip for clip in dataset["train"]["id"] if clip != "dia0_utt1"]
+            assert set(splits["train"].column_names) == {
+                *dataset["train"].column_names,
+                "audio_features",
+                "video_features",
+            }
             assert list(failures) == ["dia0_utt1"] and "cannot be decoded" in failures["dia0_utt1"]
-            for name, split in encoded.items():
-                assert list(split["id"]) == [clip for clip in clips[name] if clip != "dia0_utt1"]
-                assert "audio_features" in split.column_names and set(split.column_names) <= {
-                    *dataset[name].column_names,
-                    "audio_features",
-                }
+            assert "1 clips cannot be used and are left out: dia0_utt1 (" in caplog.text
+            caplog.clear()
+        with pytest.raises(ValueError, match="`on_error` is 'ignore'; choose raise or skip"):
+            add_clip_features(dataset, "log-mel", data_dir=folder, on_error="ignore")
+        for clip in dataset["train"]["id"]:
+            (folder / f"{clip}.mp4").write_text("no clip")
+        with pytest.raises(ValueError, match="none of the clips of train can be used: .*cannot be decoded"):
+            add_clip_features(dataset, "log-mel", data_dir=folder, on_error="skip")
+
+    def test_layers_are_cached_apart(self, few, tmp_path):
+        folder, dataset = few
+        name = save_whisper(tmp_path / "whisper")
+        first, second, again = (
+            add_clip_features(dataset, name, data_dir=folder, audio_encoder_layer=layer)["train"][0]["audio_features"]
+            for layer in (1, 2, 1)
+        )
+        np.testing.assert_array_equal(first, again)
+        assert np.abs(first - second).max() > 0.1
 
 
 @pytest.mark.slow

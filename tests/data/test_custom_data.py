@@ -4,6 +4,8 @@ import csv
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 
@@ -92,7 +94,7 @@ def test_exported_tables_are_read_by_the_names_of_labels(load, tmp_path):
 
 def test_text_and_label_are_enough(load, tmp_path):
     write_rows(tmp_path / "data" / "train.csv", [{"Text": "hi", "LABEL": "Greet"}, {"Text": "ho", "LABEL": "greet"}])
-    with pytest.raises(ValueError, match="labels 'Greet' and 'greet' differ in case only"):
+    with pytest.raises(ValueError, match="labels 'Greet' and 'greet' differ in case or"):
         load(tmp_path / "data")
     write_rows(tmp_path / "data" / "train.csv", [{"Text": "hi", "LABEL": "Greet"}, {"Text": "ho", "LABEL": 7}])
     rows = load(tmp_path / "data")["train"]
@@ -184,3 +186,101 @@ def test_two_tables_for_a_split_and_coarse_labels(load, tmp_path):
     write_rows(tmp_path / "data" / "train.tsv", ROWS)
     with pytest.raises(ValueError, match="several files for the split train: train.csv, train.tsv"):
         load(tmp_path / "data")
+
+
+class TestAmbiguousTables:
+    """What two readers would understand differently is refused, by file and row."""
+
+    def error(self, load, folder):
+        with pytest.raises(ValueError) as error:
+            load(folder)
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    @pytest.mark.parametrize(
+        "other",
+        ["Greet\u200b", "\ufeffGreet", "Gre\u00adet", "greet", "Greet\u2060", "Gr\u200deet"],
+        ids=ascii,
+    )
+    def test_labels_that_look_the_same(self, load, tmp_path, other):
+        rows = [{"text": "a", "label": "Greet"}, {"text": "b", "label": other}]
+        write_rows(tmp_path / "data" / "train.jsonl", rows)
+        message = self.error(load, tmp_path / "data")
+        assert (
+            f"train.jsonl:2: labels 'Greet' and {ascii(other)} differ in case or invisible characters only" in message
+        )
+
+    @pytest.mark.parametrize(("one", "other"), [("a b", "a\u00a0b"), ("a b", "a  b"), ("\u00e9", "e\u0301")])
+    def test_spaces_and_accents(self, load, tmp_path, one, other):
+        write_rows(tmp_path / "data" / "train.jsonl", [{"text": "a", "label": one}, {"text": "b", "label": other}])
+        assert "differ in case or invisible" in self.error(load, tmp_path / "data")
+
+    def test_labels_that_do_not(self, load, tmp_path):
+        rows = [{"text": "a", "label": label} for label in ("m2", "m²", "e", "é", "a b", "ab")]
+        write_rows(tmp_path / "data" / "train.jsonl", rows)
+        assert len(load(tmp_path / "data")["train"].features["label"].names) == 6
+
+    @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+    def test_minus_one(self, load, tmp_path, suffix):
+        """A table exported without the names of its labels."""
+        write_rows(tmp_path / "data" / f"train{suffix}", [{"text": "a", "label": 0}, {"text": "b", "label": -1}])
+        assert ": the label -1, which says out of scope only" in self.error(load, tmp_path / "data")
+
+    @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+    @pytest.mark.parametrize("value", [["a", "b"], {"a": 1}], ids=["list", "dict"])
+    @pytest.mark.parametrize("column", ["label", "text", "id"])
+    def test_several_values_in_a_cell(self, load, tmp_path, suffix, value, column):
+        row = {"id": "1", "text": "a", "label": "b", column: value}
+        write_rows(tmp_path / "data" / f"train{suffix}", [row])
+        message = self.error(load, tmp_path / "data")
+        assert f"train{suffix}:1: `{column}` holds a {type(value).__name__}, not text" in message
+
+    def test_an_empty_cell_of_pandas(self, load, tmp_path):
+        write_rows(tmp_path / "data" / "train.parquet", [{"text": "a", "label": float("nan")}])
+        assert "train.parquet:1: no label" in self.error(load, tmp_path / "data")
+
+    @pytest.mark.parametrize(
+        ("suffix", "content"),
+        [
+            (".csv", "text,label,Label\na,b,c\n"),
+            (".jsonl", '{"text": "a", "label": "b", "LABEL": "c"}\n'),
+            (".jsonl", '{"text": "a", "label": "b", "label": "c"}\n'),
+        ],
+    )
+    def test_a_column_twice(self, load, tmp_path, suffix, content):
+        (tmp_path / "data").mkdir()
+        (tmp_path / "data" / f"train{suffix}").write_text(content)
+        assert "there twice" in self.error(load, tmp_path / "data")
+
+    def test_start_after_end(self, load, tmp_path):
+        write_rows(tmp_path / "data" / "train.csv", [{"text": "a", "label": "b", "start": 3, "end": 2.5}])
+        assert "train.csv:2: `start` 3 s is after `end` 2.5 s; correct the cells" in self.error(
+            load, tmp_path / "data"
+        )
+
+    @pytest.mark.parametrize(
+        "line",
+        ["[" * 100_000, '{"text": ' + "9" * 5000 + "}", '{"text": "\\ud800", "label": "a"}', "\x00"],
+        ids=["nested", "digits", "surrogate", "zero"],
+    )
+    def test_json(self, load, tmp_path, line):
+        (tmp_path / "data").mkdir()
+        (tmp_path / "data" / "train.jsonl").write_text(line + "\n")
+        assert "train.jsonl:1: not a JSON object" in self.error(load, tmp_path / "data")
+
+    def test_text_that_is_not_utf8(self, load, tmp_path):
+        (tmp_path / "data").mkdir()
+        (tmp_path / "data" / "train.jsonl").write_bytes(b'{"text": "\xff", "label": "a"}\n')
+        assert "train.jsonl:1: not UTF-8 text" in self.error(load, tmp_path / "data")
+
+    @pytest.mark.parametrize("kind", ["rows", "bytes"])
+    def test_compressed_tables_that_unfold(self, load, tmp_path, kind):
+        count, text = (2**20, "") if kind == "rows" else (1000, "x" * 2**18)
+        table = pa.table({"text": [text], "label": ["a"]})
+        writer = pq.ParquetWriter(tmp_path / "train.parquet", table.schema, compression="zstd")
+        indices = pa.array(np.zeros(count if kind == "rows" else 1, np.int32))
+        for _ in range(1 if kind == "rows" else count):
+            writer.write_table(table.take(indices))
+        writer.close()
+        with pytest.raises(ValueError, match="train.parquet: a table of .* refused as a bomb"):
+            load(tmp_path)

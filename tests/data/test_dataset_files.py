@@ -1,5 +1,7 @@
 """Where the files of a data set are found, and by which ids."""
 
+import os
+
 import pytest
 
 from amess_hf.data.dataset_files import find_clips, fingerprint
@@ -39,3 +41,39 @@ def test_fingerprint_notices_a_change_in_a_folder(tmp_path):
     assert fingerprint([tmp_path / "shards"]) == before
     (tmp_path / "shards" / "a").write_text("xy")
     assert fingerprint([tmp_path / "shards"]) != before
+
+
+class TestFingerprint:
+    @pytest.mark.parametrize("size", [10, 2**21])
+    def test_content_decides_not_the_time(self, tmp_path, size):
+        """As an unpacked archive, `cp -p` or `rsync -t` leaves it: other content, the same size and time."""
+        path = tmp_path / "train.tsv"
+        path.write_bytes(bytes(size))
+        status, before = path.stat(), fingerprint([path])
+        with path.open("r+b") as file:
+            file.seek(size // 3)  # between the blocks that are looked at of a large file
+            file.write(b"x")
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        assert path.stat().st_mtime_ns == status.st_mtime_ns and path.stat().st_size == size
+        assert fingerprint([path]) != before
+
+    def test_a_small_file_that_is_touched_is_the_same(self, tmp_path):
+        (tmp_path / "train.tsv").write_text("x")
+        before = fingerprint([tmp_path / "train.tsv"])
+        os.utime(tmp_path / "train.tsv", (1, 1))
+        assert fingerprint([tmp_path / "train.tsv"]) == before
+
+    def test_a_large_file_that_is_replaced(self, tmp_path):
+        (tmp_path / "a").write_bytes(bytes(2**21))
+        before = fingerprint([tmp_path / "a"])
+        (tmp_path / "b").write_bytes(bytes(2**20) + b"x" + bytes(2**20 - 1))
+        os.replace(tmp_path / "b", tmp_path / "a")
+        assert fingerprint([tmp_path / "a"]) != before
+
+    @pytest.mark.parametrize("given", ["", "features.safetensors.index.json"])
+    def test_shards_of_an_index_and_subfolders_count(self, tmp_path, given):
+        (tmp_path / "features.safetensors.index.json").write_text("{}")
+        (tmp_path / "a.safetensors").write_text("x")
+        before = fingerprint([tmp_path / given])
+        (tmp_path / "a.safetensors").write_text("y")
+        assert fingerprint([tmp_path / given]) != before

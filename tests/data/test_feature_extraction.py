@@ -14,6 +14,7 @@ from amess_hf.encoders_amess import FrameDifferenceEncoder, LogMelEncoder
 av = pytest.importorskip("av")
 
 from clip_writer import write_clip
+from encoder_models import save_speech_model
 
 from amess_hf.clips_amess import read_frames, read_sound
 from amess_hf.data import feature_extraction
@@ -124,6 +125,17 @@ def test_killed_between_taking_away_and_putting_there(corpus, tmp_path):
     folder.rename(folder.with_name(".log-mel.old"))
     extract_features(corpus, **ENCODERS)
     check_complete(corpus, tmp_path)
+
+
+def test_features_of_other_weights_are_not_added_to(corpus, tmp_path):
+    """An encoder in a local folder is known by what the folder holds."""
+    encoder = save_speech_model(tmp_path / "speech")
+    extract_features(corpus, audio_encoder=encoder)
+    extract_features(corpus, audio_encoder=encoder)
+    config = tmp_path / "speech" / "config.json"
+    config.write_text(config.read_text() + " ")
+    with pytest.raises(ValueError, match="speech: `audio_encoder` was .* remove the folder, or choose another"):
+        extract_features(corpus, audio_encoder=encoder)
 
 
 class TestFailures:

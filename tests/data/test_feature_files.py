@@ -2,6 +2,9 @@
 
 import json
 import pickle
+import subprocess
+import sys
+import threading
 import tracemalloc
 
 import numpy as np
@@ -121,6 +124,9 @@ class TestStreaming:
             def __init__(self, file):
                 self.file = file
 
+            def get_slice(self, name):
+                return self.file.get_slice(name)
+
             def get_tensor(self, name):
                 read.append(name)
                 return self.file.get_tensor(name)
@@ -191,8 +197,8 @@ class TestErrors:
     def test_clip_missing_in_its_shard(self, tmp_path, clips):
         out = write(clips, tmp_path / "out")
         save_file({"clip0": clips["clip0"]}, out / "features-00001-of-00001.safetensors")
-        with pytest.raises(ValueError, match="clip clip3 cannot be read"):
-            SafetensorsFeatures(out)["clip3"]
+        with pytest.raises(ValueError, match="00001-of-00001.safetensors: has no clip clip1, which features.safet"):
+            SafetensorsFeatures(out)
 
     @pytest.mark.parametrize("content", ["", "[]", '{"weight_map": 3}', '{"other": {}}'])
     def test_damaged_index(self, tmp_path, content):
@@ -236,3 +242,160 @@ def test_bad_numpy_files(tmp_path):
     for name in ("object.npy", "text.npy"):
         with pytest.raises(ValueError, match=f"{name}: not a readable .npy file of numbers"):
             NumpyFeatures({"a": tmp_path / name})
+
+
+class TestRefusedFeatures:
+    """What is no features [frames, dim], with the file named in one line."""
+
+    def error(self, read, *args):
+        with pytest.raises(ValueError) as error:
+            read(*args)
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    @pytest.mark.parametrize(
+        "shard",
+        [
+            "../out.safetensors",
+            "/etc/hostname",
+            "a/b.safetensors",
+            "",
+            ".",
+            "..",
+            "a\0b",
+            "\ud800",
+            3,
+            None,
+            ["a"],
+            {},
+        ],
+    )
+    def test_shards_elsewhere(self, tmp_path, clips, shard):
+        save_file(clips, tmp_path / "out.safetensors")
+        (tmp_path / "folder").mkdir()
+        (tmp_path / "folder" / INDEX_NAME).write_text(json.dumps({"weight_map": {"clip0": shard}}))
+        message = self.error(SafetensorsFeatures, tmp_path / "folder")
+        assert f"{INDEX_NAME}: names the shard {shard!r}; a shard is a file in the folder" in message
+
+    def test_a_shard_that_is_a_link(self, tmp_path, clips):
+        """As the cache of the Hub stores files."""
+        out = write(clips, tmp_path / "out")
+        shard = next(out.glob("*.safetensors"))
+        shard.rename(tmp_path / "blob")
+        shard.symlink_to(tmp_path / "blob")
+        assert_equal(SafetensorsFeatures(out), clips)
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            "[" * 100_000,
+            '{"weight_map": ' + '{"a":' * 5000,
+            '{"weight_map": ' + "9" * 5000 + "}",
+            '{"weight_map": [1]}',
+        ],
+        ids=["nested list", "nested object", "digits", "list"],
+    )
+    def test_index(self, tmp_path, content):
+        (tmp_path / INDEX_NAME).write_text(content)
+        assert f"{INDEX_NAME}: not a readable index of shards" in self.error(SafetensorsFeatures, tmp_path)
+
+    @pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e8m0fnu])
+    def test_dtypes_of_safetensors(self, tmp_path, dtype):
+        save_torch_file({"a": torch.ones(2, 3).to(dtype)}, tmp_path / "one.safetensors")
+        features = SafetensorsFeatures(tmp_path / "one.safetensors")
+        assert "one.safetensors: clip a holds " in self.error(features.__getitem__, "a")
+
+    @pytest.mark.parametrize("shape", [(), (3,), (5, 0), (2, 2, 2), (5, 1, 0)])
+    def test_shapes_of_safetensors(self, tmp_path, shape):
+        save_file({"a": np.ones(shape, np.float32), "b": np.ones((1, 2))}, tmp_path / "one.safetensors")
+        message = self.error(SafetensorsFeatures, tmp_path / "one.safetensors")
+        assert f"one.safetensors: clip a has features of shape {list(shape)}" in message or shape == (5, 1, 0)
+
+    def test_too_large_for_float32(self, tmp_path):
+        save_file({"a": np.full((2, 2), 1e300)}, tmp_path / "one.safetensors")
+        np.save(tmp_path / "a.npy", np.full((2, 2), 1e300))
+        for features in (SafetensorsFeatures(tmp_path / "one.safetensors"), NumpyFeatures({"a": tmp_path / "a.npy"})):
+            assert "clip a has values too large for float32" in self.error(features.__getitem__, "a")
+
+    @pytest.mark.parametrize(
+        "array",
+        [
+            np.zeros((2, 3), dtype=[("x", "f4")]),
+            np.array([["1", "2"]]),
+            np.array([[b"1"]]),
+            np.zeros((2, 2), "V4"),
+            np.zeros((2, 2), "M8[s]"),
+            np.ones((2, 2), complex),
+        ],
+        ids=lambda array: str(array.dtype),
+    )
+    def test_dtypes_of_numpy(self, tmp_path, array):
+        np.save(tmp_path / "a.npy", array)
+        message = self.error(NumpyFeatures, {"a": tmp_path / "a.npy"})
+        assert "a.npy: not a readable .npy file of numbers (its dtype is" in message
+
+    def test_npz_for_npy(self, tmp_path):
+        np.savez(tmp_path / "a.npz", a=np.ones((2, 3)))
+        (tmp_path / "a.npz").rename(tmp_path / "a.npy")
+        message = self.error(NumpyFeatures, {"a": tmp_path / "a.npy"})
+        assert "a.npy: not a readable .npy file of numbers (the magic string" in message
+
+    def test_a_first_clip_without_width(self, tmp_path):
+        for name, shape in (("a", (4, 0)), ("b", (2, 3))):
+            np.save(tmp_path / f"{name}.npy", np.ones(shape))
+        message = self.error(NumpyFeatures, {name: tmp_path / f"{name}.npy" for name in "ab"})
+        assert "a.npy: clip a has features of shape [4, 0]" in message
+
+
+class TestOrphans:
+    """What a killed conversion leaves is removed by the next; what another process is writing stays."""
+
+    KILLED = """
+import os, sys
+from pathlib import Path
+import numpy as np
+from amess_hf.data.feature_files import write_features
+
+def clips():
+    yield "a", np.ones((2, 3))
+    os.kill(os.getpid(), 9)
+
+write_features(clips(), Path(sys.argv[1]), source=Path("x"), shard_bytes=1)
+"""
+
+    @pytest.mark.slow
+    def test_killed(self, tmp_path, clips):
+        result = subprocess.run([sys.executable, "-c", self.KILLED, str(tmp_path / "out")])
+        assert result.returncode == -9
+        assert sorted(path.suffix for path in tmp_path.iterdir()) == [".lock", ".partial"]
+        assert_equal(SafetensorsFeatures(write(clips, tmp_path / "other")), clips)
+        assert [path.name for path in tmp_path.iterdir()] == ["other"]
+
+    def test_another_process_is_writing(self, tmp_path, clips):
+        begun = write_features_in_steps(clips, tmp_path / "out")
+        next(begun)
+        write(clips, tmp_path / "other")
+        assert len(list(tmp_path.glob(".out.*.partial/*.safetensors"))) == 1
+        for _ in begun:
+            pass
+        assert_equal(SafetensorsFeatures(tmp_path / "out"), clips)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out"]
+
+
+def write_features_in_steps(clips, out):
+    """Write in a thread, a clip at each step."""
+    asked, given = threading.Semaphore(0), threading.Semaphore(0)
+
+    def entries():
+        for item in clips.items():
+            yield item
+            given.release()
+            asked.acquire()
+
+    thread = threading.Thread(target=write_features, args=(entries(), out), kwargs={"source": out, "shard_bytes": 1})
+    thread.start()
+    for _ in clips:
+        given.acquire()
+        yield
+        asked.release()
+    thread.join()

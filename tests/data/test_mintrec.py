@@ -1,8 +1,10 @@
 """`load_mintrec`: the official layouts, what it gives, what it refuses, and how it is exported."""
 
 import json
+import os
 import pickle
 import tracemalloc
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -10,6 +12,7 @@ import pyarrow as pa
 import pytest
 import torch
 from datasets import concatenate_datasets, load_dataset, load_from_disk
+from safetensors.numpy import save
 
 from amess_hf.data import mintrec
 from amess_hf.data.feature_files import write_features
@@ -485,6 +488,46 @@ class TestBadInput:
         rows = load(folder)["train"]
         assert "audio_features" not in rows.column_names and "video_features" in rows.column_names
 
+    def test_too_large_for_float16(self, load, folder):
+        features = random_features(ids(ROWS), 4, seed=1)
+        features["S02_E01_9"] = np.full((3, 4), 7e4, np.float32)
+        write_pickle(folder / "audio_data" / "wavlm_feats.pkl", features)
+        load(folder)
+        message = self.error(load, folder, dtype="float16")
+        assert "wavlm_feats.pkl: clip S02_E01_9 has values too large for float16; use a wider dtype" in message
+
+    def test_a_first_clip_without_width(self, load, folder):
+        """It is named, instead of being taken for the width of all."""
+        features = {clip: np.ones((2, 4), np.float32) for clip in ids(ROWS)}
+        features["S01_E01_1"] = np.ones((5, 0), np.float32)
+        write_pickle(folder / "audio_data" / "wavlm_feats.pkl", features)
+        assert "wavlm_feats.pkl: clip S01_E01_1 has features of shape [5, 0]" in self.error(load, folder)
+
+    def test_column_twice(self, load, tmp_path):
+        rows = ["S01\tE01\t1\thi\tJoke\tCare"]
+        write_table(tmp_path / "data", "train", MINTREC_HEADER + "\tLabel ", rows)
+        assert "train.tsv:2: the column 'Label ' is there twice" in self.error(load, tmp_path / "data")
+
+    def test_start_after_end(self, load, tmp_path):
+        write_mintrec2(tmp_path / "data", "train", [turn(0, 0, start="00:00:05", end="00:00:04,5")])
+        message = self.error(load, tmp_path / "data", "mintrec2.0")
+        assert "train.tsv:2: `start` 5 s is after `end` 4.5 s" in message
+
+    @pytest.mark.parametrize("time", ["nan", "inf", "-1", "1e999"])
+    def test_times_that_are_none(self, load, tmp_path, time):
+        write_mintrec2(tmp_path / "data", "train", [turn(0, 0, start=time)])
+        assert f"train.tsv:2: '{time}' is not a time" in self.error(load, tmp_path / "data", "mintrec2.0")
+
+    def test_labels_that_train_lacks(self, load, tmp_path, monkeypatch):
+        said = []
+        monkeypatch.setattr("amess_hf.data.annotations.logger.warning", said.append)
+        write_mintrec(tmp_path / "data")
+        load(tmp_path / "data")
+        assert said == [
+            "validation has 2 labels that train lacks: Greet, Prevent",
+            "test has 1 labels that train lacks: Oppose",
+        ]
+
     @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
     def test_not_finite(self, load, folder, bad):
         features = random_features(ids(ROWS), 4, seed=1)
@@ -565,6 +608,75 @@ class TestCache:
                 load(folder)
         (folder / "audio_data" / "wavlm_feats.pkl").write_bytes(good)
         assert len(load(folder)["train"]) == 3
+
+
+class TestDamagedCache:
+    """A cache that is cut is built again, with one line."""
+
+    @pytest.fixture
+    def said(self, monkeypatch):
+        said = []
+        monkeypatch.setattr(mintrec.logger, "warning", said.append)
+        return said
+
+    @pytest.mark.parametrize("damage", ["cut", "emptied", "removed", "fewer rows", "info cut"])
+    def test_is_built_again(self, load, folder, said, damage):
+        first = load(folder)
+        expected, path = first["train"].to_list(), Path(first["train"].cache_files[0]["filename"])
+        fewer = load(folder, scope="all")["test"].cache_files[0]["filename"]
+        content = {"cut": path.read_bytes()[:-400], "emptied": b"", "fewer rows": Path(fewer).read_bytes()}
+        damaged = path.with_name("dataset_info.json") if damage == "info cut" else path
+        del first
+        damaged.unlink()
+        if damage == "info cut":
+            damaged.write_text('{"splits"')
+        elif damage != "removed":
+            damaged.write_bytes(content[damage])
+        assert load(folder)["train"].to_list() == expected
+        assert len(said) == 1 and "is damaged" in said[0] and "\n" not in said[0]
+        assert load(folder)["train"].to_list() == expected and len(said) == 1
+
+    def test_converted_features(self, load, folder, tmp_path, monkeypatch):
+        said = []
+        monkeypatch.setattr("amess_hf.data.feature_files.logger.warning", said.append)
+        expected = load(folder)["train"].to_list()
+        shard = next((tmp_path / "cache" / "amess_features").glob("wavlm_feats-*/*.safetensors"))
+        content = shard.read_bytes()
+        shard.unlink()
+        shard.write_bytes(content[:-9])
+        said.clear()
+        assert load(folder, dtype="float32", scope="all")["train"].to_list() == expected
+        assert len(said) == 1 and said[0].endswith("wavlm_feats.pkl is converted again")
+
+    def test_the_same_size_and_time(self, load, folder):
+        """The table and the features change as an unpacked archive with fixed times changes them."""
+        load(folder)
+        features = random_features(ids(ROWS), 4, seed=1)
+        features["S01_E01_1"] = -features["S01_E01_1"]
+        changes = {
+            folder / "train.tsv": (folder / "train.tsv").read_bytes().replace(b"please stay", b"please tray"),
+            folder / "audio_data" / "wavlm_feats.pkl": pickle.dumps(features),
+        }
+        for path, content in changes.items():
+            status = path.stat()
+            assert len(content) == status.st_size
+            path.write_bytes(content)
+            os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        row = load(folder)["train"][0]
+        assert row["text"] == "please tray"
+        np.testing.assert_array_equal(row["audio_features"], features["S01_E01_1"])
+
+    def test_a_shard_behind_an_index_given_by_path(self, load, folder, tmp_path):
+        features = random_features(ids(ROWS), 4, seed=3)
+        out = write_features(features.items(), tmp_path / "own", source=tmp_path / "x")
+        index = str(out / "features.safetensors.index.json")
+        load(folder, audio_features=index)
+        shard = next(out.glob("*.safetensors"))
+        content = save({name: np.ascontiguousarray(-frames) for name, frames in features.items()})
+        shard.unlink()
+        shard.write_bytes(content)
+        row = load(folder, audio_features=index)["train"][1]
+        np.testing.assert_array_equal(row["audio_features"], -features["S01_E01_2"])
 
 
 class TestExport:

@@ -4,13 +4,17 @@ import json
 import os
 import re
 
+import numpy as np
 import pytest
 import torch
+import transformers
 import yaml
-from huggingface_hub import EvalResult, ModelCard, RepoCard
-from utils import DESCRIPTIONS, LABELS, tiny_model
+from huggingface_hub import EvalResult, HfApi, ModelCard, RepoCard
+from utils import DESCRIPTIONS, FRONT_ENDS, LABELS, tiny_model
 
-from amess_hf.evaluation import create_model_card
+from amess_hf import __version__
+from amess_hf.evaluation import create_model_card, name_repository
+from amess_hf.hub import push_folder, save_for_hub
 from amess_hf.oos_amess import OutOfScopeDetector
 
 
@@ -43,7 +47,19 @@ def card(model):
     oos = {"energy": {"auroc": 0.81, "aupr_in": 0.9, "aupr_out": 0.7, "fpr95": 0.5, "eer": 0.3, "der": 0.4}}
     report = {"split": "dev", "modalities": MODALITIES, "oos_detection": oos}
     return create_model_card(
-        model, RESULTS, "mintrec2.0", "org/amess-mintrec2", detector, report, license="cc-by-nc-sa-4.0"
+        model,
+        RESULTS,
+        "mintrec2.0",
+        "org/amess-mintrec2",
+        detector,
+        report,
+        training_arguments={
+            "num_train_epochs": 12.0,
+            "max_steps": -1,
+            "learning_rate": 2e-4,
+            "seed": 7,
+            "fp16": False,
+        },
     )
 
 
@@ -100,6 +116,7 @@ class TestText:
             "How to use it",
             "What it is for",
             "Data",
+            "Training",
             "Results",
             "What each modality adds",
             "Out of scope",
@@ -141,6 +158,43 @@ class TestText:
     def test_how_to_load_names_the_model(self, card):
         assert card.text.count('"org/amess-mintrec2"') == 2
 
+    def test_hyperparameters_and_versions(self, card, model):
+        section = card.text.split("## Training")[1].split("## ")[0]
+        rows = dict(re.findall(r"^\| ([^|]+) \| ([^|]+) \|$", section, re.MULTILINE))
+        assert rows["epochs"] == "12" and rows["seed"] == "7" and rows["fusion"] == model.config.fusion_type
+        assert rows["learning rate of the text encoder's last layer"] == "0.0002"
+        assert "steps" not in rows and "float16" not in rows
+        assert f"amess_hf {__version__}" in section and f"torch {torch.__version__}" in section
+        without = create_model_card(model, {}).text
+        assert "## Training" not in without and f"transformers {transformers.__version__}" in without
+        steps = create_model_card(model, {}, training_arguments={"num_train_epochs": 3.0, "max_steps": 40}).text
+        assert "| steps | 40 |" in steps and "| epochs |" not in steps
+
+    def test_licence_and_language(self, model, card):
+        assert card.data.license == "cc-by-nc-sa-4.0" and card.data.language == "en"
+        assert "| licence | cc-by-nc-sa-4.0 |" in card.text and "| language | en |" in card.text
+        own = create_model_card(model, {}, "meetings")
+        assert own.data.license is None and "| licence | not stated" in own.text
+        own = create_model_card(model, {}, "meetings", license="mit", language=["de", "en"])
+        assert own.data.license == "mit" and own.data.language == ["de", "en"]
+
+    def test_limits_follow_the_modality_table(self, model, card):
+        def limits(text, audio, both):
+            table = [
+                {"modalities": names, "accuracy": share, "weighted_f1": share, "changed": 0.0}
+                for names, share in ((["text", "audio"], both), (["text"], text), (["audio"], audio))
+            ]
+            report = {"split": "dev", "modalities": table}
+            return create_model_card(model, {}, report=report).text.split("## Limits")[1].split("## ")[0]
+
+        sound = limits(text=0.11, audio=0.80, both=0.81)
+        assert "Nearly all of the evidence that this model uses is in the sound" in sound
+        both = limits(text=0.55, audio=0.20, both=0.90)
+        assert "Nearly all" not in both and "55.00 % from words alone and 20.00 % from sound alone" in both
+        assert "largest loss is that of the words: 20.00 % without" in both
+        assert "was not measured" in create_model_card(model, {}).text
+        assert "was not measured" not in create_model_card(tiny_model(fusion_type="text"), {}).text
+
     def test_citations_follow_the_data(self, model):
         both = create_model_card(model, {}, "mintrec,mintrec2.0").text
         assert all(key in both for key in ("2503.19474", "zhang2022mintrec", "zhang2024mintrec", "CC BY-NC-SA 4.0"))
@@ -160,6 +214,86 @@ class TestText:
         assert "\n- **Greet**\n" in text
 
 
+def snippet_of(text):
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    return code
+
+
+class TestSnippet:
+    """What the card shows is run on the very model that the card lies with."""
+
+    def run(self, folder, monkeypatch):
+        code = snippet_of((folder / "README.md").read_text(encoding="utf-8"))
+        lines = re.sub(r"^recognise\((.*)\)$", r"answers.append(recognise(\1))", code, flags=re.MULTILINE)
+        monkeypatch.chdir(folder)
+        names = {"answers": []}
+        exec(lines, names)
+        return names["answers"]
+
+    def test_clips(self, tmp_path, tokenizer, monkeypatch):
+        pytest.importorskip("av", reason='pip install "amess_hf[video]"')
+        from clip_writer import write_clip
+
+        save_for_hub(tmp_path, tiny_model(**FRONT_ENDS), tokenizer)
+        frames = np.random.default_rng(0).integers(0, 255, (20, 48, 64, 3), dtype=np.uint8)
+        write_clip(tmp_path / "clip.mp4", frames, np.random.default_rng(0).uniform(-0.5, 0.5, 16000))
+        words, clip, described = self.run(tmp_path, monkeypatch)
+        assert words[0]["label"] in LABELS and clip != words
+        assert [answer["label"] for answer in described] == ["Negotiate"]
+
+    def test_sound_alone(self, tmp_path, tokenizer, monkeypatch):
+        pytest.importorskip("av", reason='pip install "amess_hf[video]"')
+        from clip_writer import write_clip
+
+        save_for_hub(
+            tmp_path, tiny_model(**FRONT_ENDS | {"video_feature_size": None, "video_encoder": None}), tokenizer
+        )
+        write_clip(tmp_path / "clip.wav", sound=np.random.default_rng(0).uniform(-0.5, 0.5, 16000))
+        assert len(self.run(tmp_path, monkeypatch)) == 3
+
+    def test_ready_features(self, tmp_path, tokenizer, monkeypatch):
+        save_for_hub(tmp_path, tiny_model(), tokenizer)
+        np.save(tmp_path / "audio.npy", np.ones((7, 6), dtype=np.float32))
+        np.save(tmp_path / "video.npy", np.ones((7, 5), dtype=np.float32))
+        words, clip, _ = self.run(tmp_path, monkeypatch)
+        assert clip != words
+
+    def test_words_alone(self, tmp_path, tokenizer, monkeypatch):
+        save_for_hub(tmp_path, tiny_model(fusion_type="text", label_descriptions=None), tokenizer)
+        assert len(self.run(tmp_path, monkeypatch)) == 1
+
+
+class TestRepositoryName:
+    def test_card_of_a_run_names_the_repository_that_it_is_pushed_to(self, model, tmp_path):
+        path = tmp_path / "README.md"
+        create_model_card(model, RESULTS, "meetings").save(path)
+        assert 'model="."' in path.read_text() and "in the folder that this file is in" in path.read_text()
+        before = path.read_text()
+        path.write_text(before + "\nA remark of the author's.\n")
+        for repo_id in ("org/amess-meetings", "org/amess-meetings", "other/moved"):
+            name_repository(path, repo_id)
+            text = path.read_text()
+            assert text.count(f'"{repo_id}"') == 2 and 'model="."' not in text
+            assert "A remark of the author's." in text
+        assert "folder that this file is in" not in text
+        name_repository(path, "org/amess-meetings")
+        assert ModelCard.load(path).data.to_dict()["model-index"][0]["name"] == "amess-meetings"
+        assert "\n# amess-meetings\n" in path.read_text()
+
+    def test_other_cards_stay_as_they_are(self, tmp_path):
+        path = tmp_path / "README.md"
+        path.write_bytes(b"# amess\r\nmy own card\r\n")
+        name_repository(path, "org/model")
+        assert path.read_bytes() == b"# amess\r\nmy own card\r\n"
+
+    def test_push(self, hub, tmp_path, model):
+        create_model_card(model, RESULTS, "meetings").save(tmp_path / "README.md")
+        HfApi(token=hub.token).create_repo("org/meetings")
+        push_folder(tmp_path, "org/meetings", hub.token)
+        pushed = hub.files("org/meetings")["README.md"].decode()
+        assert pushed.count('"org/meetings"') == 2 and 'model="."' not in pushed
+
+
 class TestHostileInput:
     def test_no_path_of_a_machine(self, tmp_path):
         """The text encoder's folder on somebody's machine is no base model, the data's folder no data set's name."""
@@ -174,14 +308,31 @@ class TestHostileInput:
         model.config.text_config._name_or_path = "google-bert/bert-base-uncased"
         card = create_model_card(model, RESULTS)
         assert card.data.base_model == "google-bert/bert-base-uncased"
-        assert "started from google-bert/bert-base-uncased" in card.text
+        assert "made from google-bert/bert-base-uncased" in card.text
+        assert "| base model | google-bert/bert-base-uncased |" in card.text
+
+    def test_encoders_of_clips_are_base_models_too(self):
+        model = tiny_model(**FRONT_ENDS | {"audio_encoder": "facebook/wavlm-base"})
+        model.config.text_config._name_or_path = "google-bert/bert-base-uncased"
+        card = create_model_card(model, {})
+        assert card.data.base_model == ["google-bert/bert-base-uncased", "facebook/wavlm-base"]
+
+    def test_labels_are_no_markup(self):
+        nasty = ["$\\frac{$", "<img src=x onerror=alert(1)>", "two\nlines", "**bold** _it_"]
+        model = tiny_model(id2label=dict(enumerate(nasty)), label_descriptions={name: [name] for name in nasty})
+        card = create_model_card(model, RESULTS, "<b>data")
+        section = card.text.split("## Intents")[1].split("## ")[0]
+        assert "<" not in section and "- **two lines**: two lines\n" in section
+        assert r"- **\$\\frac{\$**" in section and r"\*\*bold\*\* \_it\_" in section
+        assert "intents of &lt;b&gt;data" in card.text and "<b>" not in card.text
+        assert ModelCard(card.content).data.to_dict() == card.data.to_dict()
 
     def test_names_are_no_markup(self):
         names = ["<img src=x onerror=alert(1)>", "a\nb", "[click](http://x)", "R&D", "$\\frac{$", "a|b"]
         model = tiny_model(id2label=dict(enumerate(names)), label_descriptions=None)
         text = create_model_card(model, RESULTS, "<b>clips").text
         assert "<img" not in text and "<b>" not in text and "Trained on &lt;b&gt;clips." in text
-        for line in ("**a b**", r"**\[click](http://x)**", "**R&amp;D**", r"**$\\frac{$**", r"**a\|b**"):
+        for line in ("**a b**", r"**\[click\](http://x)**", "**R&amp;D**", r"**\$\\frac{\$**", r"**a\|b**"):
             assert f"\n- {line}\n" in text, line
 
     def test_descriptions_cannot_break_the_card(self):
@@ -190,4 +341,5 @@ class TestHostileInput:
         card = create_model_card(model, RESULTS)
         read = ModelCard(card.content)
         assert read.data.to_dict() == card.data.to_dict()
+        assert "- **Th\\|ank**" in read.text
         assert "line --- license: none --- {{ card_data }} {% raw %}" in read.text

@@ -1,6 +1,7 @@
 """The report against direct computation, its bytes against themselves, and what each part shows."""
 
 import filecmp
+import io
 import json
 import math
 import re
@@ -339,6 +340,33 @@ class TestReport:
         text = (tmp_path / "known" / "report.md").read_text(encoding="utf-8")
         assert "no out-of-scope clip in this split" in text and "`energy`" in text
 
+    @pytest.mark.slow
+    def test_labels_that_are_markup_are_shown_as_they_stand(self, dataset, collator, model, tmp_path):
+        nasty = [
+            "$\\frac{$",
+            "<img src=x onerror=alert(1)>",
+            "two\nlines",
+            "_hidden",
+            "a|b",
+            "`code`",
+            "![x](http://x)",
+            "&lt;b&gt;",
+        ]
+        names = [*nasty, "x" * 300, *(f"${number}$" for number in range(len(LABELS) - len(nasty) - 1))]
+        config = model.config.to_dict() | {"id2label": dict(enumerate(names)), "label2id": None}
+        config["label_descriptions"] = {name: [name] for name in names}
+        renamed = AMESSForIntentClassification(AMESSConfig(**config))
+        renamed.load_state_dict(model.state_dict(), strict=False)
+        with torch.no_grad():  # Every intent is given as an answer.
+            renamed.classifier.weight.normal_()
+        report(renamed, dataset, collator, tmp_path, name="dev\n# <b>")
+        markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
+        assert not re.search(r"<(?!br)", markdown) and "\n# &lt;b" not in markdown
+        assert not re.search(r"!\[x\]\(", markdown) and "&amp;lt;b&gt;" not in markdown
+        assert "&amp;lt;b&amp;gt;" in markdown and "| \\$\\\\frac{\\$ |" in markdown and "| two lines |" in markdown
+        rows = [line for line in markdown.split("## Intents")[1].split("## ")[0].splitlines() if line.startswith("|")]
+        assert len(rows) >= 12 and all(len(re.findall(r"(?<!\\)\|", line)) == 6 for line in rows)
+
     def test_only_out_of_scope(self, model, dataset, collator, tmp_path):
         with pytest.raises(ValueError, match="every clip of the split 'test' is out of scope"):
             report(model, dataset.select(range(45, 60)), collator, tmp_path, name="test")
@@ -424,6 +452,15 @@ class TestPlots:
         figure = plots.plot_intent_f1({name: {"f1": 0.5, "support": 3} for name in LABELS})
         texts = figure.findobj(lambda artist: hasattr(artist, "get_fontsize"))
         assert texts and min(text.get_fontsize() for text in texts) >= 8
+
+    def test_names_are_not_formulas_and_none_is_left_out(self):
+        names = ["$\\frac{$", "_hidden", "two\nlines"]
+        figure = plots.plot_embeddings(np.random.default_rng(0).normal(size=(9, 2)), np.arange(9) % 3, names)
+        plots.save_figure(figure, io.BytesIO())
+        assert [text.get_text() for text in figure.legends[0].get_texts()] == ["$\\frac{$", " _hidden", "two lines"]
+        assert figure.get_suptitle() == "Clips (t-SNE of their embeddings)"
+        plots.save_figure(plots.plot_anchors("$x^$ \n y", [("$\\bad{$", 1.0)], [], 1.0), io.BytesIO())
+        assert plots.plot_name("x" * 300) == "x" * 39 + "…"
 
     def test_users_own_style_changes_nothing(self, tmp_path):
         import matplotlib

@@ -9,14 +9,16 @@ import app_view
 import numpy as np
 import pytest
 from browser import Browser, missing_programs
+from utils import FRONT_ENDS, LABELS, tiny_model
+
+from amess_hf import OutOfScopeDetector, save_for_hub
 
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
-
-av = pytest.importorskip("av", reason='pip install "amess_hf[video]"')
+pytest.importorskip("av", reason='pip install "amess_hf[video]"')
 pytest.importorskip("PIL", reason='pip install "amess_hf[video]"')
+app = pytest.importorskip("app", reason='pip install "amess_hf[app]"')
 
-import app_clips
+WORDS = "thanks you are so kind"
 
 
 class TestView:
@@ -27,77 +29,66 @@ class TestView:
         assert '<div class="headline">Care</div>' in html
         assert html.count('class="row added') == 1
 
-    def test_out_of_scope_has_the_last_word(self):
-        html = app_view.answer_html({"Thank": 0.9, "Care": 0.1}, in_scope=False, added=set())
+    def test_none_of_these_has_the_last_word_and_no_bar(self):
+        html = app_view.answer_html({"Thank": 0.97, "Care": 0.03}, in_scope=False, added=set())
         assert f'<div class="headline">{app_view.NONE_OF_THESE}</div>' in html
-        assert "Nearest: Thank" in html
-        assert html.count('class="row none') == 2
+        assert 'class="row' not in html and "%" not in html
+        assert re.findall(r'class="chip">(\w+)<', html) == ["Thank", "Care"]
 
     def test_what_a_visitor_types_is_no_html(self):
         evil = '<script>alert("x")</script>'
-        html = app_view.answer_html({evil: 1.0}, None, {evil})
+        html = app_view.answer_html({evil: 1.0}, None, {evil}) + app_view.answer_html({evil: 1.0}, False, set())
         html += app_view.timeline_html(0.0, [], np.zeros(0), [(evil, 0.5)], [], [])
-        html += app_view.plain(evil) + app_view.empty_html(evil)
+        html += app_view.plain(evil) + app_view.empty_html(evil) + app_view.error_html(evil)
         assert "<script" not in html
         assert "&lt;script&gt;" in html
 
     def test_anchors_stand_where_they_are_in_time(self):
-        html = app_view.timeline_html(4.0, [], np.ones(10), [("hm", 0.0)], [(1.0, 2.0, 0.5)], [(3.0, 3.001, 1.0)])
-        marks = re.findall(r'<rect class="anchor" x="([\d.]+)" y="[\d.]+" width="([\d.]+)"', html)
-        width = app_view.RIGHT - app_view.LEFT
-        # The picture's anchor comes first; one millisecond would not be seen and is widened.
-        assert [float(x) for x, _ in marks] == pytest.approx(
-            [app_view.LEFT + 0.75 * width, app_view.LEFT + 0.25 * width], abs=0.1
-        )
-        assert float(marks[0][1]) == 6.0
-        assert float(marks[1][1]) == pytest.approx(width / 4, abs=0.1)
+        html = app_view.timeline_html(4.0, [], np.ones(10), [("hm", 0.0)], [(1.0, 2.0, 0.5)], [(3.0, 3.1, 1.0)])
+        marks = re.findall(r'<div class="anchor"[^>]*left:([\d.]+)%;width:([\d.]+)%', html)
+        assert marks == [("75.0", "2.5"), ("25.0", "25.0")]  # the picture's anchor comes first
+
+    def test_colours_differ_where_scores_do(self):
+        scores = np.linspace(0, 1, 6)
+        distances = [
+            sum(abs(int(first[k : k + 2], 16) - int(second[k : k + 2], 16)) for k in (1, 3, 5))
+            for first, second in zip(map(app_view.colour, scores), map(app_view.colour, scores[1:]), strict=False)
+        ]
+        assert min(distances) > 40
+        html = app_view.timeline_html(2.0, [], np.ones(3), [("a", 0.2), ("b", 0.9)], [(0, 1, 0.3), (1, 2, 0.6)], [])
+        assert all(html.count(app_view.colour(score)) for score in (0.2, 0.9, 0.3, 0.6))
 
     def test_without_a_clip_there_are_only_words(self):
         html = app_view.timeline_html(0.0, [], np.zeros(0), [("oh", 0.4), ("great", 0.0)], [], [])
         assert "Words" in html and "Sound" not in html and "Picture" not in html
         assert html.count('class="anchor"') == 1
 
-    def test_words_that_would_not_fit_are_squeezed(self):
-        words = [("extraordinarily", 0.0)] * 20
-        html = app_view.timeline_html(0.0, [], np.zeros(0), words, [], [])
-        edges = [(float(x), float(width)) for x, width in re.findall(r'<rect x="([\d.]+)" .*? width="([\d.]+)"', html)]
-        assert max(x + width for x, width in edges[:20]) <= app_view.RIGHT + 1
+
+class TestStart:
+    def test_without_a_model_it_says_what_to_do(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.delenv("MODEL_ID", raising=False)
+        with pytest.raises(SystemExit):
+            app.parse_arguments([])
+        assert "`make demo`" in capsys.readouterr().err
+        app.DEMO_MODEL.mkdir(parents=True)
+        assert app.parse_arguments([]).model == str(app.DEMO_MODEL)
+
+    def test_model_that_is_not_there_is_one_line(self, tmp_path):
+        options = app.parse_arguments(["--model", str(tmp_path / "nowhere")])
+        with pytest.raises(SystemExit, match="cannot be loaded: .*; give the folder") as error:
+            app.load(options)
+        assert "\n" not in str(error.value)
+
+    def test_errors_name_no_folder_of_the_server(self):
+        cleaned = app.without_folders(
+            "/tmp/gradio/0a1b/clip.mp4: is no clip; `C:\\Temp\\clip.mp4` and a/b stay, 1/2 too"
+        )
+        assert cleaned == "clip.mp4: is no clip; `clip.mp4` and a/b stay, 1/2 too"
 
 
-class TestClips:
-    def test_scene_is_a_clip_that_browsers_play(self, tmp_path):
-        path = app_clips.write_scene(tmp_path / "scene.mp4", app_clips.EXAMPLES[0])
-        with av.open(path) as container:
-            assert container.streams.video[0].codec_context.name == "h264"
-            assert container.streams.audio[0].codec_context.name == "aac"
-            duration = container.duration / 1e6
-        assert duration == pytest.approx(app_clips.SECONDS, abs=0.2)
-
-    @pytest.mark.parametrize("voice", ["rise", "fall", "laugh"])
-    def test_voice_stands_out_at_its_moment(self, voice):
-        scene = app_clips.Scene("", voice, "still", moment=0.25)
-        loudness = np.abs(app_clips.voice_samples(scene)).reshape(24, -1).mean(1)
-        told = round(0.25 * 24)
-        assert loudness[told - 2 : told + 2].mean() > 2 * loudness[12:].mean()
-        flat = np.abs(app_clips.voice_samples(app_clips.Scene("", "flat", "still"))).reshape(24, -1).mean(1)
-        assert flat.max() < 1.6 * flat.min()
-
-    def test_head_moves_only_at_its_moment(self):
-        scene = app_clips.Scene("", "flat", "shake", moment=0.75)
-        frames = [app_clips.draw_frame(scene, time, 0.0, smooth=False) for time in (0.0, 0.3, 1.6)]
-        assert np.array_equal(frames[0], frames[1])
-        assert (frames[0] != frames[2]).mean() > 0.05
-
-    def test_examples_say_the_same_with_other_voices(self):
-        first, second, _ = app_clips.EXAMPLES
-        assert first.text == second.text
-        assert (first.voice, first.movement) != (second.voice, second.movement)
-
-
-@pytest.mark.slow
-def test_words_are_written_down_from_the_clips_own_sound(tmp_path):
+def test_words_are_written_down_from_the_clips_own_sound(clips):
     """The speech recogniser gets the clip's sound at the rate that it takes."""
-    app = pytest.importorskip("app", reason='pip install "amess_hf[app]"')
     heard = []
 
     class Listener:
@@ -108,58 +99,100 @@ def test_words_are_written_down_from_the_clips_own_sound(tmp_path):
             return {"text": " oh great, you again "}
 
     recognizer = SimpleNamespace(transcriber=Listener())
-    scene = app_clips.EXAMPLES[1]
-    clip = app_clips.write_scene(tmp_path / "clip.mp4", scene)
     recognizer.transcribe = lambda path: app.Recognizer.transcribe(recognizer, path)
-    assert app.transcribe(recognizer, clip) == "oh great, you again"
+    assert app.transcribe(recognizer, clips[1]["clip"]) == "oh great, you again"
     assert heard[0]["sampling_rate"] == 8000
-    assert len(heard[0]["raw"]) == pytest.approx(app_clips.SECONDS * 8000, rel=0.1)
-    with pytest.raises(ValueError, match="no clip"):
-        app.transcribe(recognizer, None)
+    assert len(heard[0]["raw"]) == pytest.approx(2.2 * 8000, rel=0.1)
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory):
-    """A browser on the app with a small model, trained on the app's own clips; and the paths of the example clips."""
-    pytest.importorskip("gradio", reason='pip install "amess_hf[app]"')
+def clips(tmp_path_factory):
+    return app.draw_examples(tmp_path_factory.mktemp("clips"))
+
+
+@pytest.fixture(scope="module")
+def recognizer(tmp_path_factory, tokenizer):
+    """A small model with random weights, and a detector that lets everything pass."""
+    folder = tmp_path_factory.mktemp("model")
+    detector = OutOfScopeDetector("msp")
+    detector.threshold, detector.keep, detector.calibration_clips = 0.0, 1.0, 1
+    save_for_hub(
+        folder, tiny_model(**FRONT_ENDS | {"max_audio_length": 150, "max_video_length": 30}), tokenizer, detector
+    )
+    return app.Recognizer(str(folder))
+
+
+@pytest.fixture
+def nothing_in_scope(recognizer):
+    """For one test the detector rejects everything."""
+    recognizer.pipeline.detector.threshold = 2.0
+    yield
+    recognizer.pipeline.detector.threshold = 0.0
+
+
+class TestAnswers:
+    def test_none_of_these_stays_with_added_intents(self, recognizer, nothing_in_scope):
+        added = {"Negotiate": "zzz"}
+        html, _ = app.answered(recognizer, None, WORDS, {})
+        assert app_view.NONE_OF_THESE in html
+        html, _ = app.answered(recognizer, None, WORDS, added)
+        best = recognizer.pipeline({"text": WORDS}, candidate_labels={**recognizer.known, **added})[0]["label"]
+        assert (app_view.NONE_OF_THESE in html) == (best not in added)
+
+    def test_special_tokens_are_no_anchors(self, recognizer, clips):
+        _, line = app.answered(recognizer, clips[0]["clip"], WORDS, {})
+        words = re.findall(
+            r"<span(?: class=\"anchor\"[^>]*)?>([^<]+)</span>", line.split("Words")[1].split("legend")[0]
+        )
+        assert words == WORDS.split() and "[CLS]" not in line and "[SEP]" not in line
+
+    def test_mistakes_are_told_in_place_of_an_answer(self, recognizer, tmp_path):
+        broken = tmp_path / "broken.mp4"
+        broken.write_bytes(b"no clip" * 100)
+        html, line = app.answered(recognizer, str(broken), "", {})
+        assert "broken.mp4" in html and str(tmp_path) not in html and "headline" not in html and line == ""
+        html, _ = app.answered(SimpleNamespace(), None, "hello", {})  # whatever else fails
+        assert app.FAILED in html
+
+    def test_added_intents(self, recognizer):
+        *form, message = app.add_intent(recognizer, " greet ", "Something.", {})
+        assert form == [" greet ", "Something.", {}] and "already knows" in message
+        assert "needs a name" in app.add_intent(recognizer, "", "x", {})[3]
+        assert app.add_intent(recognizer, "New", "x", {})[:3] == ("", "", {"New": "x"})
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory, recognizer, clips):
+    """A browser on the app."""
     if missing := missing_programs():
         pytest.skip(f"no browser: apt-get install {' '.join(missing)}")
     from unittest import mock
 
-    import app
-    from app_model import train_model
-
-    folder = tmp_path_factory.mktemp("app")
-    model = train_model(folder / "model")
-    clips = [app_clips.write_scene(folder / f"{i}.mp4", scene) for i, scene in enumerate(app_clips.EXAMPLES)]
-    examples = [(clip, scene.text) for clip, scene in zip(clips, app_clips.EXAMPLES, strict=True)]
     with mock.patch.dict(os.environ, {"NO_PROXY": "127.0.0.1,localhost", "GRADIO_ANALYTICS_ENABLED": "False"}):
-        blocks = app.build_app(app.Recognizer(model), examples)
+        blocks = app.build_app(recognizer, clips)
         _, url, _ = app.launch(
             blocks,
             server_name="127.0.0.1",
             server_port=None,
             prevent_thread_lock=True,
             quiet=True,
-            allowed_paths=[str(folder)],
+            allowed_paths=[str(Path(clips[0]["clip"]).parent)],
         )
         try:
             with Browser(tmp_path_factory.mktemp("profile")) as browser:
                 browser.open(url)
                 browser.wait("return document.querySelector('#ask') !== null")
-                browser.clips = clips
                 yield browser
         finally:
             blocks.close(verbose=False)
 
 
 HEADLINE = "return (document.querySelector('#answer .headline') || {}).textContent"
-INTENTS = "return [...document.querySelectorAll('#answer .row')].map(row => row.dataset.intent)"
+WORDS_FIELD = "#words textarea, #words input"
 
 
 def ask(page, clip, words):
     """Gives a clip (or none) and words, asks, and returns the headline of the answer."""
-    page.run("const answer = document.querySelector('#answer'); if (answer) answer.remove()")
     if page.run("return document.querySelector('#clip video') !== null"):
         page.click("#clip button[aria-label='Clear']")
     if clip is not None:
@@ -167,7 +200,8 @@ def ask(page, clip, words):
         page.type("#clip input[type=file]", clip)
         # Only when the clip has come back from the server has it been uploaded.
         page.wait("const video = document.querySelector('#clip video'); return video !== null && video.readyState > 1")
-    page.type("#words textarea, #words input", words)
+    page.type(WORDS_FIELD, words)
+    page.wait("return document.querySelector('#answer') === null")  # what was answered before is gone
     page.click("#ask")
     return page.wait(HEADLINE)
 
@@ -175,44 +209,72 @@ def ask(page, clip, words):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 class TestPage:
-    def test_same_words_mean_different_things(self, page):
-        words = app_clips.EXAMPLES[0].text
-        assert ask(page, page.clips[0], words) == "Praise"
-        assert ask(page, page.clips[1], words) == "Taunt"
-        assert page.run("return document.querySelectorAll('#timeline image').length") == 8
-        assert page.run("return document.querySelectorAll('#timeline rect.anchor').length") >= 8
+    @pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)])
+    def test_nothing_is_cut_and_the_third_example_is_above_the_fold(self, page, clips, width, height):
+        ask(page, clips[0]["clip"], clips[0]["text"])
+        page.resize(width, height)
+        try:
+            page.run("window.scrollTo(0, 0)")
+            assert page.wait("return document.documentElement.scrollWidth <= window.innerWidth + 1")
+            bottom = (
+                "const box = document.querySelector('#clip').getBoundingClientRect(); "
+                "return [...document.querySelectorAll('#clip video, #clip .controls, #clip .source-selection')]"
+                ".every(part => part.getBoundingClientRect().bottom <= box.bottom + 1)"
+            )
+            assert page.run(bottom)
+            third = page.run("return document.querySelectorAll('#examples button')[2].getBoundingClientRect().bottom")
+            assert third <= (height if width > 640 else 1.2 * height)
+        finally:
+            page.resize(1280, 900)
 
-    def test_what_is_unlike_the_training_is_none_of_these(self, page):
-        assert ask(page, page.clips[2], app_clips.EXAMPLES[2].text) == app_view.NONE_OF_THESE
+    def test_example_is_answered_at_a_click(self, page, recognizer, clips):
+        page.click("#examples button:nth-of-type(3)")
+        inputs = {"clip": clips[2]["clip"], "text": clips[2]["text"]}
+        assert page.wait(HEADLINE) == recognizer.pipeline(inputs)[0]["label"]
+        assert page.run("return document.querySelectorAll('#timeline img').length") == 8
+        assert page.run("return document.querySelectorAll('#timeline .anchor').length") >= 4
+        assert page.run("return document.querySelectorAll('#answer .row').length") == len(LABELS)
+
+    def test_no_old_answer_stands_beside_new_words(self, page, clips):
+        ask(page, None, WORDS)
+        page.type(WORDS_FIELD, "no never")
+        page.wait("return document.querySelector('#answer') === null && document.querySelector('#timeline') === null")
+
+    def test_none_of_these(self, page, clips, nothing_in_scope):
+        assert ask(page, clips[3]["clip"], clips[3]["text"]) == app_view.NONE_OF_THESE
+        assert page.run("return document.querySelectorAll('#answer .fill').length") == 0
 
     def test_words_alone_are_enough_to_ask(self, page):
-        assert ask(page, None, "can you help me with this box") == "Ask for help"
-        assert page.run("return document.querySelectorAll('#timeline image').length") == 0
+        assert ask(page, None, WORDS) in LABELS
+        assert page.run("return document.querySelectorAll('#timeline img').length") == 0
+
+    def test_broken_clip_is_said_without_a_path(self, page, tmp_path):
+        ask(page, None, WORDS)
+        broken = tmp_path / "broken.mp4"
+        broken.write_bytes(b"no clip" * 100)
+        page.wait("return document.querySelector('#clip input[type=file]') !== null")
+        page.type("#clip input[type=file]", str(broken))
+        page.wait("return document.querySelector('#clip input[type=file]') === null")
+        page.click("#ask")
+        message = page.wait("return (document.querySelector('#mistake') || {}).textContent")
+        assert "broken.mp4" in message and "/" not in message
+        page.click("#clip button[aria-label='Clear']")
 
     def test_described_intent_is_among_the_answers(self, page):
-        ask(page, page.clips[1], app_clips.EXAMPLES[1].text)
+        ask(page, None, WORDS)
         page.click("#add button")
         page.wait("return document.querySelector('#intent-description textarea') !== null")
+        page.type("#intent-name textarea, #intent-name input", "greet")
+        page.type("#intent-description textarea", "help me with this box")
+        page.click("#intent-add")
+        page.wait("return document.querySelector('#intent-list').textContent.includes('already knows')")
         page.type("#intent-name textarea, #intent-name input", "Negotiate")
-        page.type("#intent-description textarea", "The speaker bargains over the terms of a deal.")
         page.click("#intent-add")
         page.wait("return document.querySelectorAll('#intent-list li').length === 1")
-        page.wait(
-            "return document.querySelector('#answer [data-intent=Negotiate]') !== null || "
-            + INTENTS[7:]
-            + ".length > 5"
-        )
+        page.wait("return document.querySelector('#answer [data-intent=Negotiate]') !== null")
         screenshot = Path(os.environ.get("AMESS_SCREENSHOTS", page.profile)) / "app.png"
         page.screenshot(screenshot)
         assert screenshot.stat().st_size > 50_000
         page.click("#intent-remove")
         page.wait("return document.querySelectorAll('#intent-list li').length === 0")
-
-    def test_mistakes_of_the_visitor_are_said(self, page):
-        page.type("#intent-name textarea, #intent-name input", "taunt")
-        page.type("#intent-description textarea", "Something else.")
-        page.click("#intent-add")
-        message = page.wait(
-            "return [...document.querySelectorAll('.toast-messages')].map(t => t.textContent).join(' ')"
-        )
-        assert "already knows" in message
+        page.wait("return document.querySelector('#answer [data-intent=Negotiate]') === null")

@@ -173,6 +173,24 @@ def test_sentence_of_another_intent_is_left_out(tmp_path):
     assert load_label_descriptions(tmp_path / "own.json") == {"Complain": ["The speaker says something."]}
 
 
+@pytest.mark.parametrize(
+    ("line", "good"),
+    [
+        ("The speaker says thanks for something kind.", True),
+        ("Der Sprecher dankt für die Suppe.", True),
+        ("the the the the the the the the", False),
+        ("Thanks a lot " * 40, False),
+        ("{'a': 1, 'b': [2, 3], 'c': (4, 5)}", False),
+        ("The speakerrrrrrrrrrrrrrrrrrrrrrrrrrrrrrrrrrr says thanks.", False),
+        ("The speaker \ufffd\ufffd says thanks.", False),
+        ("Here are three sentences:", False),
+        ("Thanks", False),
+    ],
+)
+def test_garbage_is_no_sentence(line, good):
+    assert script.is_sentence(line.strip()) == good
+
+
 def test_resumes_where_it_stopped(tmp_path):
     path = tmp_path / "own.json"
     with ChatServer([answer_for, (500, {})]) as server:

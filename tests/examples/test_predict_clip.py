@@ -72,6 +72,23 @@ def test_plot(model, clip, tmp_path, kind):
         assert np.asarray(picture.convert("L")).std() > 5  # something is drawn
 
 
+def test_plot_with_names_that_look_like_formulas(clip, tmp_path):
+    pytest.importorskip("matplotlib")
+    args = predict_clip.parse_arguments([clip, "--model", "x", "--plot", str(tmp_path / "clip.png")])
+    anchors = {"text": [], "audio": [], "video": []}
+    label = {"label": "$\\frac{$\nnew line", "score": 0.5}
+    answer = {
+        **label,
+        "in_scope": False,
+        "text": "that is $\\bad{$ of you",
+        "predictions": [label],
+        "anchors": anchors,
+    }
+    predict_clip.plot(args, answer)
+    with Image.open(tmp_path / "clip.png") as picture:
+        assert picture.size == (1100, 429)
+
+
 def test_usage_errors(model, tmp_path, capsys):
     for arguments in (["--model", model], ["--text", "hello", "--model", model, "--plot", "x.png"]):
         with pytest.raises(SystemExit):
@@ -98,6 +115,23 @@ def test_model_that_is_not_there_is_one_line(tmp_path):
     with pytest.raises(ValueError, match="`--model` .*nowhere cannot be loaded: .*; give the folder") as error:
         predict_clip.main(["--text", "hello", "--model", str(tmp_path / "nowhere")])
     assert "\n" not in str(error.value)
+
+
+def test_windows(model, clip, capsys):
+    predict_clip.main([clip, "--model", model, "--window_s", "0.5", "--stride_s", "0.25"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("–")[0].strip() for line in lines] == ["0.00", "0.25", "0.50"][: len(lines)] and len(lines) > 1
+    predict_clip.main([clip, "--model", model, "--window_s", "0.5", "--json"])
+    answers = json.loads(capsys.readouterr().out)
+    assert [answer["start"] for answer in answers] == [0.0, 0.5] and all("anchors" in answer for answer in answers)
+    for wrong, message in (
+        ([clip, "--window_s", "0"], "--window_s is 0.0"),
+        ([clip, "--text", "hello", "--window_s", "1"], "without --text and --plot"),
+        ([clip, "--window_s", "1", "--stride_s", "2"], "--stride_s is 2.0"),
+    ):
+        with pytest.raises(SystemExit):
+            predict_clip.main([*wrong, "--model", model])
+        assert message in capsys.readouterr().err
 
 
 def test_merged_spans():
