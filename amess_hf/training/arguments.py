@@ -33,8 +33,9 @@ def default_epochs(num_clips: int) -> float:
     return max(USUAL_EPOCHS, min(float(math.ceil(CLIPS_SEEN_AT_LEAST / max(1, num_clips))), float(EPOCHS_AT_MOST)))
 
 
-# Low-rank adapters start from zero and take a higher rate than the weights that they are added to.
-LORA_RATE_FACTOR = 10.0
+# Low-rank adapters start from zero and take a higher rate than the weights that they are added to. On MIntRec's dev split,
+# rank 16 and one seed, 3.5 times the rate gave 66.3 % after five epochs, and 10 times 64.3 %.
+LORA_RATE_FACTOR = 3.5
 
 
 def default_learning_rate(config: AMESSConfig) -> float:

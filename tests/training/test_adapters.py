@@ -153,7 +153,7 @@ class TestAdapters:
 class TestTraining:
     def test_learning_rates(self, tmp_path):
         model = add_lora(tiny_model(), rank=2)
-        assert default_learning_rate(model.config) == pytest.approx(2e-3)
+        assert default_learning_rate(model.config) == pytest.approx(7e-4)
         groups = parameter_groups(
             model, arguments(tmp_path, learning_rate=1.0, layer_decay=0.5, head_learning_rate=3.0)
         )
