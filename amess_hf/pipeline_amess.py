@@ -494,12 +494,15 @@ class IntentRecognitionPipeline(Pipeline):
         return self.asr_model({"raw": speech, "sampling_rate": rate})["text"].strip()
 
     def _model_for(self, candidates: dict[str, list[str]]) -> Any:
-        """Give the model another label set; it shares all weights but the classifier with the pipeline's own."""
+        """Give the model another label set; it shares all weights but those of labels with the pipeline's own."""
         key, described = repr(candidates), self._described  # as one pair: other threads have other candidates
         if described[0] != key:
             model = copy.copy(self.model)
             model._modules, model._buffers = dict(model._modules), dict(model._buffers)
             model.config = copy.deepcopy(model.config)
+            model.amess = copy.copy(model.amess)
+            model.amess._modules = dict(model.amess._modules)
+            model.amess.fusion = copy.deepcopy(model.amess.fusion)  # its votes are of labels too
             model.set_label_descriptions(candidates, self.processor.tokenizer)
             if not self._knows_descriptions():  # these are some of its own intents, and their descriptions say nothing
                 model.config.label_descriptions = None
