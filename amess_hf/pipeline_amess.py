@@ -494,7 +494,7 @@ class IntentRecognitionPipeline(Pipeline):
         return self.asr_model({"raw": speech, "sampling_rate": rate})["text"].strip()
 
     def _model_for(self, candidates: dict[str, list[str]]) -> Any:
-        """Give the model another label set; it shares all but the classifier and the fusion, which votes too."""
+        """Give the model another label set; it shares all weights but those of labels with the pipeline's own."""
         key, described = repr(candidates), self._described  # as one pair: other threads have other candidates
         if described[0] != key:
             shared = {id(parameter): parameter for parameter in self.model.parameters()}

@@ -410,6 +410,16 @@ class TestAnswers:
 
 
 class TestCandidates:
+    def test_other_intents_leave_the_answers_with_the_own_ones_as_they_were(self, folder, clip):
+        pipe = make_pipeline("intent-recognition", model=folder)
+        for module in pipe.model.modules():
+            if type(module).__name__ == "AMESSVotes":  # zero at first
+                torch.nn.init.normal_(module.weight)
+        inputs = {"clip": clip, "text": "hello you"}
+        before = pipe(inputs)
+        assert len(pipe(inputs, candidate_labels={"Negotiate": "no never", "Greet": "hello"})) == 2
+        agree(pipe(inputs), before)
+
     def test_the_same_as_setting_the_descriptions(self, pipe, tokenizer):
         intents = {
             "Negotiate": ["help me with this box"],
