@@ -96,7 +96,7 @@ def test_labels_choose_and_order(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{not json", "no valid JSON"),
+        ("{not json", "not valid JSON"),
         ([1, 2], "expected"),
         ({"origin": {}}, "expected"),
         ({"descriptions": {}}, "expected a mapping"),

@@ -24,7 +24,13 @@ class TestModelArguments:
     def test_every_one_is_a_field_of_the_configuration(self):
         known = {item.name for item in dataclasses.fields(AMESSConfig)}
         given = {item.name for item in dataclasses.fields(ModelArguments)}
-        assert given - known == {"text_model_name_or_path", "model_name_or_path"}
+        assert given - known == {
+            "text_model_name_or_path",
+            "model_name_or_path",
+            "lora_rank",
+            "lora_target_modules",
+            "teacher_model_name_or_path",
+        }
 
 
 class TestClips:
