@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 from utils import random_batch, tiny_model
 
 from amess_hf import AMESSTrainer, AMESSTrainingArguments
-from amess_hf.hub import push_folder, save_for_hub
+from amess_hf.hub import push_folder, push_to_hub, save_for_hub
 from amess_hf.modeling_amess import AMESSForIntentClassification
 from amess_hf.training import add_lora, merge_lora, parameter_groups
 from amess_hf.training.arguments import default_learning_rate
@@ -141,7 +141,7 @@ class TestAdapters:
         HfApi(token=hub.token).create_repo("org/lora")
         push_folder(tmp_path / "adapter", "org/lora", token=hub.token)
         loaded = AMESSForIntentClassification.from_pretrained("org/lora", token=hub.token)
-        model.push_to_hub("org/model", token=hub.token)
+        push_to_hub(model, repo_id="org/model", token=hub.token)
         batch = random_batch(model.config)
         for pushed in (loaded, AMESSForIntentClassification.from_pretrained("org/model", token=hub.token)):
             assert pushed.config.text_adapter is None
