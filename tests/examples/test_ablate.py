@@ -55,7 +55,9 @@ class TestTables:
         ]
 
     def test_unknown_metric(self):
-        with pytest.raises(ValueError, match="--metric accuracy` is not among the runs' metrics; they have eval_accuracy"):
+        with pytest.raises(
+            ValueError, match="--metric accuracy` is not among the runs' metrics; they have eval_accuracy"
+        ):
             ablate.ablation_rows(RESULTS, "accuracy")
 
     def test_plot(self, tmp_path):

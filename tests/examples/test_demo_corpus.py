@@ -182,7 +182,7 @@ def test_descriptions_tell_the_intents_in_official_order():
 
 def test_bad_requests_are_named(tmp_path):
     demo.write_demo_corpus(tmp_path / "here", clips_per_split={"dev": 20})
-    with pytest.raises(ValueError, match="here: is there already"):
+    with pytest.raises(ValueError, match="here exists and is not empty"):
         demo.write_demo_corpus(tmp_path / "here")
     for counts in ({"train": 0}, {"validation": 20}):
         with pytest.raises(ValueError, match="counts above 0 for train, dev, test"):
