@@ -131,8 +131,10 @@ def shifted(tensor: torch.Tensor | None, shift: torch.Tensor | None) -> torch.Te
     """Move each row of `(batch_size, text_length)` to the left by `shift`; what falls out comes in on the right."""
     if tensor is None or shift is None:
         return tensor
-    places = torch.arange(tensor.shape[1], device=tensor.device)
-    return tensor.gather(1, (places + shift) % tensor.shape[1])
+    length = tensor.shape[1]
+    places = torch.arange(length, device=tensor.device) + shift
+    # Not `%`, which the export to ONNX does not know for a length that is not fixed.
+    return tensor.gather(1, places.where(places < length, places - length))
 
 
 def pool(states: torch.Tensor, utterance: torch.Tensor, pooling: str) -> torch.Tensor:

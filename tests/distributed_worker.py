@@ -34,6 +34,10 @@ from amess_hf.training.description_sampling import description_sampler, update_l
 from amess_hf.training.parameter_groups import freeze_word_embeddings
 
 
+# Every part of the loss that needs no teacher.
+PARTS = [name for name in LOSS_PARTS if name != "distillation_loss"]
+
+
 def make_tokenizer():
     return BertTokenizer(
         vocab={word: index for index, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
@@ -122,7 +126,7 @@ def one_step(world, rank, wrap, sizes=(5, 3)):
     for name, parameter in model.named_parameters():
         gradient = parameter.grad
         numbers[f"gradient {name}"] = gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
-    for name in ("loss", *LOSS_PARTS):
+    for name in ("loss", *PARTS):
         value = outputs[name].detach().clone()
         if world > 1:
             distributed.all_reduce(value)
@@ -136,7 +140,7 @@ def from_training(model, history, logits, train_loss):
     """Weights, label memory, logged loss parts, mean loss and answers of a finished training."""
     numbers = {f"weights {name}": value for name, value in model.state_dict().items()}
     lines = [line for line in history if "label_triplet_loss" in line]
-    for name in ("loss", *LOSS_PARTS):
+    for name in ("loss", *PARTS):
         numbers[f"logged {name}"] = torch.tensor([line[name] for line in lines])
     return {**numbers, "mean loss": torch.tensor(train_loss), "logits": torch.as_tensor(logits)}
 
