@@ -43,6 +43,7 @@ _RESULT_ARGUMENTS = (
     "max_grad_norm",
     "label_update",
     "weight_averaging",
+    "pretrained_share",
     "label_smoothing_factor",
     "neftune_noise_alpha",
     "train_sampling_strategy",
@@ -101,14 +102,16 @@ def _table_digest(dataset: Dataset):
 
 
 def model_digest(model: torch.nn.Module) -> str:
-    """Return a digest of the text encoder's weights: what a new model starts from, and what differs between trained ones.
+    """Return a digest of the weights of a model that was loaded, and of the text encoder's of a new one.
 
     The other weights of a new model follow from the seed; their last bits may differ between machines.
     """
+    loaded = bool(model.config._name_or_path)
     digest = xxhash.xxh3_128()
-    for name, parameter in model.named_parameters():
-        if TEXT_ENCODER.search(name):
-            digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    for name, tensor in model.state_dict().items():
+        if loaded or TEXT_ENCODER.search(name):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
 
 
@@ -146,7 +149,7 @@ def training_request(
         **{name: getattr(args, name, None) for name in names},
         "batch_size_of_all_devices": args.train_batch_size * args.world_size,
         **config_request(model.config),
-        "text_encoder_weights": model_digest(model),
+        "weights": model_digest(model),
         "train_clips": dataset_digest(train_dataset),
         "dev_clips": dataset_digest(eval_dataset) if selects else None,
     }

@@ -270,7 +270,7 @@ class AMESSTrainer(PushesToHub, Trainer):
             check_free_space(self.args, self.model)
         if self.args.weight_averaging:
             self.average = WeightAverage(self.model, self.args.weight_averaging)
-        pretrained = encoder_weights(self.model) if self.args.pretrained_share else None
+        pretrained = self._pretrained
         self._guard = DivergenceGuard(self.model, self.args)
         callbacks = [TrainLoss(), _RestoreCounts(self), *([_AverageWeights(self)] if self.average else [])]
         for callback in callbacks:
@@ -290,6 +290,11 @@ class AMESSTrainer(PushesToHub, Trainer):
             mix_encoder_weights(self.model, pretrained, self.args.pretrained_share)
         self._update_label_embeds()
         return result._replace(training_loss=result.metrics["train_loss"])
+
+    @cached_property
+    def _pretrained(self):
+        # Kept from the first training on: one that was interrupted goes on with a model that is trained by half.
+        return encoder_weights(self.model) if self.args.pretrained_share else None
 
     @cached_property
     def request(self) -> dict[str, Any]:

@@ -285,7 +285,7 @@ class TestOtherRequests:
         [
             ({"num_anchors": 2}, r"`config.num_anchors` \(3 before, 2 now\)"),
             ({"fusion_type": "mean"}, "`config.fusion_type`"),
-            ({"seed": 1}, "`text_encoder_weights`"),
+            ({"seed": 1}, "`weights`"),
         ],
     )
     def test_model(self, copied, change, message):

@@ -367,6 +367,38 @@ class TestTrainerWithLittle:
         trainer.remove_callback(Interrupt)
         assert trainer.train(resume_from_checkpoint=True).global_step == 4
 
+    @pytest.mark.parametrize("interrupted", [False, True])
+    def test_pretrained_share(self, saved, clips, tmp_path, interrupted):
+        """What is kept lies between the encoder that came and the one that was trained, also after an interruption."""
+
+        class Interrupt(TrainerCallback):
+            def on_step_end(self, args, state, control, **kwargs):
+                if interrupted and state.global_step == 3:
+                    raise KeyboardInterrupt
+
+        def train(share):
+            model = AMESSForIntentClassification.from_pretrained(saved.config._name_or_path)
+            folder = tmp_path / str(share)
+            steps = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "load_best_model_at_end": False}
+            args = arguments(folder, eval_strategy="no", pretrained_share=share, learning_rate=1e-2, **steps)
+            trainer = AMESSTrainer(model, args, train_dataset=clips)
+            trainer.add_callback(Interrupt())
+            try:
+                trainer.train()
+            except KeyboardInterrupt:
+                trainer.remove_callback(Interrupt)
+                trainer.train(resume_from_checkpoint=True)
+            return model
+
+        mixed, trained = train(0.25), train(0.0)
+        moved = 0
+        for name, before in saved.named_parameters():
+            after = trained.get_parameter(name).detach()
+            expected = 0.25 * before.detach() + 0.75 * after if "text_encoder." in name else after
+            moved += float((after - before).abs().max())
+            torch.testing.assert_close(mixed.get_parameter(name).detach(), expected)
+        assert moved > 0.1
+
     @pytest.mark.parametrize("freeze", [True, False])
     def test_word_embeddings(self, saved, tmp_path, freeze):
         AMESSTrainer(saved, arguments(tmp_path, freeze_word_embeddings=freeze))
