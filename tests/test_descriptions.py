@@ -1,4 +1,4 @@
-"""Label descriptions: the shipped files are complete and tell neighbours apart, and bad ones are named."""
+"""Label descriptions: the shipped files are complete and distinguish similar intents, and problems of bad files are named."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""AMESSProcessor: what goes in, the batch that comes out, what is saved, and what does not fit together."""
+"""AMESSProcessor: inputs, the resulting batch, what is saved, and incompatible settings."""
 
 import json
 

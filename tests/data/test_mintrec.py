@@ -1,4 +1,4 @@
-"""`load_mintrec`: the official layouts, what it gives, what it refuses, and how it is exported."""
+"""`load_mintrec`: the official layouts, what it returns and refuses, and how data sets are exported."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The reader of pickled features: honest files of every kind are read, hostile ones are refused and do nothing."""
+"""The reader of pickled features: valid files of every kind are read, malicious ones are refused without effect."""
 
 import builtins
 import collections

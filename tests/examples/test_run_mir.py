@@ -1,4 +1,4 @@
-"""Both training scripts, from the command line to the files they leave behind."""
+"""Both training scripts, from the command line to the files that they write."""
 
 import csv
 import importlib.util

@@ -1,4 +1,4 @@
-"""Training that is killed and started again ends as if nothing had happened."""
+"""Training that is killed and restarted ends as if it had not been interrupted."""
 
 import json
 import multiprocessing
