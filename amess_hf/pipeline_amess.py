@@ -302,15 +302,8 @@ class IntentRecognitionPipeline(Pipeline):
             self._timed(inputs, *parameters) if "window_s" in preprocess_params else self._plain(inputs, *parameters)
         )
 
-    def _plain(
-        self,
-        inputs: Any,
-        num_workers: int,
-        batch_size: int,
-        preprocess_params: dict[str, Any],
-        forward_params: dict[str, Any],
-        postprocess_params: dict[str, Any],
-    ) -> Iterator[Any]:
+    def _plain(self, inputs: Any, num_workers: int, batch_size: int, *params: dict[str, Any]) -> Iterator[Any]:
+        preprocess_params, forward_params, postprocess_params = params
         if hasattr(inputs, "__len__"):
             dataset, total = PipelineDataset(inputs, self.preprocess, preprocess_params), len(inputs)
         else:
@@ -324,27 +317,20 @@ class IntentRecognitionPipeline(Pipeline):
                     yield self.postprocess(result, **postprocess_params)
                     progress.update()
 
-    def _timed(
-        self,
-        inputs: Any,
-        num_workers: int,
-        batch_size: int,
-        preprocess_params: dict[str, Any],
-        forward_params: dict[str, Any],
-        postprocess_params: dict[str, Any],
-    ) -> Iterator[Any]:
+    def _timed(self, inputs: Any, num_workers: int, batch_size: int, *params: dict[str, Any]) -> Iterator[Any]:
         """Answer for each window of each clip; only one window is in memory at a time."""
-        params = dict(preprocess_params)
-        window, stride = params.pop("window_s"), params.pop("stride_s")
+        preprocess_params, *other_params = params
+        window, stride = preprocess_params["window_s"], preprocess_params["stride_s"]
+        plain_params = {name: value for name, value in preprocess_params.items() if name == "on_error"}
         for one in inputs:
             try:
                 rows = self._windows(_as_row(one), window, stride)
             except ValueError as error:
-                if params.get("on_error") != "skip":
+                if preprocess_params.get("on_error") != "skip":
                     raise
                 yield {"error": str(error)}
                 continue
-            answers = self._plain(rows, num_workers, batch_size, params, forward_params, postprocess_params)
+            answers = self._plain(rows, num_workers, batch_size, plain_params, *other_params)
             yield [
                 {"start": row["start"], "end": row["end"]}
                 | (answer if isinstance(answer, dict) else {"predictions": answer})

@@ -13,7 +13,7 @@ from datasets import Dataset
 from transformers import AutoProcessor, Wav2Vec2Config, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC
 from transformers import pipeline as make_pipeline
 from transformers.utils import logging
-from utils import DESCRIPTIONS, FRONT_ENDS, LABELS, save_clip_model, tiny_config, tiny_model
+from utils import DESCRIPTIONS, FRONT_ENDS, LABELS, save_clip_model, save_noise_clip, tiny_config, tiny_model
 
 from amess_hf import AMESSProcessor, IntentRecognitionPipeline, OutOfScopeDetector, clips_amess
 
@@ -41,11 +41,7 @@ def pipe(folder):
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
-    path = tmp_path_factory.mktemp("clips") / "clip.mp4"
-    generator = np.random.default_rng(0)
-    frames = generator.integers(0, 255, (25, 32, 48, 3), dtype=np.uint8)
-    write_clip(path, frames, generator.uniform(-0.5, 0.5, 16000))
-    return str(path)
+    return save_noise_clip(tmp_path_factory.mktemp("clips") / "clip.mp4")
 
 
 def scores(answer):
@@ -299,7 +295,7 @@ class TestWindows:
 
     def test_words_and_features_have_no_times(self, pipe, long_clip):
         for given in ({"text": TEXT}, {"audio_features": np.ones((5, 80))}):
-            with pytest.raises(ValueError, match=f"nobody knows where `{next(iter(given))}` belongs"):
+            with pytest.raises(ValueError, match=f"it is not known where `{next(iter(given))}` belongs"):
                 pipe({"clip": long_clip, **given}, window_s=1)
 
 

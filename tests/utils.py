@@ -2,6 +2,7 @@
 
 import csv
 
+import numpy as np
 import torch
 from transformers import BertConfig, DistilBertConfig, RobertaConfig, set_seed
 
@@ -77,6 +78,16 @@ def save_clip_model(folder, tokenizer):
     tiny_model(**FRONT_ENDS).save_pretrained(folder)
     AMESSProcessor.for_model(tiny_config(**FRONT_ENDS), tokenizer).save_pretrained(folder)
     return str(folder)
+
+
+def save_noise_clip(path):
+    """Write a second of noise in sound and picture; gives the path."""
+    from clip_writer import write_clip  # needs PyAV
+
+    generator = np.random.default_rng(0)
+    frames = generator.integers(0, 255, (25, 48, 64, 3), dtype=np.uint8)
+    write_clip(path, frames, generator.uniform(-0.5, 0.5, 16000))
+    return str(path)
 
 
 def random_batch(config, text=(5, 3, 7), audio=(9, 4, 1), video=(6, 8, 2), seed=0, labels=True):

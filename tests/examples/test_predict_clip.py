@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from utils import LABELS, save_clip_model
+from utils import LABELS, save_clip_model, save_noise_clip
 
 
 av = pytest.importorskip("av")
@@ -22,11 +22,7 @@ def model(tmp_path_factory, tokenizer):
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
-    path = tmp_path_factory.mktemp("clips") / "clip.mp4"
-    generator = np.random.default_rng(0)
-    frames = generator.integers(0, 255, (25, 48, 64, 3), dtype=np.uint8)
-    write_clip(path, frames, generator.uniform(-0.5, 0.5, 16000))
-    return str(path)
+    return save_noise_clip(tmp_path_factory.mktemp("clips") / "clip.mp4")
 
 
 def test_table(model, clip, capsys):
