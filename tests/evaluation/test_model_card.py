@@ -308,7 +308,7 @@ class TestHostileInput:
         model.config.text_config._name_or_path = "google-bert/bert-base-uncased"
         card = create_model_card(model, RESULTS)
         assert card.data.base_model == "google-bert/bert-base-uncased"
-        assert "made from google-bert/bert-base-uncased" in card.text
+        assert "built from google-bert/bert-base-uncased" in card.text
         assert "| base model | google-bert/bert-base-uncased |" in card.text
 
     def test_encoders_of_clips_are_base_models_too(self):
