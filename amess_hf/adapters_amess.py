@@ -1,7 +1,8 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) in the text encoder, by `peft`; everything else of the model stays as it is.
+"""Low-rank adapters (LoRA, arXiv 2106.09685) in the text encoder, by `peft`; the rest of the model is unchanged.
 
 `config.text_adapter` holds the fields of a [`peft.LoraConfig`]. Its `base_model_name_or_path` names the encoder that the
-frozen weights came from: they are then not saved, and are loaded from there again. Without it a checkpoint has them too.
+frozen weights came from: they are then not saved but loaded from there again. Without it, a checkpoint contains them
+too.
 """
 
 import hashlib
@@ -49,7 +50,7 @@ def inject_adapter(text_encoder: nn.Module, settings: dict[str, Any]) -> None:
         ) from error
     for name, module in text_encoder.named_modules():
         if _ADAPTER_WEIGHT.search(f".{name}."):
-            module._is_hf_initialized = True  # peft has; transformers would make the zeros random
+            module._is_hf_initialized = True  # peft has; transformers would randomise the zeros
 
 
 def frozen_names(text_encoder: nn.Module) -> list[str]:
@@ -94,11 +95,11 @@ def load_frozen_weights(text_encoder: nn.Module, base: nn.Module, settings: dict
 
 @torch.no_grad()
 def merged_state_dict(model: nn.Module, state_dict: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
-    """Return the state of a model with its adapter added to the weights that it adapts, by the names it has without one.
+    """Return a model's state with its adapter merged into the weights, by the names of a model without adapter.
 
     Args:
-        model (`nn.Module`): A model somewhere in which is a text encoder with an adapter.
-        state_dict (`dict[str, torch.Tensor]`, *optional*): Its state, by default the present one.
+        model (`nn.Module`): A model that contains a text encoder with an adapter.
+        state_dict (`dict[str, torch.Tensor]`, *optional*): Its state, by default the current one.
     """
     from_peft = _import_peft().tuners.tuners_utils.BaseTunerLayer
     state = dict(model.state_dict() if state_dict is None else state_dict)
@@ -112,7 +113,7 @@ def merged_state_dict(model: nn.Module, state_dict: dict[str, torch.Tensor] | No
 
 
 def merge_adapter(text_encoder: nn.Module) -> None:
-    """Add an adapter to the weights that it adapts, in place; the encoder is then one without."""
+    """Merge an adapter into the weights, in place; the encoder then has no adapter."""
     from_peft = _import_peft().tuners.tuners_utils.BaseTunerLayer
     for name, module in list(text_encoder.named_modules()):
         if isinstance(module, from_peft):
@@ -126,5 +127,5 @@ def merge_adapter(text_encoder: nn.Module) -> None:
 
 
 def base_of(settings: dict[str, Any] | None) -> str | os.PathLike | None:
-    """Return where the frozen weights are loaded from; `None` where a checkpoint has them."""
+    """Return where the frozen weights are loaded from; `None` where the checkpoint contains them."""
     return None if settings is None else settings.get("base_model_name_or_path")

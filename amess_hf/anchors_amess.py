@@ -1,4 +1,4 @@
-"""From the positions of anchors to words of the utterance and seconds of the clip."""
+"""Map anchor positions to words of the utterance and seconds of the clip."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -47,7 +47,7 @@ def utterance_words(
         max_length (`int`, *optional*):
             Maximum number of tokens that the model was given.
         prefix (`str`, *optional*):
-            What the model was given before it all.
+            The prefix that the model was given before the text.
 
     Returns:
         `list[dict]`: For each word `word`, `start` and `end` in characters of `text`, and `score`, that of the best
@@ -70,7 +70,7 @@ def utterance_words(
         begin, end = (place - before for place in offsets[position])
         if end < 0:
             continue
-        # A token may begin with the space before its word, or be that space, so its end says which word it is of.
+        # A token may begin with the space before its word, or be that space, so its end says which word it belongs to.
         word = next((word for word in words if word["end"] >= max(end, begin + 1)), None)
         if word is not None and (word["score"] is None or score > word["score"]):
             word["score"] = score

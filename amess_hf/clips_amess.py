@@ -1,7 +1,7 @@
 """Reading clips: the video as frames at a chosen rate, the sound as mono samples at a chosen rate.
 
-PyAV decodes: it is maintained, its wheels bring the FFmpeg libraries (no `ffmpeg` program and no system library is
-needed), it reads file objects, and it works with any version of torch, which torchcodec does not. It is imported when the
+PyAV decodes: it is maintained, its wheels include the FFmpeg libraries (no `ffmpeg` program or system library is
+needed), it reads file objects, and unlike torchcodec it works with any version of torch. It is imported when the
 first clip is opened, so that a model can be used with ready features where PyAV is not installed.
 
 Both readers are streams: frames are shrunk and sound is resampled while the file is being decoded. Memory therefore does
@@ -21,9 +21,9 @@ import numpy as np
 
 
 # A clip is one self-contained file. Formats that point at other files or addresses (play lists, concatenation scripts)
-# are left out on purpose: FFmpeg would open whatever an untrusted file names.
+# are excluded on purpose: FFmpeg would open whatever an untrusted file names.
 CLIP_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,wav,w64,mp3,flac,ogg,aac,mpegts,mpeg,flv,asf,aiff"
-# Formats that state how long each stream is, so that a file that ends earlier is known to be cut.
+# Formats that state how long each stream is, so that a file that ends earlier is known to be truncated.
 FORMATS_WITH_DURATION = ("mov", "matroska", "wav", "flac", "avi")
 # Decoding starts this many seconds before the requested sound: audio codecs need a few packets to settle.
 SOUND_PREROLL = 0.1
@@ -324,7 +324,7 @@ def _unwrap(source: Any) -> Any:
 
 
 def _open_handle(source: Any, name: str) -> tuple[Any, bool]:
-    """Open the source as a binary file object; also tell whether it is ours to close."""
+    """Open the source as a binary file object; also tell whether the caller must close it."""
     if isinstance(source, (bytes, bytearray)):
         if not source:
             raise ClipError(f"{name} is empty; give a whole media file")
@@ -358,7 +358,7 @@ def _open_address(address: str) -> Any:
         raise ImportError(f"opening {address} needs fsspec; pip install fsspec") from error
     try:
         return fsspec.open(address, "rb").open()
-    except Exception as error:  # every file system of fsspec has errors of its own
+    except Exception as error:  # every file system of fsspec raises its own errors
         raise ClipError(f"{address} cannot be opened ({type(error).__name__}: {error})") from error
 
 
@@ -505,7 +505,7 @@ def _sampled_pictures(
 
 
 def _to_array(picture: Any, size: int | tuple[int, int] | None, gray: bool) -> np.ndarray:
-    """Shrink, convert and turn one decoded picture."""
+    """Shrink, convert and rotate one decoded picture."""
     turns = round(getattr(picture, "rotation", 0) / 90) % 4
     height, width = picture.height, picture.width
     if isinstance(size, tuple):

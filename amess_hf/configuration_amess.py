@@ -23,8 +23,8 @@ logger = logging.get_logger(__name__)
 # Written into every saved config. A checkpoint whose number is higher than this was made by a later version.
 FORMAT_VERSION = 2
 
-# Saved with every config: where the Auto classes and `pipeline` find this code in a checkpoint's folder. The entries that
-# transformers writes by itself (`register_for_auto_class`) are one for each class, and none for a pipeline.
+# Saved with every config: where the Auto classes and `pipeline` find this code in a checkpoint's folder. transformers
+# itself writes (`register_for_auto_class`) one entry for each class, and none for a pipeline.
 REMOTE_CODE = {
     "auto_map": {
         "AutoConfig": "configuration_amess.AMESSConfig",
@@ -49,7 +49,7 @@ _OFFSET_POSITIONS = {
 
 
 def text_positions(text_config: PreTrainedConfig) -> int | float:
-    """Count the tokens that a text encoder takes at most.
+    """Return the maximum number of tokens that a text encoder takes.
 
     Args:
         text_config (`PreTrainedConfig`): The text encoder's configuration.
@@ -143,9 +143,10 @@ class AMESSConfig(PreTrainedConfig):
             How the evidence of a modality is pooled over time: `"logsumexp"` of the votes of its frames, or `"statistics"`
             (mean and deviation).
         modality_loss_weight (`float`, *optional*, defaults to 1.0):
-            Weight of the cross-entropies of words, sound and picture by themselves (`fusion_type` `"anchor"` and `"late"`).
+            Weight of the separate cross-entropies of words, sound and picture (`fusion_type` `"anchor"` and `"late"`).
         projection_dim (`int`, *optional*, defaults to 256):
-            Width of `multimodal_embeds` and `label_embeds`; 0 is no projection: they are in the text encoder's own space.
+            Width of `multimodal_embeds` and `label_embeds`; 0 means no projection: they stay in the text encoder's own
+            space.
         dropout (`float`, *optional*, defaults to 0.3):
             Dropout of the fusion module and before the classifier.
         modality_dropout (`float`, *optional*, defaults to 0.1):
@@ -179,11 +180,11 @@ class AMESSConfig(PreTrainedConfig):
         distillation_loss_weight (`float`, *optional*, defaults to 1.0):
             Weight of the divergence from a teacher's answers, where training clips come with them (`teacher_logits`).
         distillation_temperature (`float`, *optional*, defaults to 2.0):
-            Both answers are softened by it (arXiv 1503.02531).
+            Temperature that softens both answers (arXiv 1503.02531).
         text_pooling (`str`, *optional*, defaults to `"mean"`):
-            How the text encoder's tokens become one: their `"mean"`, or the `"cls"` (first) or the `"last"` one.
+            How the text encoder's tokens are pooled: their `"mean"`, or the `"cls"` (first) or the `"last"` one.
         text_prefix (`str`, *optional*):
-            What the text encoder wants to read before an utterance, such as `"query: "`; it is neither summarised nor fused.
+            What the text encoder expects before an utterance, such as `"query: "`; it is neither summarised nor fused.
         description_prefix (`str`, *optional*):
             The same before a label's description.
         text_adapter (`dict`, *optional*):
@@ -195,8 +196,8 @@ class AMESSConfig(PreTrainedConfig):
         zero_shot_labels (`list[str]`, *optional*):
             Labels that the classifier has not been trained on; they are scored by their descriptions alone.
         zero_shot_offset (`float`, *optional*, defaults to 0.0):
-            What is added to the scaled similarities of `zero_shot_labels`, so that trained labels do not outshout them;
-            [`~AMESSForIntentClassification.set_label_descriptions`] finds it.
+            What is added to the scaled similarities of `zero_shot_labels`, so that trained labels do not outweigh
+            them; [`~AMESSForIntentClassification.set_label_descriptions`] finds it.
         audio_encoder (`str`, *optional*):
             What turned sound into `audio_features`: a Hub model, `"log-mel"`, or `None` where it is not known.
         audio_encoder_layer (`int`, *optional*):
@@ -207,7 +208,8 @@ class AMESSConfig(PreTrainedConfig):
             Version of the checkpoint format.
 
     Raises:
-        `ValueError`: If a field has a value that is not allowed; the message names the field, the value and what is.
+        `ValueError`: If a field has a value that is not allowed; the message names the field, its value and the
+        allowed ones.
 
     Example:
     ```python
@@ -221,13 +223,13 @@ class AMESSConfig(PreTrainedConfig):
     model_type = "amess"
     sub_configs_defaults = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert")}
 
-    # Names of earlier versions, which load and can be used.
+    # Names from earlier versions, which still load and work.
     attribute_map = {
         "triplet_loss_weight": "label_triplet_loss_weight",
         "clip_contrastive_loss_weight": "batch_triplet_loss_weight",
     }
 
-    # Outputs that an evaluation loop need not gather from the processes for each clip.
+    # Outputs that an evaluation loop does not need to gather from the processes for each clip.
     keys_to_ignore_at_inference = [
         "multimodal_embeds",
         "label_embeds",
@@ -298,7 +300,7 @@ class AMESSConfig(PreTrainedConfig):
             # The installed package has registered all this; transformers asks for `trust_remote_code` where it is set.
             kwargs = {name: value for name, value in kwargs.items() if name not in REMOTE_CODE}
         if self.format_version == 1:
-            # Checkpoints of that format chose their anchors otherwise.
+            # Checkpoints of that format chose their anchors differently.
             self.fusion_type = "gated_anchor" if self.fusion_type == "anchor" else self.fusion_type
             self.format_version = FORMAT_VERSION
         if self.id2label is None and self.label2id:
@@ -315,7 +317,7 @@ class AMESSConfig(PreTrainedConfig):
             self.max_text_length = positions
 
     def __eq__(self, other: object):
-        # Where a configuration was loaded from, and by which version, is not one of its fields.
+        # Where a configuration was loaded from, and by which version, does not count.
         if not isinstance(other, AMESSConfig):
             return NotImplemented
         first, second = (
@@ -330,10 +332,10 @@ class AMESSConfig(PreTrainedConfig):
         return self.projection_dim or self.text_config.hidden_size
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields, and where in a checkpoint's folder the code is that reads them."""
+        """Return the fields, and where the code that reads them is in a checkpoint's folder."""
         fields = super().to_dict()
         if os.path.isabs(fields["text_config"].get("_name_or_path") or ""):
-            del fields["text_config"]["_name_or_path"]  # a folder of this machine means nothing on another
+            del fields["text_config"]["_name_or_path"]  # a local folder means nothing on another machine
         return {**fields, **copy.deepcopy(REMOTE_CODE)}
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
@@ -353,12 +355,12 @@ class AMESSConfig(PreTrainedConfig):
                 shutil.copyfile(file, target)
 
     def validate_architecture(self) -> None:
-        """Check the sizes, the fusion, the text encoder and the format against what there is.
+        """Check the sizes, the fusion, the text encoder and the format.
 
         Raises:
             `ValueError`: Naming the field, its value and what is allowed.
         """
-        # Here, because reading a configuration needs no layers.
+        # Imported here, because reading a configuration needs no layers.
         from .evidence_amess import POOLINGS
         from .fusion_amess import FUSION_TYPES
         from .text_encoders_amess import TEXT_POOLINGS, check_text_config

@@ -18,7 +18,7 @@ def normalize_sentence(text: str) -> str:
 
 
 def starts_with_label(sentence: str, label: str) -> bool:
-    """Whether `sentence` begins with the words of `label` (case and punctuation aside), as a list of intents would."""
+    """Whether `sentence` begins with the words of `label` (ignoring case and punctuation), as a list of intents would."""
     words = [word.strip(".,:;!?\"'()-*") for word in sentence.lower().split()]
     name = label.lower().split()
     return bool(name) and words[: len(name)] == name
@@ -29,19 +29,19 @@ def find_description_problems(
 ) -> list[str]:
     """What is wrong with the `sentences` that describe `label`, one message each; an empty list if nothing is.
 
-    Checked: enough sentences, each a non-empty single line of text, no two the same (case, spaces and final
-    punctuation aside), none beginning with the name of another intent of `labels`.
+    Checked: enough sentences, each a non-empty single line of text, no two the same (ignoring case, spaces and final
+    punctuation), none beginning with the name of another intent of `labels`.
     """
     if not isinstance(sentences, list | tuple):
         return [f"`{label}` must have a list of sentences, got {type(sentences).__name__}"]
     problems = []
     if len(sentences) < min_sentences:
-        problems.append(f"`{label}` has {len(sentences)} sentences, at least {min_sentences} are needed")
+        problems.append(f"`{label}` has {len(sentences)} sentences; at least {min_sentences} are needed")
     seen = {}
     for number, sentence in enumerate(sentences, start=1):
         where = f"`{label}`, sentence {number}"
         if not isinstance(sentence, str) or not sentence.strip():
-            problems.append(f"{where} is empty or no text: {sentence!r}")
+            problems.append(f"{where} is empty or not text: {sentence!r}")
             continue
         if "\n" in sentence.strip():
             problems.append(f"{where} has more than one line: {sentence!r}")
@@ -49,7 +49,7 @@ def find_description_problems(
         if first != number:
             problems.append(f"{where} repeats sentence {first}: {sentence!r}")
         other = next((name for name in labels if name != label and starts_with_label(sentence, name)), None)
-        # "Ask for help ..." may describe itself although another label were called "Ask".
+        # "Ask for help ..." may describe itself even if another label is called "Ask".
         if other is not None and not starts_with_label(sentence, label):
             problems.append(f"{where} begins with the name of another intent, `{other}`: {sentence!r}")
     return problems
@@ -61,11 +61,11 @@ def validate_label_descriptions(
     """Check `{label: [sentence, ...]}` and return it, in the order of `labels` where these are given.
 
     Raises:
-        ValueError: no mapping or an empty one, a label of `labels` without sentences, or a sentence that
-            `find_description_problems` objects to. The message begins with `source`.
+        ValueError: not a mapping, an empty one, a label of `labels` without sentences, or a sentence that
+            `find_description_problems` rejects. The message begins with `source`.
     """
     if not isinstance(descriptions, dict) or not descriptions:
-        raise ValueError(f"{source}: expected a mapping from label to sentences, got {descriptions!r:.60}.")
+        raise ValueError(f"{source}: expected a mapping from label to sentences, got {descriptions!r:.60}")
     if labels is not None:
         missing = [label for label in labels if label not in descriptions]
         if missing:
@@ -85,19 +85,19 @@ def read_description_file(name_or_path: str | Path) -> dict:
     """The whole content (data set, origin, descriptions) of a shipped file, by name, or of a file, by path.
 
     Raises:
-        ValueError: no such name or file, no valid JSON, or no `descriptions` in it.
+        ValueError: no such name or file, not valid JSON, or no `descriptions` in it.
     """
     name = str(name_or_path)
     path = DESCRIPTIONS_FOLDER / f"{name.lower()}.json" if name.lower() in SHIPPED_DESCRIPTIONS else Path(name)
     if not path.is_file():
         shipped = ", ".join(SHIPPED_DESCRIPTIONS)
-        raise ValueError(f"{name}: neither shipped label descriptions ({shipped}) nor a JSON file that is there.")
+        raise ValueError(f"{name}: neither shipped label descriptions ({shipped}) nor an existing JSON file")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid JSON ({error}); correct it or write it again") from error
     if not isinstance(content, dict) or not isinstance(content.get("descriptions"), dict):
-        raise ValueError(f'{path}: expected {{"descriptions": {{label: [sentence, ...]}}}} at the top.')
+        raise ValueError(f'{path}: expected {{"descriptions": {{label: [sentence, ...]}}}} at the top level')
     return content
 
 

@@ -71,7 +71,7 @@ def gather_clips(embeds: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tens
         labels (`torch.LongTensor` of shape `(batch_size,)`): Their labels.
 
     Returns:
-        `tuple`: `all_embeds` and `all_labels`, filled up for each process to the longest batch with clips of label -1
+        `tuple`: `all_embeds` and `all_labels`, padded for each process to the longest batch with clips of label -1
         (which no loss counts), and the row at which this process' clips begin.
     """
     if num_processes() == 1:

@@ -1,4 +1,4 @@
-"""From sound and frames to features: frozen encoders from the Hub, and front ends that need no download.
+"""Turn sound and frames into features: frozen encoders from the Hub, and front ends that need no download.
 
 An encoder turns the sound or the frames of a clip into one feature vector per time step. The features of a clip do not
 depend on which clips are encoded with it, and those of its beginning do not depend on what follows after the current
@@ -137,8 +137,8 @@ class AudioModelEncoder(AudioEncoder):
         feature_extractor ([`~transformers.FeatureExtractionMixin`], *optional*):
             The model's own preprocessing, loaded from `name` if not given.
         layer (`int`, *optional*):
-            Take the states after this layer, 1 for the first, in place of the model's output. How something is said is
-            told best by the lower and middle layers.
+            Take the states after this layer, 1 for the first, in place of the model's output. The lower and middle
+            layers tell best how something is said.
 
     Raises:
         ValueError: The model cannot be loaded, is of another kind, or has no such layer.
@@ -220,7 +220,7 @@ class AudioModelEncoder(AudioEncoder):
 
 
 class WhisperAudioEncoder(AudioModelEncoder):
-    """Hidden states of Whisper's encoder, which sees a clip as long as it is, and not padded to 30 seconds.
+    """Hidden states of Whisper's encoder, which gets a clip at its own length, not padded to 30 seconds.
 
     Positions are those of the clip's beginning. The arguments and errors are those of [`AudioModelEncoder`].
     """
@@ -242,7 +242,7 @@ class WhisperAudioEncoder(AudioModelEncoder):
             windows, sampling_rate=self.sampling_rate, padding="longest", truncation=False, return_tensors="pt"
         )["input_features"]
         encoder = self.model
-        # As `WhisperEncoder.forward`, which takes 30 seconds and nothing else.
+        # As in `WhisperEncoder.forward`, which only takes 30 seconds.
         states = torch.nn.functional.gelu(encoder.conv1(mel.to(encoder.device, encoder.dtype)))
         states = torch.nn.functional.gelu(encoder.conv2(states)).transpose(1, 2)
         states = states + encoder.embed_positions.weight[: states.shape[1]]
@@ -257,7 +257,7 @@ class VideoEncoder:
     Attributes:
         name (`str`): As in `config.video_encoder`.
         feature_size (`int`): Width of a feature.
-        default_frame_rate (`float`): Frames per second where none are chosen.
+        default_frame_rate (`float`): Frames per second if not chosen.
         clip_frame_rate (`float`): Frames per second that the encoder takes.
         frames_per_feature (`int`): Frames that make one feature.
         frame_size (`int` or `(height, width)`): Size to which `iter_frames` should shrink frames.
@@ -292,7 +292,7 @@ class VideoEncoder:
         Args:
             clips (`list[Iterable[np.ndarray]]`):
                 Frames of each clip, `uint8` of shape `(height, width, 3)` (or `(height, width)` with `gray`), at
-                `clip_frame_rate`. An iterator is consumed as it comes, so that only a batch of frames is in memory.
+                `clip_frame_rate`. An iterator is consumed lazily, so that only a batch of frames is in memory.
 
         Returns:
             `list[np.ndarray]`: For each clip `float32` of shape `(features, feature_size)`; none without frames.
@@ -378,7 +378,7 @@ class HOGEncoder(VideoEncoder):
         return np.concatenate([np.stack(shapes).astype(np.float32), _change(np.stack(small))], axis=1)
 
 
-# Front ends for video by name; what is not among them is a Hub model.
+# Front ends for video by name; any other name is a Hub model.
 VIDEO_FRONT_ENDS = {encoder.name: encoder for encoder in (HOGEncoder, FrameDifferenceEncoder)}
 
 

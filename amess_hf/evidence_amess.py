@@ -1,7 +1,7 @@
-"""What the sound and the picture of a clip say of the intents by themselves: evidence that is added to the words' logits.
+"""Evidence: what sound and picture say about the intents on their own; it is added to the words' logits.
 
 Each frame votes for intents, and the votes are pooled over time. Weights start at zero, so that a modality adds nothing
-before it has learned something, and have no bias: how frequent an intent is, its frames do not say.
+before it has learned something, and have no bias: frames say nothing about how frequent an intent is.
 """
 
 import torch
@@ -27,7 +27,7 @@ class AMESSVotes(nn.Linear):
 
     @torch.no_grad()
     def select_labels(self, rows: list[int | None]) -> None:
-        """Give the weights of other labels: row `rows[i]` becomes row `i`, zero where that is `None`."""
+        """Select the weights of other labels: row `rows[i]` becomes row `i`, zero where that is `None`."""
         zero = self.weight.new_zeros(self.in_features)
         self.weight = nn.Parameter(torch.stack([zero if row is None else self.weight[row] for row in rows]))
         self.out_features = len(rows)
@@ -54,7 +54,7 @@ def masked_statistics(states: torch.Tensor, mask: torch.Tensor) -> tuple[torch.T
 def pool_votes(votes: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Pool the votes of frames: the logarithm of the mean of exp(vote).
 
-    One frame that is sure of an intent is enough, and because it is a mean, a longer clip is not surer.
+    One frame that is confident of an intent is enough, and because it is a mean, a longer clip is not more confident.
 
     Args:
         votes (`torch.FloatTensor` of shape `(batch_size, length, num_labels)`): Votes of the frames.
@@ -74,7 +74,7 @@ class AMESSFrameEvidence(nn.Module):
     Args:
         config ([`AMESSConfig`]): The model's configuration.
         feature_size (`int`): Width of the features.
-        frames_per_token (`int`): Frames that temporal convolutions make one token of.
+        frames_per_token (`int`): Number of frames that the temporal convolutions turn into one token.
     """
 
     def __init__(self, config: PreTrainedConfig, feature_size: int, frames_per_token: int = 1):
@@ -107,12 +107,12 @@ class AMESSFrameEvidence(nn.Module):
 class AMESSStatisticsEvidence(nn.Module):
     """Evidence of mean and deviation over time: for evidence that lies in the whole clip, such as a tone of voice.
 
-    A linear map of the statistics of the frames (with which it contains the usual logistic regression) and of the tokens.
+    A linear map of the statistics of the frames (which contains the usual logistic regression) and of the tokens.
 
     Args:
         config ([`AMESSConfig`]): The model's configuration.
         feature_size (`int`): Width of the features.
-        frames_per_token (`int`): Frames that temporal convolutions make one token of.
+        frames_per_token (`int`): Number of frames that the temporal convolutions turn into one token.
     """
 
     def __init__(self, config: PreTrainedConfig, feature_size: int, frames_per_token: int = 1):
@@ -125,7 +125,7 @@ class AMESSStatisticsEvidence(nn.Module):
     def forward(
         self, frames: torch.Tensor, mask: torch.Tensor, tokens: torch.Tensor, token_mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Vote by statistics; see [`AMESSFrameEvidence.forward`]. `frames` are as loud as they came."""
+        """Vote by statistics; see [`AMESSFrameEvidence.forward`]. `frames` keep their original loudness."""
         mean, deviation = masked_statistics(tokens, token_mask)
         statistics = torch.cat(masked_statistics(frames.to(tokens.dtype), mask), dim=-1)
         evidence = self.frame_votes(self.dropout(statistics)) + self.token_votes(self.dropout(mean))

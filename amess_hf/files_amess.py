@@ -1,4 +1,4 @@
-"""Writing files so that nothing is ever half-written: aside first, then under the final name."""
+"""Atomic file writes: to a temporary file first, which is then renamed."""
 
 import json
 import os
@@ -31,11 +31,11 @@ def written_aside(path: str | os.PathLike) -> Iterator[str]:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Write `text` to the file `path` as UTF-8, aside first."""
+    """Write `text` to the file `path` as UTF-8, through a temporary file."""
     with written_aside(path) as partial, open(partial, "w", encoding="utf-8") as file:
         file.write(text)
 
 
 def write_json(path: str | os.PathLike, content: Any, **options: Any) -> None:
-    """Write `content` as indented JSON to the file `path`, aside first; `options` are those of `json.dumps`."""
+    """Write `content` as indented JSON to the file `path`, through a temporary file; `options` are those of `json.dumps`."""
     write_text(path, json.dumps(content, **{"indent": 2, "ensure_ascii": False, **options}) + "\n")

@@ -32,7 +32,7 @@ class FusionOutput:
     Attributes:
         state (`torch.Tensor` of shape `(batch_size, text_config.hidden_size)`): The fused clip, added to the text summary.
         evidence (`torch.Tensor` of shape `(batch_size, 2, num_labels)`, *optional*):
-            What sound and picture say by themselves, added to the logits.
+            What sound and picture say on their own, added to the logits.
         anchor_indices (`torch.LongTensor` of shape `(batch_size, 3, num_anchors)`, *optional*): Positions of the anchors.
         anchor_scores (`torch.Tensor` of shape `(batch_size, 3, num_anchors)`, *optional*): How much of its modality each anchor carries.
         hidden_states (`tuple(torch.Tensor)`, *optional*): States before the first layer and after each.
@@ -165,10 +165,10 @@ class AMESSFusionLayer(GradientCheckpointingLayer):
 
 
 class AMESSTemporalLayer(nn.Module):
-    """Frames that know their neighbours: a convolution over time that halves the rate, added to the mean of each two frames.
+    """Convolution over time that halves the rate, added to the mean of each pair of frames.
 
-    The result for a clip depends on its own frames alone: padding counts as zero to a neighbour, as what lies beyond the
-    clip's ends does, and in no mean.
+    The result for a clip depends on its own frames alone: padding counts as zero for a neighbour, as does everything
+    beyond the clip's ends, and in no mean.
 
     Args:
         config ([`AMESSConfig`]): The model's configuration.
@@ -192,14 +192,14 @@ class AMESSTemporalLayer(nn.Module):
         """
         present = mask.unsqueeze(1).to(tokens.dtype)  # (batch, 1, length)
         tokens = tokens.transpose(1, 2) * present
-        share = nn.functional.avg_pool1d(present, 2, ceil_mode=True)  # of each two frames: those that are present
+        share = nn.functional.avg_pool1d(present, 2, ceil_mode=True)  # share of each pair of frames
         means = nn.functional.avg_pool1d(tokens, 2, ceil_mode=True) / share.clamp(min=0.5)
         states = self.conv(tokens).transpose(1, 2)
         return means.transpose(1, 2) + nn.functional.gelu(self.norm(states)), share[:, 0] > 0
 
 
 class AMESSModalityEmbedding(nn.Module):
-    """Project the features of one modality to the fusion's width; add what modality and which position they are.
+    """Project the features of one modality to the fusion's width; add embeddings of the modality and of the position.
 
     Args:
         config ([`AMESSConfig`]): The model's configuration.
@@ -306,7 +306,7 @@ def _attention_mask(config: PreTrainedConfig, queries: torch.Tensor, memory: tor
         inputs_embeds=queries,
         attention_mask=mask,
         encoder_hidden_states=memory,
-        # Looking whether the mask is all ones would make the host wait for the device.
+        # Checking whether the mask is all ones would make the host wait for the device.
         allow_is_bidirectional_skip=False,
     )
 
@@ -384,7 +384,7 @@ def choose_anchors(
     Args:
         scores (`torch.FloatTensor` of shape `(batch_size, length)`): Scores of the tokens of one modality.
         mask (`torch.BoolTensor` of shape `(batch_size, length)`): Which of them are present.
-        num_anchors (`int`): How many to choose; fewer of a clip that has fewer.
+        num_anchors (`int`): How many to choose; fewer for a clip that has fewer.
 
     Returns:
         `tuple`: positions (0 where there is none), shares in the softmax of all scores (0 where there is none), through
@@ -412,7 +412,7 @@ class AMESSAnchorFusion(AMESSTokenFusion):
     def __init__(self, config: PreTrainedConfig):
         super().__init__(config)
         self._make_choice(config)
-        # Attended to when nothing else is there, so that a clip without any modality has defined attention weights.
+        # Attended to when there is nothing else, so that a clip without any modality has defined attention weights.
         self.nothing = nn.Parameter(torch.zeros(config.hidden_size))
         self.layers = nn.ModuleList([AMESSFusionLayer(config) for _ in range(config.num_fusion_layers)])
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -430,7 +430,7 @@ class AMESSAnchorFusion(AMESSTokenFusion):
         token_masks: dict[str, torch.Tensor],
         summary: torch.Tensor,
     ):
-        """Anchors by modality, as (states, positions, shares, present), and the evidence by modality (`None`: there is none)."""
+        """Anchors by modality, as (states, positions, shares, present), and the evidence by modality (`None` if there is none)."""
         evidence, scores = {}, {}
         for name, layer in self.evidence.items():
             if name in tokens:
@@ -451,7 +451,7 @@ class AMESSAnchorFusion(AMESSTokenFusion):
         """Fuse; see [`AMESSFusion`]."""
         normalized = self._normalize(features, masks)
         tokens, token_masks = self.embeddings(normalized, masks)
-        # Statistics of a clip keep how loud it is.
+        # Statistics of a clip preserve how loud it is.
         raw = {name for name in FEATURE_MODALITIES if getattr(self.config, f"{name}_feature_norm") == "clip"}
         frames = {name: features[name] if name in raw else normalized[name] for name in features}
         chosen, evidence = self._choose(frames, masks, tokens, token_masks, summary)
@@ -620,14 +620,14 @@ class AMESSCrossModalFusion(AMESSTokenFusion):
         return self._layer(self.self_layers[target], seen, seen, masks[target])
 
     def _layer(self, layer: AMESSFusionLayer, states: torch.Tensor, memory: torch.Tensor, mask: torch.Tensor):
-        # A clip that lacks the modality attends to its padding, and the result is dropped.
+        # A clip that lacks the modality attends to its padding, and the result is discarded.
         there = mask.any(1)
         mask = mask | ~there[:, None]
         result, _ = layer(states, memory, _attention_mask(self.config, states, memory, mask))
         return torch.where(there[:, None, None], result, states)
 
 
-# `fusion_type` -> class; `None` is no fusion, for models of words alone.
+# `fusion_type` -> class; `None` means no fusion, for text-only models.
 FUSIONS: dict[str, type[AMESSFusion] | None] = {
     "anchor": AMESSAnchorFusion,
     "cross_modal": AMESSCrossModalFusion,

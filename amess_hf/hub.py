@@ -1,7 +1,7 @@
-"""One folder, or one repository on the Hub, with all that a model needs.
+"""Save everything that a model needs in one folder, or push it to one repository on the Hub.
 
-That is weights, config, code, processor, tokenizer, label descriptions, out-of-scope detector, model card and the metrics
-of the run. None of it is a pickle.
+That is: weights, config, code, processor, tokenizer, label descriptions, out-of-scope detector, model card and the
+metrics of the run. None of it is a pickle.
 """
 
 import json
@@ -33,8 +33,8 @@ DESCRIPTIONS_NAME = "label_descriptions.json"
 TRAINING_ARGUMENTS_NAME = "training_args.json"
 CARD_NAME = "README.md"
 
-# What goes to the Hub: files with these endings at the top of a folder. Checkpoints and reports have folders of their own,
-# predictions are .tsv, and whatever torch pickles ends in .bin, .pt or .pth.
+# What goes to the Hub: files with these extensions at the top of a folder. Checkpoints and reports have their own
+# folders, predictions are .tsv, and whatever torch pickles ends in .bin, .pt or .pth.
 ENDINGS_FOR_HUB = (".json", ".safetensors", "_amess.py", ".md", ".txt", ".model", ".jinja")
 NOT_FOR_HUB = {"trainer_state.json", "averaged_weights.safetensors", "run.json", "finished.json"}
 # What the next push of a model replaces as a whole: its weights, its code and its detector.
@@ -56,7 +56,7 @@ def save_for_hub(
     repo_id: str | None = None,
     merge_adapter: bool = True,
 ) -> None:
-    """Save everything that a model needs into one folder, which loads with and without this package installed.
+    """Save everything that a model needs to one folder, which loads with and without this package installed.
 
     Args:
         save_directory (`str` or `os.PathLike`):
@@ -73,7 +73,7 @@ def save_for_hub(
         repo_id (`str`, *optional*):
             The model's name in a new card.
         merge_adapter (`bool`, *optional*, defaults to `True`):
-            Whether an adapter in the text encoder is added to its weights, so that the folder loads without peft.
+            Whether an adapter in the text encoder is merged into its weights, so that the folder loads without peft.
 
     Raises:
         ValueError: If the processor was made for another model, or `run_folder` is not a folder.
@@ -152,12 +152,13 @@ def push_to_hub(
         run_folder (`str` or `os.PathLike`, *optional*): As for [`save_for_hub`].
         private (`bool`, *optional*): Whether a new repository is private.
         revision (`str`, *optional*): The branch, which is created if needed; by default the main one.
-        token (`str`, *optional*): A token that may write; by default the one of `hf auth login`.
+        token (`str`, *optional*): A token with write access; by default the one of `hf auth login`.
         commit_message (`str`): The title of the commit.
         merge_adapter (`bool`): As for [`save_for_hub`].
 
     Returns:
-        `huggingface_hub.CommitInfo`: The commit. Pushing the same again makes none, and returns the last one.
+        `huggingface_hub.CommitInfo`: The commit. Pushing the same content again makes no commit, and returns the last
+        one.
 
     Raises:
         ValueError: If no repository is named, or for the reasons of [`save_for_hub`].
@@ -182,7 +183,7 @@ def push_to_hub(
         save_for_hub(folder, model, processor, detector, run_folder, repo_id, merge_adapter)
         has_own_card = run_folder is not None and Path(run_folder, CARD_NAME).exists()
         if not has_own_card and api.file_exists(repo_id, CARD_NAME, revision=revision):
-            Path(folder, CARD_NAME).unlink(missing_ok=True)  # the Hub's card may have been edited there
+            Path(folder, CARD_NAME).unlink(missing_ok=True)  # the card may have been edited on the Hub
         return push_folder(folder, repo_id, token, revision, commit_message, merge_adapter=merge_adapter)
 
 
@@ -195,14 +196,14 @@ def push_folder(
     run_as_future: bool = False,
     merge_adapter: bool = True,
 ) -> CommitInfo | Future:
-    """Upload what of a model's folder belongs on the Hub (see [`files_for_hub`]), in one commit.
+    """Upload the files of a model's folder that belong on the Hub (see [`files_for_hub`]), in one commit.
 
     The folder's card, if there is one, then names the repository (see [`~amess_hf.evaluation.name_repository`]). If the folder has a model, then weights, code and detector of an earlier push that it no longer has are removed.
 
     Args:
         folder (`str` or `os.PathLike`): The folder.
         repo_id (`str`): The repository, `"organization/name"`; it must exist.
-        token (`str`, *optional*): A token that may write; by default the one of `hf auth login`.
+        token (`str`, *optional*): A token with write access; by default the one of `hf auth login`.
         revision (`str`, *optional*): The branch, which must exist; by default the main one.
         commit_message (`str`): The title of the commit.
         run_as_future (`bool`): Whether to upload in the background.
@@ -252,7 +253,7 @@ def _write_card(
     repo_id: str | None,
     detector: OutOfScopeDetector | None = None,
 ) -> None:
-    """Write a card with the metrics and the hyperparameters of the folder's JSON files, as far as they are there."""
+    """Write a card with the metrics and the hyperparameters of the folder's JSON files, where they exist."""
     from .evaluation.model_card import create_model_card
 
     metrics, training_arguments = (
@@ -272,7 +273,7 @@ class PushesToHub:
 
     Unlike those of [`~transformers.Trainer`], its folders are complete, with processor, descriptions and code, and its
     training arguments are JSON. `hub_strategy` means the same; with `"checkpoint"` and `"all_checkpoints"` the optimizer's
-    state goes to the Hub too, in a folder of its own and in torch's format, because training resumes from it.
+    state goes to the Hub too, in a separate folder and in torch's format, because training resumes from it.
     """
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
@@ -292,20 +293,20 @@ class PushesToHub:
         repo_id: str | None = None,
         **kwargs: Any,
     ) -> CommitInfo | Future | None:
-        """Save the model in the output folder and upload what of it belongs on the Hub, as one commit.
+        """Save the model in the output folder and upload the files that belong on the Hub, as one commit.
 
         Args:
             commit_message (`str`):
                 The title of the commit. Text of the form `"organization/name"` is taken as `repo_id`, so that
                 `trainer.push_to_hub("organization/name")` works like a model's own `push_to_hub`.
             blocking (`bool`): Whether to wait for the upload.
-            token (`str`, *optional*): A token that may write; by default `hub_token` of the training arguments.
+            token (`str`, *optional*): A token with write access; by default `hub_token` of the training arguments.
             revision (`str`, *optional*): The branch; by default `hub_revision` of the training arguments.
             private (`bool`, *optional*): Whether a new repository is private; by default `hub_private_repo`.
             repo_id (`str`, *optional*):
                 The repository, which is created if needed; by default `hub_model_id` of the training arguments, or the
                 output folder's name. Later pushes of this Trainer go there too.
-            kwargs: What else [`~transformers.Trainer.push_to_hub`] takes; ignored.
+            kwargs: Other arguments of [`~transformers.Trainer.push_to_hub`]; ignored.
 
         Returns:
             `huggingface_hub.CommitInfo`, a `Future` of it if not `blocking`, or `None` on all but the first process.

@@ -129,7 +129,7 @@ def batch_triplet_loss(
     positive = labelled & same & ~itself
     negative = labelled & ~same
     hardest = similarities.masked_fill(~negative, float("-inf")).amax(-1, keepdim=True)
-    # Where nothing is negative the hardest is minus infinity and the hinge below is zero: no gradient, no NaN.
+    # Where there is no negative, the hardest is minus infinity and the hinge below is zero: no gradient, no NaN.
     hinge = (margin + hardest - similarities).clamp(min=0).masked_fill(~positive, 0.0)
     return hinge.sum(-1) / positive.sum(-1).clamp(min=1)
 
@@ -166,7 +166,7 @@ def distillation_loss(
     Args:
         logits (`torch.Tensor` of shape `(batch_size, num_labels)`): Scores of the labels.
         teacher_logits (`torch.Tensor` of shape `(batch_size, num_labels)`): The teacher's.
-        temperature (`float`): By which both are divided; the loss is multiplied by its square.
+        temperature (`float`): Divides both; the loss is multiplied by its square.
         candidate_mask (`torch.BoolTensor` of shape `(batch_size, num_labels)`, *optional*): Labels a clip may have.
 
     Returns:

@@ -1,6 +1,6 @@
 """A-MESS: anchor-based multimodal embedding (A-ME) and semantic synchronization (SS); arXiv 2503.19474.
 
-`fusion_amess.py` holds A-ME and the fusions it is compared with, `loss_amess.py` the losses.
+`fusion_amess.py` holds A-ME and the fusions that it is compared with, `loss_amess.py` the losses.
 """
 
 import math
@@ -85,7 +85,7 @@ class AMESSModelOutput(ModelOutput):
         modality_mask (`torch.BoolTensor` of shape `(batch_size, 3)`, *optional*):
             Which clips were answered from words, sound and picture.
         text_pooler_output (`torch.FloatTensor` of shape `(batch_size, text_config.hidden_size)`, *optional*):
-            The mean of the words' states; what the classifier sees of a clip that has words alone.
+            The mean of the words' states; what the classifier sees of a text-only clip.
         hidden_states (`tuple(torch.FloatTensor)`, *optional*):
             With `output_hidden_states=True` and `fusion_type="anchor"`: the anchors before the first fusion layer and
             after each, of shape `(batch_size, modalities * num_anchors, hidden_size)`.
@@ -160,7 +160,7 @@ class AMESSProjection(nn.Linear):
 
 
 class AMESSPreTrainedModel(PreTrainedModel):
-    """What the models share: initial weights, what transformers may do with them, where they were loaded from."""
+    """What the models share: weight initialisation, the features of transformers that they support, loading and saving."""
 
     config: AMESSConfig
     base_model_prefix = "amess"
@@ -172,7 +172,8 @@ class AMESSPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
 
-    # Revision, token and cache that the model was loaded with: its tokenizer and its detector are loaded likewise.
+    # Revision, token and cache that the model was loaded with: its tokenizer and its detector are loaded from the same
+    # place.
     hub_kwargs = {}
     # While the model is being pushed: whether an adapter is saved as part of the weights.
     _merge_adapter = False
@@ -213,8 +214,8 @@ class AMESSPreTrainedModel(PreTrainedModel):
         Args:
             save_directory (`str` or `os.PathLike`): The folder.
             args: As for [`~transformers.PreTrainedModel.save_pretrained`].
-            state_dict (`dict[str, torch.Tensor]`, *optional*): The weights to save, by default the present ones.
-            merge_adapter (`bool`): Whether to save a model without adapter, whose weights have it added to them.
+            state_dict (`dict[str, torch.Tensor]`, *optional*): The weights to save, by default the current ones.
+            merge_adapter (`bool`): Whether to merge an adapter into the weights and save a model without one.
             kwargs: As for [`~transformers.PreTrainedModel.save_pretrained`].
         """
         adapter, ignored = self.config.text_adapter, self._keys_to_ignore_on_save
@@ -233,7 +234,8 @@ class AMESSPreTrainedModel(PreTrainedModel):
 
         Args:
             args: As for [`~transformers.PreTrainedModel.push_to_hub`].
-            merge_adapter (`bool`): Whether an adapter is added to the weights, so that the model loads without peft.
+            merge_adapter (`bool`): Whether an adapter is merged into the weights, so that the model loads without
+                peft.
             kwargs: As for [`~transformers.PreTrainedModel.push_to_hub`].
         """
         try:
@@ -243,7 +245,7 @@ class AMESSPreTrainedModel(PreTrainedModel):
             self._merge_adapter = False
 
     def _leave_frozen_weights_out(self):
-        """See that frozen weights of the text encoder that are loaded from elsewhere are neither saved nor missed."""
+        """Leave out frozen weights of the text encoder that are loaded from elsewhere when saving and loading."""
         if base_of(self.config.text_adapter) is None:
             self._keys_to_ignore_on_save = set()
             return
@@ -383,7 +385,7 @@ class AMESSModel(AMESSPreTrainedModel):
         Raises:
             `TypeError`: If an argument is unknown; the message names it.
             `ValueError`: If no modality is given, if features have another shape or (on the CPU) values that are not finite,
-                or if attention weights are asked of an implementation that has none.
+                or if attention weights are requested from an implementation that has none.
         """
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
@@ -415,7 +417,7 @@ class AMESSModel(AMESSPreTrainedModel):
         modality_mask = self._modality_mask(masks, summary)
         pooled = embedded = summary + fused.state
         if fused.evidence is not None:
-            # Where there is nothing to fuse, a modality answers for itself: the words as if there were no fusion.
+            # With a single modality there is nothing to fuse: the words are classified as if there were no fusion.
             pooled = summary + fused.state * (modality_mask.sum(1, keepdim=True) > 1)
             embedded = summary + fused.state * modality_mask[:, 1:].any(1, keepdim=True)
         anchor_indices = fused.anchor_indices
@@ -473,17 +475,17 @@ class AMESSModel(AMESSPreTrainedModel):
             if frames.shape[-1] != width:
                 raise ValueError(
                     f"`{name}_features` is {frames.shape[-1]} wide, but this model was made for {width} "
-                    f"(`config.{name}_feature_size`); give features of the encoder it was trained with"
+                    f"(`config.{name}_feature_size`); give features of the encoder that it was trained with"
                 )
             mask = frames.new_ones(frames.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
             # Padding may hold anything, NaN included.
             features[name] = frames.masked_fill(~mask.unsqueeze(-1), 0.0)
             masks[name] = mask
-            # On the CPU looking costs little; elsewhere it would make the host wait, and the answer is NaN.
+            # On the CPU this check is cheap; elsewhere it would make the host wait, and the output is NaN.
             looks = frames.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
             if looks and not torch.onnx.is_in_onnx_export() and not features[name].isfinite().all():
                 raise ValueError(
-                    f"`{name}_features` holds NaN or infinite values where its mask is 1; make the features again, or "
+                    f"`{name}_features` holds NaN or infinite values where its mask is 1; extract the features again, or "
                     "mask these frames"
                 )
         return features, masks
@@ -511,7 +513,7 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
         self.amess = AMESSModel(config)
         self.dropout = nn.Dropout(config.dropout)
         self.classifier = nn.Linear(config.text_config.hidden_size, config.num_labels)
-        # One number in one dimension: FSDP shards no scalars.
+        # A vector of one number: FSDP cannot shard scalars.
         self.logit_scale = nn.Parameter(torch.full((1,), float(config.logit_scale_init_value)))
         self.register_buffer("label_embeds", torch.zeros(config.num_labels, config.embedding_dim))
         self.post_init()
@@ -542,7 +544,7 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
             pretrained_model_name_or_path (`str` or `os.PathLike`):
                 A text encoder that `AutoModel` loads: a Hub repository or a folder.
             labels (`list[str]`, *optional*):
-                Names of the intents, in the order of their ids; without it those of `dataset` or `label_descriptions`.
+                Names of the intents, in the order of their ids; by default those of `dataset` or `label_descriptions`.
             label_descriptions (`str`, `os.PathLike`, `list[str]` or `dict[str, list[str]]`, *optional*):
                 Sentences that describe each intent: `"mintrec"` or `"mintrec2.0"` (shipped), the path of a JSON file,
                 several of these, or the sentences themselves. Labels are matched without regard to case.
@@ -550,12 +552,12 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
                 Tokenizer for the descriptions; loaded from `pretrained_model_name_or_path` if not given.
             dataset (`datasets.Dataset`, *optional*):
                 Training clips, as [`load_mintrec`] gives them: labels, feature widths, usual lengths and turns of context
-                are taken from them, and `fusion_type` is `"text"` where they have words alone.
+                are taken from them, and `fusion_type` is `"text"` where they have words only.
             dtype (`str` or `torch.dtype`, *optional*, defaults to `torch.float32`):
-                Of the weights, however they are stored: in float16 training soon ends in NaN. `"auto"` takes them as
-                stored. Half precision in training is `bf16` of the training arguments.
+                Type of the weights, however they are stored: training in float16 soon ends in NaN. `"auto"` keeps them
+                as stored. For half precision in training, use `bf16` of the training arguments.
             config_kwargs:
-                Fields of [`AMESSConfig`]; they come before what follows from `dataset`.
+                Fields of [`AMESSConfig`]; they take precedence over what follows from `dataset`.
 
         Raises:
             ValueError: If there are no labels, or a label lacks a description.
@@ -603,7 +605,7 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
         Returns:
             `torch.FloatTensor` of shape `(batch_size, num_labels)`.
         """
-        # At most 100, as in CLIP: beyond that, one step can ruin the temperature.
+        # At most 100, as in CLIP: beyond that, a single step can ruin the temperature.
         scale = self.logit_scale.float().clamp(max=math.log(100)).exp()
         return scale * multimodal_embeds.float() @ label_embeds.float().T
 
@@ -650,7 +652,7 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
         return {name: batch[name].to(self.device) for name in ("input_ids", "attention_mask")}
 
     def _encode_sentences(self, input_ids: torch.Tensor, attention_mask: torch.Tensor):
-        # Through the whole model, as a clip of words alone, so that clips and descriptions are comparable.
+        # Through the whole model, as a text-only clip, so that clips and descriptions are comparable.
         outputs = self.amess(input_ids=input_ids, attention_mask=attention_mask, return_dict=True)
         return outputs.multimodal_embeds, outputs.pooler_output
 
@@ -668,11 +670,11 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
     def set_label_descriptions(
         self, label_descriptions: dict[str, list[str] | str], tokenizer: PreTrainedTokenizerBase | None = None
     ) -> None:
-        """Replace the label set by described intents, without training.
+        """Replace the label set with described intents, without training.
 
         Intents that the classifier knows by the same name keep their weights; the others are scored by their
-        descriptions alone. A constant balances both (`config.zero_shot_offset`): so large that most sentences which
-        describe the trained intents, and which training did not draw from, are still answered right.
+        descriptions alone. A constant (`config.zero_shot_offset`) balances both: the largest for which most sentences
+        that describe the trained intents, and that training did not draw from, are still answered correctly.
 
         Args:
             label_descriptions (`dict[str, list[str] | str]`): Sentences for each intent.
@@ -688,14 +690,14 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
             tokenizer = AutoTokenizer.from_pretrained(self.config._name_or_path, **self.hub_kwargs)
         descriptions = _sentences_by_label(label_descriptions)
         trained = {self.config.id2label[index]: index for index in self._trained_labels()}
-        # What a trained intent is probed with: the sentences that the model was trained with, where it has them.
+        # Probes of a trained intent: the sentences that the model was trained with, where it has them.
         own = {**descriptions, **(self.config.label_descriptions or {})}
         probes = {
             row: (own[name][TRAINING_SENTENCES:] or own[name])[:PROBES]
             for row, name in enumerate(descriptions)
             if name in trained and len(trained.keys() & descriptions) < len(descriptions)
         }
-        # By length: less padding.
+        # Sorted by length: less padding.
         sentences = sorted({*chain(*descriptions.values(), *probes.values())}, key=lambda text: (len(text), text))
         place = {sentence: index for index, sentence in enumerate(sentences)}
         embeds, pooled = self._embed_sentences(sentences, tokenizer)
@@ -731,7 +733,8 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
     ) -> float:
         """Find the constant from sentences that describe trained labels, each with its label in `asked`.
 
-        `members` are the sentences of all labels. A sentence never meets itself: it is compared with the others of its label.
+        `members` are the sentences of all labels. A sentence is never compared with itself, only with the others of
+        its label.
         """
         rows, places = zip(*asked, strict=True)
         known = sorted(set(rows))
@@ -755,9 +758,9 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
     ) -> torch.Tensor:
         """Combine the scores of the classifier with those of the descriptions.
 
-        The similarities divide the probability between the labels that the classifier knows and those that it does not,
-        with `config.zero_shot_offset` in favour of the latter; among the known ones it is the geometric mean of both, with
-        `config.label_similarity_weight` for the similarity.
+        The similarities divide the probability between the labels that the classifier knows and those that it does
+        not, with `config.zero_shot_offset` in favour of the latter; among the known ones the result is the geometric
+        mean of both, weighting the similarity by `config.label_similarity_weight`.
 
         Args:
             class_logits (`torch.Tensor` of shape `(batch_size, num_labels)`): The classifier's scores.
@@ -773,7 +776,7 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
         if self.config.label_descriptions is None or (weight == 0 and len(trained) == self.config.num_labels):
             return class_logits + evidence
         if len(trained) == self.config.num_labels:
-            # Not normalised: out-of-scope scores need to know how sure both are of a clip.
+            # Not normalised: out-of-scope scores depend on how confident both are.
             return (1 - weight) * class_logits.float() + weight * similarity_logits + evidence
         if not trained:
             return similarity_logits.log_softmax(-1)
@@ -787,13 +790,13 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
         return by_similarity.index_copy(1, index, known)
 
     def _known_scores(self, class_logits: torch.Tensor, similarities: torch.Tensor) -> torch.Tensor:
-        """Combine both scores of trained labels, which have as much probability as their similarities give them."""
+        """Combine both scores of trained labels; their total probability is the one that the similarities give them."""
         weight = self.config.label_similarity_weight
         by_class = class_logits.float().log_softmax(-1) + similarities.logsumexp(-1, keepdim=True)
         return (1 - weight) * by_class + weight * similarities
 
     def _encode_in_turns(self, input_ids: torch.Tensor, attention_mask: torch.Tensor):
-        """Encode sentences a few at a time, and again when their gradient is wanted: only those few take memory."""
+        """Encode sentences a few at a time, with gradient checkpointing: only those few take memory."""
         if len(input_ids) <= 2 * SENTENCES_AT_A_TIME:
             return self._encode_sentences(input_ids, attention_mask)[0]
         parts = zip(input_ids.split(SENTENCES_AT_A_TIME), attention_mask.split(SENTENCES_AT_A_TIME), strict=True)
@@ -802,13 +805,13 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
     def _refreshed_label_embeds(
         self, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, indices: torch.Tensor | None
     ):
-        """Encode the descriptions of the labels `indices` again, with gradient; the others come from memory."""
+        """Encode the descriptions of the labels `indices` again, with gradient; the others come from the stored embeddings."""
         if input_ids is None:
             return self.label_embeds.clone()
         fresh = self._encode_in_turns(input_ids, attention_mask).to(self.label_embeds.dtype)
         label_embeds = self.label_embeds.index_copy(0, indices, fresh)
         if self.training:
-            # In place: DDP keeps the processes' buffers alike by the tensors it saw first.
+            # In place: DDP synchronises the buffers that it was given at first.
             with torch.no_grad():
                 self.label_embeds.copy_(label_embeds)
         return label_embeds
@@ -839,13 +842,14 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
 
         Args:
             labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-                Intents; -1 for out of scope, anything below for a row that counts in no loss.
+                Intents; -1 for out of scope, anything below for a row that is ignored by every loss.
             candidate_mask (`torch.BoolTensor` of shape `(batch_size, num_labels)`, *optional*):
                 Labels that a clip may have, where clips come from data sets with different label sets.
             teacher_logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`, *optional*):
-                A teacher's answers, from which the model's own should not diverge.
+                A teacher's logits, for distillation.
             description_input_ids (`torch.LongTensor` of shape `(descriptions, text_length)`, *optional*):
-                Tokens of descriptions to encode in this step, at most one for a label; the others come from memory.
+                Tokens of descriptions to encode in this step, at most one for a label; the stored embeddings serve for
+                the others.
             description_attention_mask (`torch.Tensor` of shape `(descriptions, text_length)`, *optional*):
                 1 for tokens, 0 for padding.
             description_indices (`torch.LongTensor` of shape `(descriptions,)`, *optional*):
@@ -884,7 +888,7 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
         evidence = 0.0
         if outputs.evidence is not None:
             evidence = outputs.evidence.sum(1)
-            # Of a clip without words the similarity to descriptions says nothing.
+            # For a clip without words, the similarity to descriptions says nothing.
             similarity_logits = similarity_logits * outputs.modality_mask[:, :1]
         losses = {}
         if labels is not None:
@@ -915,7 +919,7 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
     def _check_labels(self, labels: torch.Tensor, clips: int):
         if labels.shape != (clips,):
             raise ValueError(f"`labels` has shape {tuple(labels.shape)} for {clips} clips; give one for each")
-        # On the CPU looking costs nothing; elsewhere it would make the host wait, and the device checks by itself.
+        # On the CPU this check is cheap; elsewhere it would make the host wait, and the device checks by itself.
         if labels.device.type == "cpu" and not torch.compiler.is_compiling():
             if labels.numel() and int(labels.max()) >= self.config.num_labels:
                 raise ValueError(
@@ -938,8 +942,8 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
         evidence = 0.0 if outputs.evidence is None else outputs.evidence.sum(1)
         answers = self.combine_logits(class_logits, similarity_logits, evidence)
         if outputs.evidence is not None:
-            # Detached: sound and picture learn from losses of their own; the words, which fit the training clips within
-            # two epochs, would leave them no gradient (Wang et al., CVPR 2020).
+            # Detached: sound and picture have separate losses; the words, which fit the training clips within two
+            # epochs, would leave them no gradient (Wang et al., CVPR 2020).
             class_logits = class_logits + outputs.evidence.sum(1).detach()
         values = classification_loss(class_logits, labels, config.label_smoothing, candidate_mask)
         parts = [("classification_loss", 1.0, self._mean(values, labelled))]
@@ -973,7 +977,7 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
     def _modality_losses(
         self, outputs: AMESSModelOutput, labels: torch.Tensor, candidate_mask: torch.Tensor | None, weight: float
     ):
-        """Cross-entropies of what words, sound and picture say by themselves, over the clips that have the modality."""
+        """Cross-entropies of words, sound and picture on their own, over the clips that have the modality."""
         words = self.classifier(self.dropout(outputs.text_pooler_output))
         alone = {"text": (words, self.config.label_smoothing)}
         for name, evidence in zip(FEATURE_MODALITIES, outputs.evidence.unbind(1), strict=True):
@@ -1011,7 +1015,7 @@ def _mean_directions(groups: Iterable[torch.Tensor]) -> torch.Tensor:
 
 
 def _repeat(tensor: torch.Tensor | None, times: int):
-    """Repeat a batch; one that is absent stays so."""
+    """Repeat a batch; `None` stays `None`."""
     return tensor if tensor is None or times == 1 else torch.cat([tensor] * times)
 
 

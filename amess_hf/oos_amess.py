@@ -1,4 +1,4 @@
-"""Out-of-scope detection for A-MESS: nine scores, a threshold, and the detector that keeps both."""
+"""Out-of-scope detection for A-MESS: nine scores, a threshold, and the detector that holds both."""
 
 import json
 import math
@@ -34,14 +34,15 @@ _STATE = {
 }
 OOS_METHODS = tuple(_STATE)
 
-# The neighbour whose similarity counts.
+# Rank of the neighbour whose similarity is the score.
 NEIGHBOUR = 5
 
 
 def _field(outputs: Outputs, name: str) -> torch.Tensor:
     """Concatenate the field `name` of the outputs along the batch, in float64 on the CPU.
 
-    float64 because distances in a wide space lose digits in float32, and a threshold must mean the same everywhere.
+    float64, because distances in a wide space lose precision in float32, and a threshold must mean the same
+    everywhere.
     """
     batches = [outputs] if isinstance(outputs, Mapping) else list(outputs)
     values = [batch.get(name) for batch in batches]
@@ -68,18 +69,18 @@ class OutOfScopeDetector:
     | `msp` | `max softmax(z)` |
     | `max_logit` | `max z` |
     | `energy` | `logsumexp(z)`: the negative free energy at temperature 1 |
-    | `mahalanobis` | minus the least squared distance of `f` to a class mean, in the covariance all classes share |
+    | `mahalanobis` | minus the smallest squared distance of `f` to a class mean, under the shared covariance |
     | `residual` | minus the length of the part of `f - o` outside the principal subspace of the training features |
     | `vim` | `logsumexp(W f + b) - a * residual length`: virtual-logit matching |
-    | `label_similarity` | the greatest cosine of `m` and a description's embedding |
-    | `knn` | the fifth greatest cosine of `f` and a training clip's features (Sun et al., ICML 2022) |
-    | `knn_energy` | `knn + energy`, each less its mean over the training clips and over its deviation there |
+    | `label_similarity` | the largest cosine of `m` and a description's embedding |
+    | `knn` | the fifth largest cosine of `f` and a training clip's features (Sun et al., ICML 2022) |
+    | `knn_energy` | `knn + energy`, each standardised by its mean and deviation over the training clips |
 
     `W` and `b` are the classifier's, `o = -pinv(W) b`, and `a` makes the mean residual of the training clips equal to
-    their mean greatest logit. These are the definitions of `ood_detection/single_turn/` in thuiar/MIntRec2.0, except for the
-    principal subspace: two thirds of the width, which is 512 of 768 as in the authors' code of virtual-logit matching
-    (haoqiwang/vim, `benchmark.py`). MIntRec2.0's code takes as many dimensions as there are intents, which leaves less to
-    tell the clips apart by (README, "Out of scope"). `label_similarity` is this project's.
+    their mean largest logit. These are the definitions of `ood_detection/single_turn/` in thuiar/MIntRec2.0, except
+    for the principal subspace: two thirds of the width, which is 512 of 768 as in the authors' code of virtual-logit
+    matching (haoqiwang/vim, `benchmark.py`). MIntRec2.0's code takes as many dimensions as there are intents, which
+    separates the clips less well (`examples/results/README.md`, "Out of scope"). `label_similarity` is this project's.
 
     All computation is in float64 on the CPU.
 
@@ -145,7 +146,7 @@ class OutOfScopeDetector:
         Raises:
             `ValueError`: If something that the method needs is missing, or lengths differ.
         """
-        self.threshold = self.keep = self.calibration_clips = None  # they belonged to the earlier state
+        self.threshold = self.keep = self.calibration_clips = None  # they belonged to the previous state
         if not _STATE[self.method]:
             return self
         if outputs is None or labels is None:
@@ -168,7 +169,7 @@ class OutOfScopeDetector:
             weight = model.classifier.weight.detach().to("cpu", torch.float64)
             bias = model.classifier.bias.detach().to("cpu", torch.float64)
             state = _fit_subspace(features, weight, bias)
-        # Contiguous, as they will be when loaded: another memory layout sums in another order.
+        # Contiguous, as they will be when loaded: another memory layout changes the order of sums.
         self.state = {name: state[name].contiguous() for name in _STATE[self.method]}
         return self
 
@@ -198,7 +199,7 @@ class OutOfScopeDetector:
         width = self._width()
         if features.shape[-1] != width:
             raise ValueError(
-                f"`pooler_output` is {features.shape[-1]} wide and this detector was fitted on {width}; take the detector "
+                f"`pooler_output` is {features.shape[-1]} wide and this detector was fitted on {width}; use the detector "
                 "of this model, or call `fit`"
             )
         if self.method.startswith("knn"):
@@ -340,7 +341,7 @@ class OutOfScopeDetector:
                     f"`{settings_file}`: `{name}` is {value!r}, not a number; calibrate the detector again"
                 )
         try:
-            # Copied out of the file, where a tensor may begin anywhere: another alignment rounds sums otherwise.
+            # Copied out of the file, where a tensor may begin anywhere: another alignment rounds sums differently.
             detector.state = {name: tensor.clone() for name, tensor in load_file(weights_file).items()}
         except Exception as error:  # safetensors has its own exception class, outside the standard ones
             raise ValueError(
@@ -363,7 +364,7 @@ def _in_scope(labels: torch.Tensor | Sequence, clips: int) -> torch.Tensor:
 
 
 def _squared_distances(points: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
-    """Map (clips, width) and (classes, width) to (clips, classes), by differences: products would cancel digits."""
+    """Map (clips, width) and (classes, width) to (clips, classes), by differences: products would lose precision."""
     return torch.cdist(points, centres, compute_mode="donot_use_mm_for_euclid_dist").square()
 
 
@@ -372,7 +373,7 @@ def _unit(features: torch.Tensor) -> torch.Tensor:
 
 
 def _nearness(features: torch.Tensor, neighbours: torch.Tensor, skip: int = 0) -> torch.Tensor:
-    """Return the cosine to the `NEIGHBOUR`-th nearest of `neighbours`, of which the `skip` nearest do not count."""
+    """Return the cosine to the `NEIGHBOUR`-th nearest of `neighbours`, not counting the `skip` nearest."""
     rank = min(NEIGHBOUR + skip, len(neighbours))
     parts = [(part @ neighbours.T).topk(rank).values[:, -1] for part in features.split(1024)]
     return torch.cat(parts) if parts else features.new_zeros(0)
@@ -381,7 +382,7 @@ def _nearness(features: torch.Tensor, neighbours: torch.Tensor, skip: int = 0) -
 def _fit_neighbours(features: torch.Tensor, energy: torch.Tensor) -> dict:
     """Keep the training clips, and the mean and deviation of both scores over them; no clip is its own neighbour."""
     scores = torch.stack([_nearness(features, features, skip=1), energy], dim=-1)
-    # A score that is the same for all clips tells nothing, and must not be divided by zero.
+    # A score that is the same for all clips says nothing, and must not be divided by zero.
     deviations = scores.std(0, correction=0).clamp(min=1e-9)
     return {"neighbours": features, "means": scores.mean(0), "deviations": deviations}
 
@@ -393,7 +394,7 @@ def _fit_mahalanobis(features: torch.Tensor, labels: torch.Tensor) -> dict:
     means = members.T @ features / members.sum(0)[:, None]
     centred = features - means[class_index]
     values, vectors = torch.linalg.eigh(centred.T @ centred / len(features))
-    # The cut of a pseudo-inverse: directions in which the training features do not vary carry no evidence.
+    # The cut-off of a pseudo-inverse: directions in which the training features do not vary carry no evidence.
     cut = values.abs().max() * len(values) * torch.finfo(values.dtype).eps
     kept = values > cut
     whitening = vectors[:, kept] / values[kept].sqrt()
@@ -409,7 +410,7 @@ def _fit_subspace(features: torch.Tensor, weight: torch.Tensor, bias: torch.Tens
     null_space = vectors[:, : width - 2 * width // 3]
     residual = torch.linalg.vector_norm(centred @ null_space, dim=-1).mean()
     greatest_logit = (features @ weight.T + bias).amax(-1).mean()
-    # Without any residual there is nothing to match, and the score is the energy.
+    # Without a residual there is nothing to match, and the score is the energy.
     scale = greatest_logit / residual if residual > 0 else torch.zeros_like(residual)
     return {
         "origin": origin,

@@ -1,4 +1,4 @@
-"""From lists of clips to padded tensors and masks: tokens of utterances with their context, frames of features."""
+"""Turn lists of clips into padded tensors and masks: tokens of utterances with their context, frames of features."""
 
 import threading
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from transformers import BatchEncoding, PreTrainedTokenizerBase
 from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 
 
-# Tokenizers keep the limit of a call until the next one, so that threads take turns.
+# Tokenizers keep the limit of a call until the next one, so threads must take turns.
 _TOKENIZING = threading.Lock()
 
 
@@ -64,7 +64,7 @@ def encode_text(
     prefix: str | None = None,
     **kwargs: Any,
 ) -> BatchEncoding:
-    """Tokenize one utterance after as many of the latest whole turns as fit with it.
+    """Tokenize one utterance, preceded by as many of the latest whole turns as fit.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
@@ -78,15 +78,15 @@ def encode_text(
             Maximum number of tokens. The oldest turns are left out first, whole; only an utterance that is too long by
             itself is cut, at its end.
         prefix (`str`, *optional*):
-            What stands before all this; it does not count in `max_length`.
+            Text in front of all this; it does not count towards `max_length`.
         kwargs:
             For the tokenizer.
 
     Returns:
-        [`~transformers.BatchEncoding`]: The tokens, not padded. The utterance is the last sequence of it.
+        [`~transformers.BatchEncoding`]: The tokens, not padded. The utterance is the last sequence.
     """
     prefix = prefix or ""
-    # Without a separator of its own, the last turn would run into the utterance.
+    # Without its own separator, the last turn would run into the utterance.
     separator, end = (f" {tokenizer.sep_token} ", "") if tokenizer.sep_token else ("\n", "\n")
     with _TOKENIZING:
         if prefix and max_length is not None:
@@ -118,13 +118,13 @@ def encode_texts(
         max_length (`int`, *optional*):
             Maximum number of tokens of each.
         prefix (`str`, *optional*):
-            What stands before each; see [`encode_text`].
+            Text in front of each; see [`encode_text`].
 
     Returns:
         [`~transformers.BatchEncoding`]: `input_ids`, `attention_mask` (and `token_type_ids` if the tokenizer makes
         them), each a `torch.LongTensor` of shape `(batch_size, text_length)`; where a clip has earlier turns or a prefix,
         also `utterance_mask` of that shape, 1 for the tokens of the utterance itself. A tokenizer without a padding token
-        is given one of those that it has.
+        gets one of its existing tokens.
     """
     _give_padding_token(tokenizer)
     rows, context_lengths = [], []
@@ -134,7 +134,7 @@ def encode_texts(
         alone = encode_text(tokenizer, text, max_length=max_length) if len(context) or prefix else row
         context_lengths.append(len(row["input_ids"]) - len(alone["input_ids"]))
         if not text.strip():
-            # Some tokenizers make no token at all of it, but a row has at least one.
+            # Some tokenizers produce no token for it, but a row has at least one.
             row = {name: list(values) or [0] for name, values in row.items()}
             row["attention_mask"] = [0] * len(row["input_ids"])
         rows.append(row)
@@ -146,14 +146,14 @@ def encode_texts(
 
 
 def _padded(tokenizer: PreTrainedTokenizerBase, rows: list[BatchEncoding]) -> BatchEncoding:
-    """Pad rows of tokens on the right, whatever side the tokenizer pads on: positions then do not depend on the batch."""
+    """Pad rows of tokens on the right, whichever side the tokenizer pads on: positions then do not depend on the batch."""
     if not any(row["input_ids"] for row in rows):  # a tokenizer without special tokens gives none for no words
         rows[0] = BatchEncoding({name: [tokenizer.pad_token_id * (name == "input_ids")] for name in rows[0]})
     return pad_without_fast_tokenizer_warning(tokenizer, rows, return_tensors="pt", padding_side="right")
 
 
 def _give_padding_token(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give a tokenizer that has no padding token one: which one does not matter, since masks hide it."""
+    """Set a padding token where a tokenizer has none: which one does not matter, since masks hide it."""
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
 

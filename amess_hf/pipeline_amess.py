@@ -23,13 +23,13 @@ from .processing_amess import AMESSProcessor, clip_sources, sound_array
 logger = logging.get_logger(__name__)
 
 INPUT_KEYS = ("text", "context", "clip", "audio", "video", "frames", "audio_features", "video_features")
-# Keys that go with them; all others are taken for columns of a data set that have nothing to do with the answer.
+# Keys that go with them; all others are taken for unrelated columns of a data set.
 OTHER_KEYS = ("start", "end", "sampling_rate", "dialogue_id", "id", "label")
 # Lists from this length on get a progress bar.
 PROGRESS_FROM = 32
-# A speech recogniser is given this much of a clip at most: utterances are short, and Whisper takes no more at once.
+# A speech recogniser gets at most this much of a clip: utterances are short, and Whisper takes no more at once.
 MAX_SPEECH_SECONDS = 30.0
-# What is left of a clip after the last window is not answered for if it is shorter than this.
+# The rest of a clip after the last window is skipped if it is shorter than this.
 SHORTEST_WINDOW = 0.2
 
 
@@ -51,7 +51,7 @@ class IntentRecognitionPipeline(Pipeline):
 
     An input is a dictionary, a clip (`pathlib.Path`, `bytes` or a file object), or a string. Keys of the dictionary:
 
-    - `text` (`str`): what is said, whatever it looks like; without it the words are absent, or come from `asr_model`.
+    - `text` (`str`): what is said, taken literally; without it the words are absent, or come from `asr_model`.
     - `context` (`list[str]` or `str`): earlier turns of the dialogue, oldest first.
     - `video` (or `clip`): a clip (path, address, `bytes`, file object), whose sound is used too unless `audio` is given; or
       an array of frames of shape `(frames, height, width, 3)`.
@@ -63,12 +63,12 @@ class IntentRecognitionPipeline(Pipeline):
 
     Other keys, such as other columns of a data set, are ignored, but one that looks like a misspelt key is an error.
 
-    A string alone is what is said, unless it ends like a media file (`.mp4`, `.wav`, ...): then it is the path of a clip, as
-    in other pipelines. Addresses, folders and what else looks like a path are refused, because nobody can tell what is
-    meant. Where texts come from strangers, pass them as `{"text": ...}`: no file is opened then.
+    A plain string is what is said, unless it ends like a media file (`.mp4`, `.wav`, ...): then it is the path of a
+    clip, as in other pipelines. Addresses, folders and anything else that looks like a path are refused as ambiguous.
+    Pass untrusted texts as `{"text": ...}`: no file is opened then.
 
     Inputs may also come as a list (a list of results), a `datasets.Dataset` (a list of results), a
-    `datasets.IterableDataset` or a generator (results as they come).
+    `datasets.IterableDataset` or a generator (results one by one).
 
     Args:
         model ([`AMESSForIntentClassification`]):
@@ -80,7 +80,7 @@ class IntentRecognitionPipeline(Pipeline):
         asr_model (`str` or `Pipeline`, *optional*):
             Speech recogniser that gives the words of clips without `text`.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            Where there is no processor: the one that belongs to the model and this tokenizer is made.
+            Used if there is no processor: one is made from the model's configuration and this tokenizer.
         kwargs:
             As for any pipeline (`device`, `batch_size`, ...), and the parameters of `__call__`.
 
@@ -201,8 +201,8 @@ class IntentRecognitionPipeline(Pipeline):
         return pre, forward, post
 
     def _descriptions(self, candidates: dict[str, Any] | list[str] | str) -> dict[str, list[str]]:
-        """Give sentences for each candidate; a name alone stands for the model's own description, or for itself."""
-        if isinstance(candidates, str):  # names with commas between them, as in other zero-shot pipelines
+        """Return sentences for each candidate; a name alone stands for the model's own description, or for itself."""
+        if isinstance(candidates, str):  # comma-separated names, as in other zero-shot pipelines
             candidates = [name.strip() for name in candidates.split(",") if name.strip()]
         if not candidates:
             raise ValueError("`candidate_labels` is empty; give {name: description, ...} or a list of names")
@@ -214,7 +214,7 @@ class IntentRecognitionPipeline(Pipeline):
         if unknown and not self._knows_descriptions():
             raise ValueError(
                 f"`candidate_labels` has {', '.join(map(repr, unknown))}, but this model was trained without descriptions "
-                f"of intents and knows its own alone: {', '.join(self.model.config.label2id)}; train with "
+                f"of intents and knows only its own: {', '.join(self.model.config.label2id)}; train with "
                 "`label_descriptions` to choose among others"
             )
         if not isinstance(candidates, dict):
@@ -243,24 +243,25 @@ class IntentRecognitionPipeline(Pipeline):
                 The parameters below, which may also be given to the constructor.
 
                 - `top_k` (`int`, *optional*, defaults to 5): Number of intents to give, `None` for all.
-                - `threshold` (`float`, *optional*): Probability below which the best intent does not count and `UNK` is
-                  given; instead of the detector.
-                - `candidate_labels` (`dict[str, str | list[str]]`, `list[str]` or `str`, *optional*): Choose among these
-                  intents in place of the model's own, each described in one sentence or several. Names alone, in a list
-                  or in a string with commas between them, stand for the model's own descriptions, or else for
-                  themselves. Intents that the model was trained on keep their classifier. The detector, which was
-                  calibrated on the model's own intents, is then ignored.
-                - `return_anchors` (`bool`, *optional*): Also say which words, sounds and frames decided.
-                - `window_s` (`float`, *optional*): Go over each clip in windows of this many seconds and answer for each.
+                - `threshold` (`float`, *optional*): Probability below which the answer is `UNK`; replaces the
+                  detector.
+                - `candidate_labels` (`dict[str, str | list[str]]`, `list[str]` or `str`, *optional*): Choose among
+                  these intents instead of the model's own, each described in one sentence or several. Names alone, in
+                  a list or a comma-separated string, stand for the model's own descriptions, or else for themselves.
+                  Intents that the model was trained on keep their classifier. The detector, which was calibrated on
+                  the model's own intents, is then ignored.
+                - `return_anchors` (`bool`, *optional*): Also return which words, sounds and frames decided.
+                - `window_s` (`float`, *optional*): Split each clip into windows of this many seconds and answer for
+                  each.
                 - `stride_s` (`float`, *optional*): Seconds from one window to the next; by default windows do not overlap.
-                - `on_error` (`str`, *optional*, defaults to `"raise"`): `"skip"` gives `{"error": reason}` in the place of
+                - `on_error` (`str`, *optional*, defaults to `"raise"`): `"skip"` gives `{"error": reason}` instead of
                   the answer where a clip cannot be used.
                 - `batch_size`, `num_workers` (`int`, *optional*): As for any pipeline; workers decode.
 
         Returns:
             `list[dict]`: For each input the intents as `{"label", "score"}`, the best first; scores are probabilities. An
-            input that is out of scope has `{"label": "UNK", "score"}` before the intents, its score being the probability
-            that the best intent is not the right one.
+            input that is out of scope has `{"label": "UNK", "score"}` before the intents, whose score is the
+            probability that the best intent is wrong.
 
             With `return_anchors`, a `dict` instead: `label`, `score`; `predictions` (the list without `UNK`); `in_scope`
             (`None` where neither a detector nor `threshold` says); `text` (as given or recognised); and `anchors`: for
@@ -268,12 +269,12 @@ class IntentRecognitionPipeline(Pipeline):
             `video` of `{"frame", "start", "end", "score"}` in seconds of the clip (without `start` and `end` for ready
             features, whose rate is not known).
 
-            With `window_s`, for each input a list of `{"start", "end", "predictions"}` in seconds of the clip, in the order
-            of time, and with `return_anchors` all of the above beside `start` and `end`.
+            With `window_s`, for each input a list of `{"start", "end", "predictions"}` in seconds of the clip, in
+            temporal order, and with `return_anchors` all of the above next to `start` and `end`.
 
         Raises:
-            ValueError: An input holds nothing to go by, or a clip cannot be used.
-            TypeError: A parameter is not known.
+            ValueError: An input is empty, or a clip cannot be used.
+            TypeError: A parameter is unknown.
         """
         if isinstance(inputs, (list, tuple)) and len(inputs) == 0:
             return []
@@ -292,7 +293,7 @@ class IntentRecognitionPipeline(Pipeline):
         forward_params: dict[str, Any],
         postprocess_params: dict[str, Any],
     ) -> Iterator[Any]:
-        """Give the results of several inputs, as `Pipeline` asks for them.
+        """Yield the results of several inputs, as `Pipeline` requires.
 
         The collation of `Pipeline` pads tensors; here a batch is a list of decoded clips until it is encoded.
         """
@@ -332,7 +333,7 @@ class IntentRecognitionPipeline(Pipeline):
         forward_params: dict[str, Any],
         postprocess_params: dict[str, Any],
     ) -> Iterator[Any]:
-        """Answer for each window of each clip; one window's part of a clip is in memory at a time."""
+        """Answer for each window of each clip; only one window is in memory at a time."""
         params = dict(preprocess_params)
         window, stride = params.pop("window_s"), params.pop("stride_s")
         for one in inputs:
@@ -351,12 +352,12 @@ class IntentRecognitionPipeline(Pipeline):
             ]
 
     def _windows(self, row: dict[str, Any], window: float, stride: float) -> list[dict[str, Any]]:
-        """Give a row for each window of a clip."""
+        """Return a row for each window of a clip."""
         given = [name for name in ("text", "audio_features", "video_features") if row.get(name) is not None]
         if given and not (given == ["text"] and not row["text"].strip()):
             raise ValueError(
-                f"`window_s` cuts a clip, but nobody knows where `{given[0]}` belongs in it; leave it out (`asr_model` "
-                "hears the words of each window)"
+                f"`window_s` splits a clip, but it is not known where `{given[0]}` belongs in it; leave it out "
+                "(`asr_model` hears the words of each window)"
             )
         span = clip_span(row)
         check_span(span["start"], span["end"])
@@ -364,7 +365,7 @@ class IntentRecognitionPipeline(Pipeline):
         begin, total = span["start"] or 0.0, max(ends.values())
         total = total if span["end"] is None else min(total, span["end"])
         if total <= begin:
-            raise ValueError(f"the input ends at {total:g} s and `start` is {begin:g}; there is nothing to go over")
+            raise ValueError(f"the input ends at {total:g} s and `start` is {begin:g}; there is nothing left")
         rows, start = [], begin
         while True:
             there = {
@@ -399,7 +400,7 @@ class IntentRecognitionPipeline(Pipeline):
         forward_params: dict[str, Any],
         postprocess_params: dict[str, Any],
     ) -> Any:
-        """Give the result of one input, as `Pipeline` asks for it."""
+        """Return the result of one input, as `Pipeline` requires."""
         if "window_s" in preprocess_params:
             return next(self._timed([inputs], 0, 1, preprocess_params, forward_params, postprocess_params))
         examples = [self.preprocess(inputs, **preprocess_params)]
@@ -407,7 +408,7 @@ class IntentRecognitionPipeline(Pipeline):
         return self.postprocess(results[0], **postprocess_params)
 
     def preprocess(self, inputs: Any, on_error: str = "raise") -> dict[str, Any]:
-        """Decode what there is of a clip; nothing is encoded yet.
+        """Decode a clip; nothing is encoded yet.
 
         Args:
             inputs:
@@ -437,7 +438,7 @@ class IntentRecognitionPipeline(Pipeline):
         values = [example[name] for pair in taken for name in pair] + [example["speech"]]
         if not (example["text"] or "").strip() and not any(value is not None and len(value) for value in values):
             raise ValueError(
-                "the input holds no words, sound or picture that this model takes; there is nothing to go by"
+                "the input holds no words, sound or picture that this model takes; give at least one of them"
             )
         return example
 
@@ -460,7 +461,7 @@ class IntentRecognitionPipeline(Pipeline):
     def _answers(
         self, examples: list[dict[str, Any]], candidates: dict[str, list[str]] | None
     ) -> list[dict[str, Any]]:
-        """Give the model's outputs for each of a batch of decoded clips."""
+        """Return the model's outputs for each of a batch of decoded clips."""
         for example in examples:
             example["text"] = example["text"] or self._transcribe(example["speech"])
         batch = self.processor.collate(self.processor.encode(examples, self.device))
@@ -494,13 +495,13 @@ class IntentRecognitionPipeline(Pipeline):
         return self.asr_model({"raw": speech, "sampling_rate": rate})["text"].strip()
 
     def _model_for(self, candidates: dict[str, list[str]]) -> Any:
-        """Give the model another label set; it shares all weights but those of labels with the pipeline's own."""
-        key, described = repr(candidates), self._described  # as one pair: other threads have other candidates
+        """Return the model with another label set; it shares all weights but those of the labels with the pipeline's own."""
+        key, described = repr(candidates), self._described  # read as one pair: other threads may use other candidates
         if described[0] != key:
             shared = {id(parameter): parameter for parameter in self.model.parameters()}
             model = copy.deepcopy(self.model, shared)  # other modules, the same weights
             model.set_label_descriptions(candidates, self.processor.tokenizer)
-            if not self._knows_descriptions():  # these are some of its own intents, and their descriptions say nothing
+            if not self._knows_descriptions():  # some of its own intents, whose descriptions are untrained
                 model.config.label_descriptions = None
             self._described = described = key, model
         return described[1]
@@ -554,7 +555,7 @@ class IntentRecognitionPipeline(Pipeline):
 
 
 def _as_row(inputs: Any) -> dict[str, Any]:
-    """Bring an input of any kind into the form of a row, in which `audio` and `frames` say what to decode."""
+    """Convert an input of any kind to a row, in which `audio` and `frames` say what to decode."""
     if isinstance(inputs, str):
         inputs = _named_by(inputs)
     elif not isinstance(inputs, dict) or ({"path", "bytes"} & set(inputs) and not set(INPUT_KEYS) & set(inputs)):
@@ -569,7 +570,7 @@ def _as_row(inputs: Any) -> dict[str, Any]:
 
 
 def _named_by(text: str) -> dict[str, Any]:
-    """Say whether a string alone is what is said or the path of a clip; refuse one that could be either."""
+    """Tell whether a plain string is what is said or the path of a clip; refuse one that could be either."""
     single = text and not any(character.isspace() for character in text)
     is_address = single and "://" in text
     if text.lower().endswith(CLIP_SUFFIXES) and not is_address:
@@ -584,7 +585,7 @@ def _named_by(text: str) -> dict[str, Any]:
 
 
 def _check_keys(inputs: dict[str, Any]) -> None:
-    """Refuse a key that is nearly one of those that are read: it would be ignored."""
+    """Refuse a key that is close to a known one: it would be ignored."""
     known = (*INPUT_KEYS, *OTHER_KEYS)
     for key in inputs:
         near = difflib.get_close_matches(str(key).lower(), known, n=1, cutoff=0.8)

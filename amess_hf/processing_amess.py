@@ -1,4 +1,4 @@
-"""AMESSProcessor: the one way from words, clips, arrays or ready features to a batch with masks."""
+"""AMESSProcessor turns words, clips, arrays or ready features into a batch with masks."""
 
 from collections.abc import Container
 from typing import Any
@@ -34,7 +34,7 @@ from .padding_amess import encode_texts, pad_features
 
 logger = logging.get_logger(__name__)
 
-# Fields in which processor and model must agree; otherwise the model would be given features that it has never seen.
+# Fields in which processor and model must agree; otherwise the model would get features that it has never seen.
 SHARED_WITH_CONFIG = (
     "audio_encoder",
     "audio_encoder_layer",
@@ -53,12 +53,12 @@ class AMESSProcessor(ProcessorMixin):
 
     A row (a `dict` with the utterance and its clip or features) becomes part of a batch in three steps, which `__call__`
     takes one after another: [`~AMESSProcessor.read`] decodes the clip, [`~AMESSProcessor.encode`] turns sound and frames
-    into features, [`~AMESSProcessor.collate`] tokenizes and pads. Training and evaluation on ready features need the
-    last one only ([`AMESSDataCollator`]); the pipeline reads in its workers and encodes on its device.
+    into features, [`~AMESSProcessor.collate`] tokenizes and pads. Training and evaluation on ready features need only
+    the last one ([`AMESSDataCollator`]); the pipeline reads in its workers and encodes on its device.
 
     The processor is saved and loaded with the model (`AutoProcessor.from_pretrained`). It remembers the encoders' names,
-    rates and widths and the model's limits; [`~AMESSProcessor.check_model`] refuses a model that was trained otherwise.
-    The encoders themselves are loaded when they are first needed.
+    rates and widths and the model's limits; [`~AMESSProcessor.check_model`] refuses a model that was trained
+    differently. The encoders themselves are loaded when they are first needed.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
@@ -83,7 +83,7 @@ class AMESSProcessor(ProcessorMixin):
         max_audio_length, max_video_length (`int`, *optional*, default to 480 and 230):
             Maximum number of feature frames; longer clips are cut.
         text_prefix (`str`, *optional*):
-            What the text encoder wants to read before an utterance.
+            What the text encoder expects before an utterance.
 
     Example:
     ```python
@@ -130,7 +130,8 @@ class AMESSProcessor(ProcessorMixin):
     def get_attributes(cls) -> list[str]:
         """Name the parts that `ProcessorMixin` saves: the tokenizer alone.
 
-        The mixin demands every part it knows of; the other two are optional and travel inside `processor_config.json`.
+        The mixin requires every part that it knows of; the other two are optional and stored in
+        `processor_config.json`.
         """
         return ["tokenizer"]
 
@@ -142,7 +143,7 @@ class AMESSProcessor(ProcessorMixin):
 
         Args:
             config ([`AMESSConfig`]):
-                The model's configuration; its encoders, widths and limits are taken over.
+                The model's configuration; its encoders, widths and limits are used.
             tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
                 Tokenizer of its text encoder.
             video_frame_rate (`float`, *optional*):
@@ -183,7 +184,7 @@ class AMESSProcessor(ProcessorMixin):
                 )
 
     def to_dict(self) -> dict[str, Any]:
-        """Give what is saved: everything but the loaded encoders, which are models."""
+        """Return what is saved: everything but the loaded encoders, which are models."""
         encoders, self._encoders = self._encoders, {}
         try:
             return super().to_dict()
@@ -200,7 +201,7 @@ class AMESSProcessor(ProcessorMixin):
         return names
 
     def load_encoder(self, modality: str, device: Any = "cpu") -> AudioEncoder | VideoEncoder | None:
-        """Load the encoder of a modality at the first call, and give the same one afterwards.
+        """Load the encoder of a modality at the first call, and return the same one afterwards.
 
         Args:
             modality (`str`):
@@ -254,7 +255,7 @@ class AMESSProcessor(ProcessorMixin):
                 Second of the clip to end at.
 
         Returns:
-            `np.ndarray` of shape `(samples,)`: The sound, not much more of it than the model's limit lets through;
+            `np.ndarray` of shape `(samples,)`: The sound, not much more than the model's limit allows;
             `None` without sound, or where the model takes none.
 
         Raises:
@@ -284,8 +285,8 @@ class AMESSProcessor(ProcessorMixin):
                 Second of the clip to end at.
 
         Returns:
-            `np.ndarray` of `uint8` and of shape `(frames, height, width[, 3])`: The frames, not many more of them than
-            the model's limit lets through; `None` without video, or where the model takes none.
+            `np.ndarray` of `uint8` and of shape `(frames, height, width[, 3])`: The frames, not many more than the
+            model's limit allows; `None` without video, or where the model takes none.
 
         Raises:
             ClipError: The clip cannot be used.
@@ -301,7 +302,7 @@ class AMESSProcessor(ProcessorMixin):
         return frames[: encoder.frames_needed(self.max_video_length + 1)]
 
     def _encoder_of(self, source: Any, modality: str) -> Any:
-        """Give the encoder for `source`; a modality that the model does not take is left out, and has none."""
+        """Return the encoder for `source`; `None` for a modality that the model does not take."""
         encoder = self.load_encoder(modality)
         if encoder is None and getattr(self, f"{modality}_feature_size") is not None:
             name = clip_name(source) if is_clip_source(source) else f"`{modality}`"
@@ -325,7 +326,7 @@ class AMESSProcessor(ProcessorMixin):
 
         Raises:
             ClipError: The clip cannot be used.
-            ValueError: The encoder of the model's features is not known, or a value is not what its name says.
+            ValueError: The encoder of the model's features is not known, or a value has the wrong type.
         """
         span = clip_span(row)
         sources = clip_sources(row)
@@ -491,20 +492,20 @@ def clip_sources(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_text(text: Any) -> str | None:
-    """Give an utterance as it is, or refuse it: it is a string, of characters that can be encoded."""
+    """Return an utterance unchanged, or refuse it: it must be a string of characters that can be encoded."""
     if text is not None and not isinstance(text, str):
         raise ValueError(f"`text` is {text!r}; it must be a string, or None where nothing is said")
     try:
         (text or "").encode("utf-8")
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"`text` has a lone surrogate at character {error.start}, which is half a character"
+            f"`text` has an unpaired surrogate at character {error.start}, which is half a character"
         ) from None
     return text
 
 
 def as_turns(context: Any) -> list[str]:
-    """Give the earlier turns of a dialogue as a list; one string is one turn."""
+    """Return the earlier turns of a dialogue as a list; one string is one turn."""
     turns = [] if context is None else [context] if isinstance(context, str) else list(context)
     for turn in turns:
         if not isinstance(turn, str):
@@ -514,7 +515,7 @@ def as_turns(context: Any) -> list[str]:
 
 
 def sound_array(audio: Any, sampling_rate: int | None = None) -> tuple[np.ndarray, int | None]:
-    """Give sound that is not a clip as an array with its rate.
+    """Return sound that is not a clip as an array with its rate.
 
     Args:
         audio:
@@ -523,7 +524,7 @@ def sound_array(audio: Any, sampling_rate: int | None = None) -> tuple[np.ndarra
             Samples per second of an array.
 
     Raises:
-        ValueError: The rate is missing or none, or there are values that are not finite numbers.
+        ValueError: The rate is missing or invalid, or there are values that are not finite numbers.
     """
     if isinstance(audio, dict):
         missing = {"array", "sampling_rate"} - {name for name, value in audio.items() if value is not None}
@@ -541,7 +542,7 @@ def sound_array(audio: Any, sampling_rate: int | None = None) -> tuple[np.ndarra
 
 
 def _frame_array(video: Any) -> np.ndarray:
-    """Give frames as `uint8`, or refuse them."""
+    """Return frames as `uint8`, or refuse them."""
     frames = np.asarray(video)
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype.kind not in "iuf":
         raise ValueError(f"`video` has shape {frames.shape}; give (frames, height, width, 3) or a path")
@@ -563,7 +564,7 @@ def _span(values: np.ndarray, rate: float, start: float | None, end: float | Non
 
 
 def _as_contexts(context: Any) -> list[Any] | None:
-    """Give the earlier turns of each clip: one string is one turn of one clip, a list of strings the turns of one."""
+    """Return the earlier turns of each clip: one string is one turn of one clip, a list of strings the turns of one."""
     if context is None or isinstance(context, str):
         return None if context is None else [[context]]
     turns = list(context)
@@ -571,7 +572,7 @@ def _as_contexts(context: Any) -> list[Any] | None:
 
 
 def _part(part: Any, type_key: str) -> Any:
-    """Make a feature extractor or image processor from what `processor_config.json` holds of it."""
+    """Make a feature extractor or image processor from its entry in `processor_config.json`."""
     if not isinstance(part, dict):
         return part
     import transformers
@@ -602,7 +603,7 @@ def _preprocessing(name: str | None, front_ends: Container[str], auto_class: Any
 
 
 def _as_list(value: Any, single: Any = (), dims: int = 0) -> list[Any] | None:
-    """Give a list with one entry per clip; `dims` is the number of dimensions of one clip's array."""
+    """Return a list with one entry per clip; `dims` is the number of dimensions of one clip's array."""
     if value is None:
         return None
     if isinstance(value, single) or not isinstance(value, (list, tuple, np.ndarray, torch.Tensor)):
@@ -633,5 +634,5 @@ def _rows(given: dict[str, list[Any] | None]) -> list[dict[str, Any]]:
     return [{name: values[index] for name, values in given.items()} for index in range(size)]
 
 
-# A saved processor takes this file along and tells `AutoProcessor` of it, for use without the package installed.
+# A saved processor includes this file and names it for `AutoProcessor`, for use without the package installed.
 AMESSProcessor.register_for_auto_class()

@@ -1,4 +1,4 @@
-"""What a data set asks of a model: labels, feature widths, usual lengths, and whether there is anything to fuse.
+"""What a data set requires of a model: labels, feature widths, usual lengths, and whether there is anything to fuse.
 
 The rest of the training recipe is the defaults of [`AMESSConfig`] and [`AMESSTrainingArguments`].
 """
@@ -24,8 +24,8 @@ USUAL_LIMITS = {
 }
 
 
-# What suits the features of a front end: a filterbank keeps how loud a frame is, which says much of a tone of voice, and has
-# no local pattern before a convolution reads it.
+# What suits the features of a front end: a filterbank keeps how loud a frame is, which says much about a tone of
+# voice, and has no local pattern before a convolution reads it.
 FRONT_END_FIELDS = {
     ("audio", "log-mel"): {"audio_feature_norm": "clip", "num_audio_conv_layers": 2, "audio_pooling": "statistics"},
 }
@@ -66,14 +66,14 @@ def dataset_name(split: Any) -> str | None:
     """Return which data set the rows of `split` came from: `"mintrec"`, `"mintrec2.0"` or `"folder"`.
 
     [`load_mintrec`] leaves the name in `split.info.config_name`, where selected, filtered, mapped and saved rows keep it,
-    and the Hub after `push_to_hub(repo, config_name=name)`. Parquet files and a plain `push_to_hub` do not keep it; then
-    the official label lists tell MIntRec and MIntRec2.0.
+    and the Hub after `push_to_hub(repo, config_name=name)`. Parquet files and a plain `push_to_hub` do not keep it;
+    MIntRec and MIntRec2.0 are then recognised by their official label lists.
 
     Args:
         split (`datasets.Dataset`): One split.
 
     Returns:
-        `str`, *optional*: None for rows of several data sets, and where there is nothing to tell the data set by.
+        `str`, *optional*: None for rows of several data sets, and where nothing identifies the data set.
     """
     if split.info.config_name in DATASET_NAMES:
         return split.info.config_name

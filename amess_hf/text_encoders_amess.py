@@ -1,4 +1,4 @@
-"""Text encoders: how each is built and called, and how its tokens become one summary."""
+"""Text encoders: how each is built and called, and how its tokens are pooled."""
 
 import inspect
 import json
@@ -14,14 +14,14 @@ from transformers.utils import cached_file
 from .fusion_amess import masked_mean
 
 
-# How the states of an utterance's tokens become one: their mean, the first or the last; the words are those of
+# How the states of an utterance's tokens are pooled: their mean, the first or the last; the names are those of
 # sentence-transformers.
 TEXT_POOLINGS = ("mean", "cls", "last")
 
-# Encoder-decoders that transformers has a model of the encoder alone for.
+# Encoder-decoders for which transformers has an encoder-only model.
 _ENCODERS_ALONE = {"t5", "mt5", "umt5"}
 
-# Decoders that are used as encoders: only their last token has read all words.
+# Decoders that are used as encoders: only their last token has seen all words.
 _DECODERS = {
     "falcon", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neo", "gpt_neox", "granite", "llama", "mistral", "olmo",
     "olmo2", "opt", "phi", "phi3", "qwen2", "qwen3", "smollm3", "stablelm", "starcoder2",
@@ -36,7 +36,7 @@ def check_text_config(config: PreTrainedConfig, name: str) -> None:
         name (`str`): What an error calls it.
 
     Raises:
-        `ValueError`: If it is an A-MESS model's, or that of an encoder-decoder whose encoder cannot be had alone.
+        `ValueError`: If it is an A-MESS model's, or that of an encoder-decoder whose encoder cannot be loaded alone.
     """
     if config.model_type == "amess":
         raise ValueError(
@@ -45,8 +45,8 @@ def check_text_config(config: PreTrainedConfig, name: str) -> None:
         )
     if getattr(config, "is_encoder_decoder", False) and config.model_type not in _ENCODERS_ALONE:
         raise ValueError(
-            f"{name} is a {config.model_type} with a decoder; it must be that of an encoder without a decoder, or one of "
-            f"{', '.join(sorted(_ENCODERS_ALONE))}, whose encoder is taken"
+            f"{name} is a {config.model_type} model with a decoder; give an encoder without a decoder, or one of "
+            f"{', '.join(sorted(_ENCODERS_ALONE))}, whose encoder is used"
         )
 
 
@@ -55,7 +55,7 @@ def _auto_class(config: PreTrainedConfig):
 
 
 def build_text_encoder(config: PreTrainedConfig) -> nn.Module:
-    """Make a text encoder with new weights from its configuration, without the pooler that nothing reads.
+    """Make a text encoder with new weights from its configuration, without its unused pooler.
 
     Args:
         config (`PreTrainedConfig`): Its configuration.
@@ -64,7 +64,7 @@ def build_text_encoder(config: PreTrainedConfig) -> nn.Module:
 
 
 def load_text_encoder(name: str | os.PathLike, **kwargs: Any) -> nn.Module:
-    """Load a pretrained text encoder, without the pooler that nothing reads.
+    """Load a pretrained text encoder, without its unused pooler.
 
     Args:
         name (`str` or `os.PathLike`): A folder, or a repository on the Hub.
@@ -79,7 +79,7 @@ def load_text_encoder(name: str | os.PathLike, **kwargs: Any) -> nn.Module:
 
 
 def without_pooler(text_encoder: nn.Module) -> nn.Module:
-    """Take the pooler away that BERT and similar encoders have: weights without a gradient would stop DDP."""
+    """Remove the pooler that BERT and similar encoders have: weights without a gradient would stop DDP."""
     if getattr(text_encoder, "pooler", None) is not None:
         text_encoder.pooler = None
     return text_encoder
@@ -93,7 +93,7 @@ def _arguments(encoder_class: type) -> frozenset[str]:
 def encode_tokens(
     text_encoder: nn.Module, input_ids: torch.Tensor, mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Call a text encoder with what it takes.
+    """Call a text encoder with the arguments that it takes.
 
     Args:
         text_encoder (`nn.Module`): The encoder.
@@ -104,7 +104,8 @@ def encode_tokens(
     Returns:
         `torch.Tensor` of shape `(batch_size, text_length, width)`: The states of the tokens.
     """
-    # Some encoders return NaN where every token is masked; so the first one is let through, and its state not used.
+    # Some encoders return NaN where every token is masked; so the first one is left unmasked, and its state is not
+    # used.
     first = torch.arange(input_ids.shape[1], device=input_ids.device) == 0
     inputs = {"input_ids": input_ids, "attention_mask": (mask | (first & ~mask.any(1, keepdim=True))).long()}
     takes = _arguments(type(text_encoder))
@@ -128,12 +129,12 @@ def left_padding(attention_mask: torch.Tensor | None) -> torch.Tensor | None:
 
 
 def shifted(tensor: torch.Tensor | None, shift: torch.Tensor | None) -> torch.Tensor | None:
-    """Move each row of `(batch_size, text_length)` to the left by `shift`; what falls out comes in on the right."""
+    """Move each row of `(batch_size, text_length)` to the left by `shift`; what is shifted out wraps around to the right."""
     if tensor is None or shift is None:
         return tensor
     length = tensor.shape[1]
     places = torch.arange(length, device=tensor.device) + shift
-    # Not `%`, which the export to ONNX does not know for a length that is not fixed.
+    # Not `%`, which the export to ONNX does not support for a length that is not fixed.
     return tensor.gather(1, places.where(places < length, places - length))
 
 
@@ -170,15 +171,15 @@ def _read_json(name: str | os.PathLike, file: str) -> Any:
         with open(path, encoding="utf-8") as content:
             return json.load(content)
     except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {' '.join(str(error).split())}; mend it or remove it") from None
+        raise ValueError(f"{path} is not valid JSON: {' '.join(str(error).split())}; fix it or remove it") from None
 
 
 def text_encoder_fields(name: str | os.PathLike, config: PreTrainedConfig) -> dict[str, str]:
-    """Return how a checkpoint wants to be used, as fields of [`AMESSConfig`].
+    """Return how a checkpoint is meant to be used, as fields of [`AMESSConfig`].
 
-    What `sentence-transformers` keeps beside the weights decides: its pooling module, and its prompts, of which
-    utterances get the one for queries and descriptions the one for documents. Without these a decoder is summarised by
-    its last token, and any other encoder by the mean.
+    What `sentence-transformers` stores next to the weights decides: its pooling module, and its prompts, of which
+    utterances get the one for queries and descriptions the one for documents. Without these, a decoder is summarised
+    by its last token, and any other encoder by the mean.
 
     Args:
         name (`str` or `os.PathLike`): The text encoder: a folder, or a repository on the Hub.
@@ -200,7 +201,7 @@ def text_encoder_fields(name: str | os.PathLike, config: PreTrainedConfig) -> di
 
 
 def _pooling_of(settings: dict[str, Any]) -> dict[str, str]:
-    """Translate the pooling module of sentence-transformers; what it has and A-MESS lacks is left to the default."""
+    """Translate the pooling module of sentence-transformers; what A-MESS does not support falls back to the default."""
     name = settings.get("pooling_mode")
     by_flag = {"pooling_mode_cls_token": "cls", "pooling_mode_lasttoken": "last", "pooling_mode_mean_tokens": "mean"}
     found = [pooling for flag, pooling in by_flag.items() if settings.get(flag)]

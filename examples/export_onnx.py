@@ -4,8 +4,8 @@ Export a saved A-MESS to ONNX: words and features in, logits and anchors out.
 
     python examples/export_onnx.py --model_name_or_path runs/mintrec --output_file amess.onnx
 
-The number of clips, words and frames is free; `--batch_size`, `--text_length`, `--audio_length`, `--video_length` each
-fix one. The file is checked against the model with onnxruntime before it counts as written. Needs
+The numbers of clips, words and frames are dynamic; `--batch_size`, `--text_length`, `--audio_length`, `--video_length`
+each fix one. The file is checked against the model with onnxruntime before it counts as written. Needs
 `pip install "amess_hf[onnx]"`.
 
 Inputs: `input_ids`, `attention_mask` (batch, text_length) int64; `audio_features` (batch, audio_length, size) float32 and
@@ -36,14 +36,14 @@ OPSET = 20
 
 @dataclass
 class ExportArguments:
-    """What to export, where to, and in which sizes."""
+    """What to export, where to, and with which sizes."""
 
     model_name_or_path: str = field(metadata={"help": "A saved model: a folder or a Hub repository."})
     output_file: str = field(default="amess.onnx", metadata={"help": "The file to write."})
-    batch_size: int | None = field(default=None, metadata={"help": "Clips of a batch; free if not given."})
-    text_length: int | None = field(default=None, metadata={"help": "Tokens; free if not given."})
-    audio_length: int | None = field(default=None, metadata={"help": "Frames of sound; free if not given."})
-    video_length: int | None = field(default=None, metadata={"help": "Frames of picture; free if not given."})
+    batch_size: int | None = field(default=None, metadata={"help": "Clips per batch; dynamic if not given."})
+    text_length: int | None = field(default=None, metadata={"help": "Tokens; dynamic if not given."})
+    audio_length: int | None = field(default=None, metadata={"help": "Frames of sound; dynamic if not given."})
+    video_length: int | None = field(default=None, metadata={"help": "Frames of picture; dynamic if not given."})
 
     def __post_init__(self):
         sizes = [self.batch_size, self.text_length, self.audio_length, self.video_length]
@@ -116,7 +116,7 @@ def example_inputs(config, batch_size, lengths, seed=0):
 
 
 def dynamic_axes(inputs, arguments):
-    """For each input the names of its free axes; `None` where all sizes were fixed."""
+    """For each input the names of its dynamic axes; `None` if all sizes are fixed."""
     axes = {}
     batch = {} if arguments.batch_size else {0: torch.export.Dim("batch", min=1, max=4096)}
     lengths = {
@@ -132,7 +132,7 @@ def dynamic_axes(inputs, arguments):
 
 def export(model, arguments):
     """
-    Write the ONNX file, and see that onnxruntime gives what the model gives.
+    Write the ONNX file, and check that onnxruntime agrees with the model.
 
     Raises:
         `ValueError`: if they differ by more than 1e-4, or onnx is not installed.
@@ -170,7 +170,7 @@ def export(model, arguments):
 
 
 def largest_difference(model, path, arguments):
-    """Between onnxruntime and the model, over batches of the sizes that the file takes; anchors must be the same."""
+    """The largest difference between onnxruntime and the model, over batches of the sizes that the file takes; anchors must be equal."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

@@ -5,8 +5,9 @@ Turn raw clips into feature files that `load_mintrec` reads, with frozen encoder
     accelerate launch examples/extract_features.py --data_dir path/to/MIntRec --dataset_name mintrec \
         --audio_encoder microsoft/wavlm-base-plus --video_encoder microsoft/swin-tiny-patch4-window7-224
 
-Writes `audio_data/<encoder>/` and `video_data/<encoder>/` (safetensors shards with an index). Killed at any point and
-started again, it continues where it was. Clips that cannot be read are listed with the reason in `failed_clips.tsv`.
+Writes `audio_data/<encoder>/` and `video_data/<encoder>/` (safetensors shards with an index). If it is killed at any
+point and started again, it continues where it stopped. Clips that cannot be read are listed with the reason in
+`failed_clips.tsv`.
 """
 
 import sys
@@ -22,7 +23,7 @@ from amess_hf.data.mintrec import DATASET_NAMES
 
 @dataclass
 class ExtractionArguments:
-    """What to encode, with what, and where to put it."""
+    """What to encode, with which encoders, and where to write it."""
 
     data_dir: str = field(metadata={"help": "Folder of the data set, with the clips below it."})
     dataset_name: str = field(
@@ -41,13 +42,15 @@ class ExtractionArguments:
     )
     audio_encoder_layer: int | None = field(
         default=None,
-        metadata={"help": "Take the states after this layer of it, 1 for the first; its output if not given."},
+        metadata={
+            "help": "Take the states after this layer of the audio encoder, 1 for the first; its output if not given."
+        },
     )
     video_encoder: str | None = field(
         default=None, metadata={"help": "A Swin, ViT, ResNet or VideoMAE model, hog or frame-difference."}
     )
     video_frame_rate: float | None = field(
-        default=None, metadata={"help": "Frames a second; the encoder's own if not given."}
+        default=None, metadata={"help": "Frames per second; the encoder's own if not given."}
     )
     dtype: str = field(default="float32", metadata={"help": "How features are stored.", "choices": DTYPES})
     on_error: str = field(

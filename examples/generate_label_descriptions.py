@@ -7,14 +7,14 @@ A model on this machine, through transformers:
         --model Qwen/Qwen2.5-1.5B-Instruct --output_file descriptions.json
 
 A model behind Hugging Face's inference providers (token from `hf auth login` or HF_TOKEN), or behind any server that
-speaks OpenAI's chat-completions API (key, if it wants one, from OPENAI_API_KEY; the Hub's token is never sent there):
+speaks OpenAI's chat-completions API (key, if it needs one, from OPENAI_API_KEY; the Hub's token is never sent there):
 
     python examples/generate_label_descriptions.py --labels mintrec2.0 --backend inference_client \\
         --model meta-llama/Llama-3.3-70B-Instruct --output_file descriptions.json
     python examples/generate_label_descriptions.py --labels labels.txt --base_url http://localhost:8000/v1 \\
         --model my-model --train_file MIntRec/train.tsv --output_file descriptions.json
 
-The file is written after each intent, so that a second start continues where the first one stopped. Train with it:
+The file is written after each intent, so that a second run continues where the first one stopped. Train with it:
 `run_mir.py --label_descriptions descriptions.json`.
 """
 
@@ -62,11 +62,11 @@ KNOWN = "These sentences exist already; write others:\n{lines}\n"
 
 MIN_WORDS = 3
 MAX_WORDS, LONGEST_WORD = 60, 30
-# Shares below which a line is no sentence: letters among its characters, different words among its words.
+# Shares below which a line is not a sentence: letters among its characters, different words among its words.
 LEAST_LETTERS, LEAST_NEW_WORDS = 0.8, 0.5
-# How models speak to the one who asks, before and after what was asked for.
+# How models address the user, before and after the answer.
 CHATTER = re.compile(r"(let me know|i hope|i can|here (are|is)|sure|certainly|of course)\b", re.IGNORECASE)
-# Wrong key, no right, no such address or model: asking again would not help.
+# Wrong key, no permission, no such address or model: retrying would not help.
 HOPELESS_STATUS = (400, 401, 403, 404)
 
 
@@ -75,14 +75,14 @@ class DescriptionArguments:
     """Which intents to describe, with which model, and where to write the result."""
 
     labels: str = field(
-        metadata={"help": "Intent names, separated by commas; or a file with one a line; or mintrec, mintrec2.0."}
+        metadata={"help": "Intent names, separated by commas; or a file with one per line; or mintrec, mintrec2.0."}
     )
     model: str = field(metadata={"help": "Name or folder of the language model."})
-    output_file: Path = field(metadata={"help": "The JSON file to write, or to go on with if it is there."})
+    output_file: Path = field(metadata={"help": "The JSON file to write, or to continue if it exists."})
     backend: str = field(
         default="local",
         metadata={
-            "help": "Where the model runs: here with transformers, or elsewhere through InferenceClient.",
+            "help": "Where the model runs: locally with transformers, or remotely through InferenceClient.",
             "choices": ["local", "inference_client"],
         },
     )
@@ -93,10 +93,10 @@ class DescriptionArguments:
     train_file: Path | None = field(
         default=None, metadata={"help": "train.tsv with columns text and label: example utterances for the prompt."}
     )
-    examples_per_intent: int = field(default=3, metadata={"help": "Utterances of train_file shown for an intent."})
-    max_attempts: int = field(default=5, metadata={"help": "Requests for one intent before it is given up."})
+    examples_per_intent: int = field(default=3, metadata={"help": "Utterances of train_file shown for each intent."})
+    max_attempts: int = field(default=5, metadata={"help": "Maximum number of requests for one intent."})
     retry_seconds: float = field(default=2.0, metadata={"help": "Pause after a failed request, doubled each time."})
-    timeout: float = field(default=120.0, metadata={"help": "Seconds to wait for an answer of a server."})
+    timeout: float = field(default=120.0, metadata={"help": "Seconds to wait for a server's answer."})
     temperature: float = field(default=0.8, metadata={"help": "Sampling temperature."})
     max_new_tokens: int = field(default=768, metadata={"help": "Longest answer, in tokens."})
     seed: int = field(default=0, metadata={"help": "Seed of sampling and of the choice of example utterances."})
@@ -112,11 +112,11 @@ class DescriptionArguments:
 
 
 class GenerationError(Exception):
-    """A request failed in a way that may pass: asked again, the model may answer."""
+    """A request failed with an error that may be temporary: a retry may succeed."""
 
 
 def read_labels(value: str) -> list[str]:
-    """The intent names that `--labels` stands for: those of a data set, of a file, or the list itself."""
+    """The intent names of `--labels`: those of a data set, of a file, or the list itself."""
     if value.lower() in LABELS:
         return list(LABELS[value.lower()])
     path = Path(value)
@@ -134,8 +134,8 @@ def read_examples(path: Path | None, labels: list[str], count: int, seed: int) -
     """Up to `count` utterances of each intent, drawn from a training split.
 
     Raises:
-        ValueError: if the file is not named as a training split (dev and test clips must not reach a prompt), is not
-            there or lacks a column.
+        ValueError: if the file is not named like a training split (dev and test clips must not reach a prompt), does
+            not exist or lacks a column.
     """
     if path is None or count == 0:
         return {}
@@ -153,7 +153,7 @@ def read_examples(path: Path | None, labels: list[str], count: int, seed: int) -
 
 
 def build_prompt(label: str, labels: list[str], count: int, examples: list[str], known: list[str]) -> str:
-    """What the model is asked for one intent."""
+    """The prompt for one intent."""
     return PROMPT.format(
         intents=", ".join(labels),
         intent=label,
@@ -180,7 +180,7 @@ def parse_answer(answer: str) -> list[str]:
 
 
 def is_sentence(text: str) -> bool:
-    """Whether a line reads like a sentence, and not like a heading, code, or words that a model repeats without end."""
+    """Whether a line looks like a sentence, and not like a heading, code, or words that a model repeats endlessly."""
     words = re.findall(r"\w+", text.lower())
     letters = sum(character.isalpha() or character.isspace() for character in text)
     return (
@@ -195,7 +195,7 @@ def is_sentence(text: str) -> bool:
 
 
 def local_model(arguments: DescriptionArguments) -> Callable[[str, int], str]:
-    """A function (prompt, attempt) -> answer that runs a transformers model on this machine."""
+    """A function (prompt, attempt) -> answer that runs a transformers model locally."""
     from transformers import pipeline
 
     try:
@@ -222,10 +222,10 @@ def local_model(arguments: DescriptionArguments) -> Callable[[str, int], str]:
 
 
 def remote_model(arguments: DescriptionArguments) -> Callable[[str, int], str]:
-    """A function (prompt, attempt) -> answer that asks a server; raises `GenerationError` if asking again may help."""
+    """A function (prompt, attempt) -> answer that queries a server; raises `GenerationError` if a retry may help."""
     from huggingface_hub import InferenceClient
 
-    # Without a key of its own the client would send the Hub's token to whatever address it is given.
+    # Without an explicit key, the client would send the Hub's token to any address that it is given.
     key = os.environ.get("OPENAI_API_KEY", "none") if arguments.base_url else None
     client = InferenceClient(base_url=arguments.base_url, api_key=key, timeout=arguments.timeout)
 
@@ -297,7 +297,7 @@ class DescriptionWriter:
                 progress.update(len(added))
 
     def accept(self, label: str, candidates: list[str]) -> list[str]:
-        """Those of `candidates` that may join what `label` has; what is wrong with the others is logged."""
+        """The `candidates` that can be added to those of `label`; problems of the others are logged."""
         every = self.known.items()
         elsewhere = {normalize_sentence(s) for name, sentences in every if name != label for s in sentences}
         accepted = list(self.known.get(label, []))
@@ -307,7 +307,7 @@ class DescriptionWriter:
             if not is_sentence(sentence) or CHATTER.match(sentence):
                 problems.append(f"`{label}`: not a sentence: {sentence!r}")
             if normalize_sentence(sentence) in elsewhere:
-                problems.append(f"`{label}`: describes another intent already: {sentence!r}")
+                problems.append(f"`{label}`: already describes another intent: {sentence!r}")
             if problems:
                 logger.info(f"left out: {problems[0]}")
             else:
@@ -316,18 +316,18 @@ class DescriptionWriter:
 
 
 def start_or_resume(arguments: DescriptionArguments) -> dict:
-    """The content of the output file where it is there, otherwise one without descriptions.
+    """The content of the output file if it exists, otherwise one without descriptions.
 
     Raises:
-        ValueError: if the file was written by another model, or asked otherwise; its origin would be untrue.
+        ValueError: if the file was written with another model or prompt; its origin would be false.
     """
     origin = {"model": arguments.model, "date": date.today().isoformat(), "prompt": PROMPT}
     origin["temperature"] = arguments.temperature
     origin["backend"] = arguments.backend
     if arguments.base_url is not None:
-        origin["server"] = urlsplit(arguments.base_url).hostname  # without a key that its address may hold
+        origin["server"] = urlsplit(arguments.base_url).hostname  # without a key that the address may contain
     if arguments.train_file is not None:
-        origin["examples"] = f"{arguments.examples_per_intent} utterances an intent from {arguments.train_file.name}"
+        origin["examples"] = f"{arguments.examples_per_intent} utterances per intent from {arguments.train_file.name}"
     if not arguments.output_file.exists():
         return {"dataset": arguments.output_file.stem, "origin": origin, "descriptions": {}}
     content = read_description_file(arguments.output_file)
@@ -362,7 +362,7 @@ def generate(arguments: DescriptionArguments) -> list[str]:
         for label in short():
             progress.set_description(label)
             writer.describe(label, progress)
-            # Intents of an earlier start that are not asked for now stay, after the others.
+            # Intents of an earlier run that are not requested now are kept, after the others.
             order = [name for name in (*labels, *known) if name in known]
             write_json(arguments.output_file, {**content, "descriptions": {name: known[name] for name in order}})
     return short()
@@ -373,7 +373,7 @@ def main(arguments: list[str] | None = None):
     short = generate(arguments)
     if short:
         names = ", ".join(f"`{label}`" for label in short)
-        sys.exit(f"{arguments.output_file}: too few sentences for {names}; start again to go on with these")
+        sys.exit(f"{arguments.output_file}: too few sentences for {names}; run again to continue with these")
     print(f"{arguments.output_file}: {arguments.num_sentences} sentences for each intent")
 
 

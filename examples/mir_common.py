@@ -1,4 +1,4 @@
-"""What `run_mir.py` and `run_mir_no_trainer.py` share: arguments, clips and model, the seeds, and what a run leaves behind."""
+"""What `run_mir.py` and `run_mir_no_trainer.py` share: arguments, clips and model, seeds, and the output of a run."""
 
 import copy
 import errno
@@ -80,11 +80,11 @@ from amess_hf.training.trainer import check_best_metric
 
 logger = logging.get_logger("amess_hf.mir_common")
 
-# Written last into the folder of a seed: what was asked for, and is there.
+# Written last into the folder of a seed: the finished parts of the run.
 FINISHED = "finished.json"
 # Clips that could not be read, and why.
 LEFT_OUT = "left_out.tsv"
-# What a run leaves behind that another one would not write over; the rest has the same names in every run.
+# Output of a run that another one would not overwrite; the rest has the same names in every run.
 LEFT_BEHIND = (
     f"{PREFIX_CHECKPOINT_DIR}-*",
     "report",
@@ -95,7 +95,7 @@ LEFT_BEHIND = (
     LEFT_OUT,
     RUN_RECORD_NAME,
 )
-# Option that asks for a split, the split, the prefix of its metrics, and its name in files.
+# Option that needs a split, the split, the prefix of its metrics, and its name in files.
 SCORED_SPLITS = (
     ("do_eval", "validation", "eval", "dev"),
     ("do_predict", "test", "test", "test"),
@@ -123,7 +123,7 @@ class ModelArguments:
         default=None,
         metadata={
             "help": "Learn from a teacher's answers too: a saved A-MESS model, or a .npz or .safetensors of logits; "
-            "several, with a comma between, are averaged."
+            "several, separated by commas, are averaged."
         },
     )
     lora_rank: int | None = field(
@@ -133,13 +133,13 @@ class ModelArguments:
         default=None, metadata={"help": "Layers of the text encoder to adapt; all linear ones if not given."}
     )
     fusion_type: str | None = _config_field(
-        "anchor (A-ME), cross_modal, mean or text; text if the data has words alone."
+        "anchor (A-ME), late, cross_modal, mean or text; text if the data has words only."
     )
     num_anchors: int | None = _config_field("Anchors of each modality.")
     num_fusion_layers: int | None = _config_field("Fusion layers.")
     hidden_size: int | None = _config_field("Width of the fusion module.")
     projection_dim: int | None = _config_field(
-        "Width of the space that clips and descriptions share; 0 is the text encoder's own."
+        "Width of the space that clips and descriptions share; 0 keeps the text encoder's own."
     )
     dropout: float | None = _config_field("Dropout of the fusion module and before the classifier.")
     modality_dropout: float | None = _config_field("Share of training clips of which one modality is masked.")
@@ -152,7 +152,7 @@ class ModelArguments:
     label_smoothing: float | None = _config_field("Label smoothing of the cross-entropy.")
     distillation_loss_weight: float | None = _config_field("Weight of the divergence from the teacher's answers.")
     distillation_temperature: float | None = _config_field("Temperature that softens both answers.")
-    text_pooling: str | None = _config_field("mean, cls or last; what the text encoder was made for if not given.")
+    text_pooling: str | None = _config_field("mean, cls or last; the text encoder's own if not given.")
     label_similarity_weight: float | None = _config_field("Share of the descriptions in the answer, 0 to 1.")
     max_text_length: int | None = _config_field("Tokens of an utterance; the data set's usual limit if not given.")
     max_audio_length: int | None = _config_field("Audio frames; the data set's usual limit if not given.")
@@ -171,11 +171,11 @@ class DataArguments:
     dataset_name: str = field(
         default="mintrec",
         metadata={
-            "help": "mintrec, mintrec2.0, folder or organization/name on the Hub; several, with a comma between."
+            "help": "mintrec, mintrec2.0, folder or organization/name on the Hub; several are separated by commas."
         },
     )
     data_dir: str | None = field(
-        default=None, metadata={"help": "Folder of the data set; several, with a comma between, in the same order."}
+        default=None, metadata={"help": "Folder of the data set; several are separated by commas, in the same order."}
     )
     audio_features: str | None = field(default=None, metadata={"help": "Name or path of audio features, or none."})
     video_features: str | None = field(default=None, metadata={"help": "Name or path of video features, or none."})
@@ -194,7 +194,7 @@ class DataArguments:
     )
     label_granularity: str = field(default="fine", metadata={"help": "fine (the intents) or coarse (Emotion, Goal)."})
     label_descriptions: str | None = field(
-        default=None, metadata={"help": "JSON with descriptions of the intents; those shipped if not given."}
+        default=None, metadata={"help": "JSON with descriptions of the intents; the shipped ones if not given."}
     )
     context_turns: int | None = field(
         default=None,
@@ -203,7 +203,7 @@ class DataArguments:
     hold_out_intents: str | None = field(
         default=None,
         metadata={
-            "help": "Intents to leave out of training, with a comma between, or fold:K/N; they are evaluated as unseen."
+            "help": "Intents to leave out of training, separated by commas, or fold:K/N; they are evaluated as unseen."
         },
     )
     train_clips_per_intent: int | None = field(
@@ -229,11 +229,11 @@ class DataArguments:
         },
     )
     seeds: str | None = field(
-        default=None, metadata={"help": "Train once for each seed, with a comma between, and aggregate."}
+        default=None, metadata={"help": "Train once for each of these seeds, separated by commas, and aggregate."}
     )
     overwrite_run: bool = field(
         default=False,
-        metadata={"help": "Where the output folder holds a run that was asked for something else, start again."},
+        metadata={"help": "If the output folder holds a run with other settings, start again."},
     )
     on_error: str = field(
         default="raise",
@@ -248,7 +248,7 @@ class DataArguments:
         The seeds of `--seeds`.
 
         Raises:
-            ValueError: If one is not a number, is negative, or stands twice.
+            ValueError: If one is not a number, is negative, or appears twice.
         """
         if self.seeds is None:
             return None
@@ -271,7 +271,7 @@ class Run:
 
     Attributes:
         dataset (`DatasetDict`): The clips, with all intents.
-        seen (`DatasetDict`): The clips of the intents that are trained on, with the model's label ids.
+        seen (`DatasetDict`): The clips of the trained intents, with the model's label ids.
         held_out (`list[str]`): The other intents.
         label_descriptions (`dict[str, list[str]]`, *optional*): Sentences for all intents.
         model ([`AMESSForIntentClassification`]): The model.
@@ -307,7 +307,7 @@ def parse_arguments(arguments=None, description=None):
 
 def arguments_of_file(path, parser):
     """
-    The content of a JSON file as it would stand on the command line, so that both are read and checked alike.
+    The content of a JSON file as command-line arguments, so that both are parsed and checked alike.
 
     Raises:
         ValueError: If the file is missing, or does not hold a JSON object.
@@ -336,11 +336,11 @@ def arguments_of_file(path, parser):
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """What is wrong with the input ends the program with one line, and so do SIGTERM and Ctrl-C."""
+    """Errors in the input end the program with one line, and so do SIGTERM and Ctrl-C."""
     program = os.path.basename(sys.argv[0])
 
     def terminate(number, frame):
-        sys.stderr.write(f"{program}: stopped by {signal.Signals(number).name}; checkpoints that are whole stay\n")
+        sys.stderr.write(f"{program}: stopped by {signal.Signals(number).name}; complete checkpoints are kept\n")
         sys.exit(128 + number)
 
     with on_signal(signal.SIGTERM, terminate):
@@ -359,7 +359,7 @@ def one_line_errors() -> Iterator[None]:
 
 @contextmanager
 def on_signal(number, handler):
-    """Within it, `handler` takes the signal, in the process that asked for it and not in those that it forks."""
+    """Context in which `handler` handles the signal, in this process but not in those that it forks."""
     process = os.getpid()
 
     def handle(number, frame):
@@ -378,7 +378,7 @@ def on_signal(number, handler):
 
 def check_arguments(data_args, training_args):
     """
-    What can be known to be wrong before anything is loaded.
+    Check the arguments before anything is loaded.
 
     Raises:
         ValueError: Naming the argument.
@@ -401,7 +401,7 @@ def check_arguments(data_args, training_args):
 
 def check_splits(data_args, training_args, dataset):
     """
-    See that there are the splits that will be needed, and name labels that only some of them have.
+    Check that the required splits exist, and name labels that only some of them have.
 
     Raises:
         ValueError: Naming the option and the split that it needs.
@@ -420,19 +420,19 @@ def check_splits(data_args, training_args, dataset):
 
 
 def warn_of_unknown_labels(dataset):
-    """Name the labels that are scored and never trained on."""
+    """Name the labels that are scored but never trained on."""
     names = labels_of(dataset)
     ids = {name: set(split.select_columns(["label"])["label"][:]) for name, split in dataset.items()}
     for name, scored in ids.items():
         unknown = [names[number] for number in sorted(scored - ids["train"]) if number >= 0]
         if unknown:
             logger.warning(
-                f"the split {name} has labels that train lacks, and no clip of them will be right: {unknown}"
+                f"the split {name} has labels that train lacks, so their clips cannot be answered correctly: {unknown}"
             )
 
 
 def prepare(model_args, data_args, training_args) -> Run:
-    """Clips, model and processor, as the arguments say."""
+    """Clips, model and processor, as the arguments specify."""
     check_output_dir(training_args.output_dir)
     check_arguments(data_args, training_args)
     left_out = {}
@@ -440,14 +440,14 @@ def prepare(model_args, data_args, training_args) -> Run:
     saved_config = None if model_args.model_name_or_path is None else read_saved_config(model_args)
     if saved_config is not None:
         data_args = as_trained(data_args, saved_config)
-    # One process builds what is cached, the others read it.
+    # One process builds the cache, the others read it.
     with training_args.main_process_first(desc="loading the clips"):
         dataset = load_clips(data_args, training_args.seed, left_out)
     check_splits(data_args, training_args, dataset)
     descriptions = find_label_descriptions(data_args, labels_of(dataset))
     held_out = intents_to_hold_out(data_args.hold_out_intents or "", labels_of(dataset))
     if held_out and descriptions is None:
-        raise ValueError("unseen intents are known by their descriptions: give `--label_descriptions FILE`")
+        raise ValueError("unseen intents are known only by their descriptions: give `--label_descriptions FILE`")
     seen = hold_out_intents(dataset, held_out) if held_out else dataset
     if training_args.do_train:
         warn_of_unknown_labels(seen)
@@ -469,7 +469,7 @@ def prepare(model_args, data_args, training_args) -> Run:
     seen = in_labels_of(model.config, seen, data_args.dataset_name)
     if model_args.teacher_model_name_or_path is not None and training_args.do_train and "train" in seen:
         teachers = [name.strip() for name in model_args.teacher_model_name_or_path.split(",")]
-        with training_args.main_process_first(desc="asking the teacher"):
+        with training_args.main_process_first(desc="running the teacher"):
             seen["train"] = add_teacher_logits(seen["train"], teachers, labels_of(seen))
     processor = AMESSProcessor.for_model(model.config, tokenizer)
     num_clips = len(seen["train"]) if training_args.do_train else None
@@ -479,8 +479,8 @@ def prepare(model_args, data_args, training_args) -> Run:
 
 def is_finished(run: Run, model_args, data_args, written_by: str) -> bool:
     """
-    Claim the output folder for a run: write down what it is asked for, and say whether all of it is there already, which
-    only `--seeds` asks about.
+    Claim the output folder for a run: record its settings, and return whether it is finished already, which only
+    `--seeds` uses.
 
     Args:
         run ([`Run`]): What the run works on.
@@ -501,7 +501,7 @@ def is_finished(run: Run, model_args, data_args, written_by: str) -> bool:
         reason = f"was asked for something else: {listed(changed)}"
     elif before is None:
         reason = f"has no {RUN_RECORD_NAME} that says what it was asked for"
-    if not holds_results(folder):  # what ended before it had any is in nobody's way
+    if not holds_results(folder):  # a run that ended before its first checkpoint is overwritten
         reason = None
     if reason is not None and not data_args.overwrite_run:
         raise ValueError(
@@ -533,7 +533,7 @@ def scores_its_own(model_args, training_args):
 
 
 def what_is_asked(run, written_by):
-    """All that the model in the output folder, or the metrics of a model that is only scored, depend on."""
+    """Everything that the model in the output folder, or the metrics of a model that is only scored, depend on."""
     args = run.training_args
     if args.do_train:
         return training_request(run.model, args, run.seen["train"], run.seen.get("validation"), written_by)
@@ -542,7 +542,7 @@ def what_is_asked(run, written_by):
 
 
 def remove_run(folder):
-    """Remove what an earlier run left in the folder."""
+    """Remove the output of an earlier run from the folder."""
     for pattern in LEFT_BEHIND:
         for path in Path(folder).glob(pattern):
             if path.is_dir():
@@ -552,7 +552,7 @@ def remove_run(folder):
 
 
 def write_left_out(folder, left_out):
-    """The clips that could not be read, as a table; none where there are none."""
+    """Write a table of the clips that could not be read, if there are any."""
     path = os.path.join(folder, LEFT_OUT)
     if left_out:
         lines = [f"{clip}\t{' '.join(reason.split())}\n" for clip, reason in left_out.items()]
@@ -564,7 +564,7 @@ def write_left_out(folder, left_out):
 
 @contextmanager
 def loading(name: str) -> Iterator[None]:
-    """While `name` is loaded: a `ValueError` that names it, of which transformers' own message may say nothing."""
+    """Context for loading `name`: errors become a `ValueError` that names it, which transformers' own message may not."""
     try:
         yield
     except OSError as error:
@@ -581,7 +581,7 @@ def load_tokenizer(model_args):
 
 
 def new_model(model_args, data_args, dataset, descriptions, tokenizer):
-    """A new model around a pretrained text encoder, with what follows from the clips and the fields that were given."""
+    """A new model around a pretrained text encoder, with the fields that follow from the clips and those given."""
     labels = labels_of(dataset)
     return AMESSForIntentClassification.from_text_pretrained(
         model_args.text_model_name_or_path,
@@ -602,7 +602,7 @@ def read_saved_config(model_args) -> AMESSConfig:
     A saved model's configuration, with the fields that were given on the command line.
 
     Raises:
-        ValueError: If it is not an A-MESS model, or a field is another than the saved weights fit.
+        ValueError: If it is not an A-MESS model, or a field does not fit the saved weights.
     """
     name = model_args.model_name_or_path
     with loading(name):
@@ -640,10 +640,10 @@ def as_trained(data_args, config):
 
 def check_features(config, data_args, dataset):
     """
-    See that the clips have the features that a saved model was trained with; warn of a modality that they lack.
+    Check that the clips have the features that a saved model was trained with; warn of a missing modality.
 
     Raises:
-        ValueError: If an encoder is another, or features have another width.
+        ValueError: If an encoder differs, or features have another width.
     """
     sizes = feature_sizes(next(iter(dataset.values())))
     for modality in FEATURE_MODALITIES:
@@ -671,7 +671,7 @@ def data_folders(data_args) -> dict[str, str | None]:
     The data sets that `data_args` names, each with its folder, or with `None` for one on the Hub.
 
     Raises:
-        ValueError: If names and folders do not match, or a name stands twice.
+        ValueError: If names and folders do not match, or a name appears twice.
     """
     names = [name.strip() for name in data_args.dataset_name.split(",")]
     folders = [folder.strip() for folder in (data_args.data_dir or "").split(",") if folder.strip()]
@@ -716,7 +716,7 @@ def load_clips(data_args, seed: int, left_out: dict[str, str] | None = None) -> 
 
 
 def load_from_folder(name, folder, data_args, left_out=None):
-    """One data set of this machine, with features from its files or made from its clips."""
+    """One local data set, with features from its files or made from its clips."""
     dataset = load_mintrec(
         folder,
         name=name,
@@ -751,10 +751,10 @@ def load_from_hub(name):
 
 def find_label_descriptions(data_args, labels) -> dict[str, list[str]] | None:
     """
-    Descriptions of the labels: from the file that was named, or those shipped; `None` where a label has none.
+    Descriptions of the labels: from the given file, or the shipped ones; `None` if a label has none.
 
     Raises:
-        ValueError: If the file that was named lacks a label.
+        ValueError: If the given file lacks a label.
     """
     if data_args.label_descriptions is not None:
         return describe_labels(labels, data_args.label_descriptions)
@@ -775,8 +775,8 @@ def score(
     model_name_or_path: str | None = None,
 ) -> dict | None:
     """
-    Score the splits that `--do_eval` and `--do_predict` name, and the intents that were held out; write what a run leaves
-    behind: predictions, metrics, the detector, the report and the model card. Each split is predicted once.
+    Score the splits of `--do_eval` and `--do_predict`, and the held-out intents; write the output of a run:
+    predictions, metrics, the detector, the report and the model card. Each split is predicted once.
 
     Args:
         run ([`Run`]): The clips and the trained model.
@@ -821,7 +821,7 @@ def score(
 
 
 def metrics_by_data_set(split, outputs, prefix):
-    """Accuracy on each data set as `{prefix}_{data set}_accuracy`, where clips of several are scored together."""
+    """Accuracy on each data set as `{prefix}_{data set}_accuracy`, if clips of several are scored together."""
     if "dataset" not in split.column_names:
         return {}
     right, names = outputs.predictions == outputs.labels, np.array(split["dataset"])
@@ -830,14 +830,14 @@ def metrics_by_data_set(split, outputs, prefix):
 
 def out_of_scope_metrics(outputs, detector, in_scope, prefix):
     """
-    How well the detector tells in scope from out of scope, as `{prefix}_oos_…`, and how well it and the model answer
-    together, with one open class, as `{prefix}_open_…`; nothing where a split has clips of one kind only.
+    How well the detector separates in scope from out of scope, as `{prefix}_oos_…`, and how well it and the model
+    answer together, with one open class, as `{prefix}_open_…`; empty if a split has clips of one kind only.
 
     Args:
         outputs ([`ClipOutputs`]): The clips of a split.
         detector ([`OutOfScopeDetector`]): Scores them.
         in_scope (`np.ndarray` of shape `(clips,)`, bool): What the detector says of each.
-        prefix (`str`): Of the metrics' names.
+        prefix (`str`): Prefix of the metrics' names.
     """
     known = outputs.labels >= 0
     if known.all() or not known.any():
@@ -852,7 +852,7 @@ def out_of_scope_metrics(outputs, detector, in_scope, prefix):
 
 
 def find_detector(run, data_args, training_args, outputs, model_name_or_path):
-    """The detector to answer with: the one that was asked for, fitted now and saved; else the saved model's; else none."""
+    """The detector to answer with: the requested one, fitted now and saved; else the saved model's; else none."""
     folder = training_args.output_dir
     if data_args.detector is not None:
         (detector,) = fit_detectors(
@@ -862,7 +862,7 @@ def find_detector(run, data_args, training_args, outputs, model_name_or_path):
         return detector
     if not training_args.do_train:
         return model_name_or_path and OutOfScopeDetector.from_pretrained(model_name_or_path, missing_ok=True)
-    for name in (DETECTOR_CONFIG_NAME, DETECTOR_WEIGHTS_NAME):  # an earlier run's, which would answer for this model
+    for name in (DETECTOR_CONFIG_NAME, DETECTOR_WEIGHTS_NAME):  # from an earlier run; it would be used for this model
         if os.path.exists(os.path.join(folder, name)):
             os.remove(os.path.join(folder, name))
     return None
@@ -870,13 +870,14 @@ def find_detector(run, data_args, training_args, outputs, model_name_or_path):
 
 def write_answers(path, outputs, names, in_scope=None):
     """
-    The answers to the clips of a split, as [`~amess_hf.evaluation.prediction.write_predictions`] writes them.
+    Write the answers to the clips of a split, as [`~amess_hf.evaluation.prediction.write_predictions`] writes them.
 
     Args:
         path (`str`): The file.
         outputs ([`ClipOutputs`]): The clips and their scores.
         names (`dict[int, str]`): Names of the label ids.
-        in_scope (`np.ndarray` of shape `(clips,)`, bool, *optional*): What a detector says; the others' answer is `UNK`.
+        in_scope (`np.ndarray` of shape `(clips,)`, bool, *optional*): The detector's decisions; out-of-scope clips are
+            answered `UNK`.
     """
     predictions, scores = answers(outputs.logits, names)
     if in_scope is not None:
@@ -910,7 +911,7 @@ def write_reports(run, data_args, training_args, outputs, detector):
 def write_card(run, data_args, training_args, results, detector, reports):
     """The model card, with the metrics of this run."""
     names = ",".join(
-        os.path.basename(os.path.abspath(folder)) if name == "folder" else name  # a folder goes by its own name
+        os.path.basename(os.path.abspath(folder)) if name == "folder" else name  # a folder is called by its name
         for name, folder in data_folders(data_args).items()
     )
     last_report = reports.get("test", reports.get("dev"))
@@ -931,7 +932,7 @@ def write_card(run, data_args, training_args, results, detector, reports):
 
 
 def score_unseen(run, predict):
-    """Accuracy on seen and unseen intents among all, by similarity alone and together with the classifier."""
+    """Accuracy on seen and unseen intents among all, by similarity alone and combined with the classifier."""
     config = run.model.config
     run.model.set_label_descriptions(run.label_descriptions, run.processor.tokenizer)
     labels, wanted = labels_of(run.dataset), {intent.casefold() for intent in run.held_out}
@@ -948,9 +949,9 @@ def score_unseen(run, predict):
 
 def run_for_each_seed(run, model_args, data_args, training_args, output_dir=None):
     """
-    `run(model_args, data_args, training_args)`; with `--seeds` once for each, in a folder of its own, and then
-    `aggregate.csv` and `aggregate.md` over them. A seed that has its metrics is not run again, and one that was stopped
-    goes on from its last whole checkpoint. No other process may work in the folder at the same time.
+    Call `run(model_args, data_args, training_args)`; with `--seeds` once for each, in its own folder, and then write
+    `aggregate.csv` and `aggregate.md` over them. A seed that has its metrics is not run again, and an interrupted one
+    resumes from its last complete checkpoint. No other process may work in the folder at the same time.
     """
     logging.set_verbosity(training_args.get_process_log_level())
     output_dir = training_args.output_dir if output_dir is None else output_dir
@@ -974,12 +975,12 @@ def run_for_each_seed(run, model_args, data_args, training_args, output_dir=None
 
 
 def alone(training_args, folder):
-    """A lock on the folder, on the process that writes."""
+    """Lock the folder, on the process that writes."""
     return locked(folder) if training_args.process_index == 0 else nullcontext()
 
 
 def what_is_done(run, data_args):
-    """The arguments that say what a run leaves behind, and the clips that it scores."""
+    """The arguments that determine the output of a run, and the clips that it scores."""
     names = ("hold_out_intents", "detector", "report", "evidence_spans")
     done = {name: getattr(data_args, name) for name in names}
     if data_args.detector is not None:
@@ -991,13 +992,13 @@ def what_is_done(run, data_args):
 
 
 def note_finished(run, data_args):
-    """Write down, last of all, what the run has done."""
+    """Record, last of all, what the run has done."""
     if run.training_args.process_index == 0:
         write_json(os.path.join(run.training_args.output_dir, FINISHED), what_is_done(run, data_args))
 
 
 def has_done(run, data_args):
-    """Whether a run has ended in the output folder that did all that the arguments ask for."""
+    """Whether a run in the output folder has finished everything that the arguments request."""
     try:
         with open(os.path.join(run.training_args.output_dir, FINISHED), encoding="utf-8") as file:
             done = json.load(file)

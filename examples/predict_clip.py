@@ -5,7 +5,7 @@ Name the intent of a clip.
     python examples/predict_clip.py clip.mp4 --text "oh great, you again" --model runs/mintrec2 --plot clip.png
 
 Prints the most likely intents; `--json` prints everything, anchors included; `--plot` draws the clip's time line with the
-words, sounds and frames that decided. `--window_s 5` goes over a long clip and answers for every five seconds.
+words, sounds and frames that decided. `--window_s 5` answers for every five seconds of a long clip.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import amess_hf  # noqa: F401  (registers the Auto classes and the pipeline)
 from amess_hf.clips_amess import clip_info, read_frames, read_sound
 
 
-# Okabe-Ito colours, told apart by colour-blind people too.
+# Okabe-Ito colours, which colour-blind people can tell apart too.
 COLOURS = {"video": "#009E73", "audio": "#0072B2", "text": "#D55E00"}
 THUMBNAILS = 12
 SOUND_RATE = 8000
@@ -58,7 +58,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     if args.plot is not None and args.clip is None:
         parser.error("--plot draws a clip: give one")
     if args.window_s is not None and (args.clip is None or args.text is not None or args.plot is not None):
-        parser.error("--window_s goes over a clip: give one, without --text and --plot")
+        parser.error("--window_s splits a clip: give one, without --text and --plot")
     if args.window_s is not None and args.window_s <= 0:
         parser.error(f"--window_s is {args.window_s}; it must be above 0")
     if args.stride_s is not None and not 0 < args.stride_s <= (args.window_s or 0):
@@ -71,7 +71,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def check_inputs(args: argparse.Namespace) -> None:
-    """Raise what can be known to be wrong before a model is loaded: the clip, the intents, where the plot goes."""
+    """Check the arguments before a model is loaded: the clip, the intents, where the plot goes."""
     candidates(args.intent)
     if args.clip is not None:
         clip_info(args.clip)
@@ -96,7 +96,7 @@ def candidates(intents: list[str] | None) -> dict[str, list[str]] | None:
 
 
 def recognise(args: argparse.Namespace) -> dict | list[dict]:
-    """The pipeline's full answer, or with `--window_s` that for each window."""
+    """The pipeline's full answer, or with `--window_s` one for each window."""
     try:
         recogniser = pipeline(
             "intent-recognition",
@@ -123,7 +123,7 @@ def recognise(args: argparse.Namespace) -> dict | list[dict]:
 
 
 def table(answer: dict) -> str:
-    """The intents as bars, and what decided."""
+    """The intents as bars, and the anchors that decided."""
     lines = [f"“{answer['text']}”"] if answer["text"] else []
     if answer["in_scope"] is False:
         lines.append(f"{answer['label']}: none of the intents that the model knows. The nearest are:")
@@ -142,14 +142,14 @@ def table(answer: dict) -> str:
 
 
 def timed_table(answers: list[dict]) -> str:
-    """A line for each window: when, the answer, and how sure."""
+    """A line for each window: time, answer and confidence."""
     return "\n".join(
         f"{answer['start']:7.2f}–{answer['end']:.2f} s  {answer['label']}  {answer['score']:.1%}" for answer in answers
     )
 
 
 def merged_spans(anchors: list[dict]) -> list[tuple[float, float]]:
-    """Seconds of anchors in order of time, neighbours joined."""
+    """Seconds of anchors in temporal order, with neighbours merged."""
     spans: list[tuple[float, float]] = []
     for anchor in sorted((a for a in anchors if "start" in a), key=lambda a: a["start"]):
         if spans and anchor["start"] <= spans[-1][1] + 1e-6:
@@ -163,7 +163,7 @@ def plot(args: argparse.Namespace, answer: dict) -> None:
     """Draw pictures, sound and words on one time axis, the anchors marked in each."""
     import matplotlib
 
-    # A dollar sign in a word or in the name of a file or an intent is no formula.
+    # A dollar sign in a word or in the name of a file or an intent does not start a formula.
     with matplotlib.rc_context({"text.parse_math": False}):
         _plot(args, answer)
 
@@ -208,7 +208,7 @@ def _draw_pictures(axes, clip: str, begin: float, end: float, anchors: list[dict
 
 
 def _fitted(frame: np.ndarray) -> np.ndarray:
-    """The middle of a frame in the proportions of its place, about 3 wide to 4 high."""
+    """The middle of a frame, cropped to the proportions of its place, about 3 wide to 4 high."""
     height, width = frame.shape[:2]
     wanted = max(1, round(height * 3 / 4))
     left = max(0, (width - wanted) // 2)
@@ -242,7 +242,7 @@ def _mark(axes, anchor: dict, colour: str, limits: tuple[float, float]) -> None:
 
 
 def _draw_words(axes, answer: dict, begin: float, end: float) -> None:
-    """Words carry no times: they are spread over the clip in proportion to their letters."""
+    """Words have no times: they are spread over the clip in proportion to their letters."""
     axes.set_ylim(0, 1)
     text = answer["text"]
     if not text.strip():

@@ -5,8 +5,8 @@ Train A-MESS on MIntRec, MIntRec2.0 or your own clips, evaluate it and name the 
     accelerate launch examples/run_mir.py --dataset_name mintrec --data_dir path/to/MIntRec \
         --text_model_name_or_path bert-base-uncased --output_dir runs/mintrec --do_train --do_eval --do_predict
 
-Arguments come from the command line, or from one JSON file: `run_mir.py arguments.json`. The twin
-`run_mir_no_trainer.py` does the same with a plain loop.
+Arguments come from the command line, or from one JSON file: `run_mir.py arguments.json`. `run_mir_no_trainer.py` does
+the same with a plain loop.
 """
 
 from mir_common import (
@@ -25,7 +25,7 @@ from amess_hf.hub import push_folder
 
 
 def run(model_args, data_args, training_args):
-    """One training and evaluation, as the arguments say. Returns the content of `all_results.json`."""
+    """One training and evaluation, as the arguments specify. Returns the content of `all_results.json`."""
     run = prepare(model_args, data_args, training_args)
     training_args = run.training_args
     if is_finished(run, model_args, data_args, AMESSTrainer.__name__):

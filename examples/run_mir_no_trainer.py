@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """
-What `run_mir.py` does, with a plain loop over accelerate in place of the Trainer: the same arguments, the same result.
+The same as `run_mir.py`, with a plain accelerate loop instead of the Trainer: the same arguments, the same result.
 
     accelerate launch examples/run_mir_no_trainer.py --dataset_name mintrec --data_dir path/to/MIntRec \
         --text_model_name_or_path bert-base-uncased --output_dir runs/mintrec --do_train --do_eval --do_predict
 
-This is the place to see each step of training, and to change one.
+Use it to see each step of training, or to change one.
 """
 
 import contextlib
@@ -61,14 +61,14 @@ from amess_hf.training.weight_averaging import averaged_weights, encoder_weights
 
 logger = logging.get_logger("amess_hf.run_mir_no_trainer")
 
-# What checkpoints of this loop are known by.
+# Marks checkpoints of this loop.
 WRITTEN_BY = "run_mir_no_trainer.py"
-# A loss without weight, or a batch in which nothing is heard, leaves some weights without gradient.
+# A loss with zero weight, or a batch without sound, leaves some weights without gradient.
 DDP_ARGUMENTS = DistributedDataParallelKwargs(find_unused_parameters=True)
 
 
 def is_due(strategy, interval, step, updates_per_epoch, max_steps):
-    """Whether what is done every `interval` steps, or every epoch, is due after `step`; at the end it always is."""
+    """Whether an action of every `interval` steps, or every epoch, is due after `step`; at the end it always is."""
     if strategy == "no":
         return False
     if step == max_steps:
@@ -78,7 +78,7 @@ def is_due(strategy, interval, step, updates_per_epoch, max_steps):
 
 
 def predict(accelerator, model, collator, split, batch_size):
-    """The [`ClipOutputs`] of a split, on every process. Draws no number that training would draw."""
+    """The [`ClipOutputs`] of a split, on every process, without advancing training's random state."""
     loader = accelerator.prepare_data_loader(DataLoader(split, batch_size, collate_fn=collator))
     was_training = model.training
     model.eval()
@@ -135,14 +135,14 @@ class Training:
         )
         accelerator.register_for_checkpointing(self.scheduler)
         self.state = TrainerState()
-        self.learning_rate = 0.0  # of the step taken last
+        self.learning_rate = 0.0  # of the last step
         self.loss_parts = defaultdict(list)
         self.train_loss = TrainLoss()
         self.guard = DivergenceGuard(self.model, args)
         self.preemption = Preemption()
 
     def run(self):
-        """Train to the end, and leave the model with its best or its last weights. Returns metrics."""
+        """Train to the end; the model then has its best or its last weights. Returns metrics."""
         start = time.perf_counter()
         checkpoint = checkpoint_to_resume(self.args.resume_from_checkpoint, self.args.output_dir)
         if checkpoint is not None:
@@ -177,7 +177,7 @@ class Training:
         }
 
     def rest_of_epoch(self):
-        """The batches of each update that the present epoch still has."""
+        """The batches of each remaining update of the current epoch."""
         epoch, done = divmod(self.state.global_step, self.updates_per_epoch)
         accumulation = self.args.gradient_accumulation_steps
         self.loader.set_epoch(epoch)
@@ -186,7 +186,7 @@ class Training:
             yield group
 
     def update(self, batches):
-        """One step of the optimizer, on one batch or several whose gradients add up."""
+        """One step of the optimizer, on one or several batches whose gradients are accumulated."""
         descriptions = {
             name: value.to(self.accelerator.device)
             for name, value in self.descriptions(self.state.global_step).items()
@@ -215,12 +215,12 @@ class Training:
         self.state.epoch = self.state.global_step / self.updates_per_epoch
 
     def after_update(self):
-        """Log, evaluate and save, as far as each is due."""
+        """Log, evaluate and save, if due."""
         args, step = self.args, self.state.global_step
         logs = step % max(1, int(args.logging_steps)) == 0
         evaluates = is_due(args.eval_strategy, args.eval_steps or 1, step, self.updates_per_epoch, self.max_steps)
         saves = is_due(args.save_strategy, args.save_steps, step, self.updates_per_epoch, self.max_steps)
-        # A GPU is asked only where it is waited for anyway.
+        # A GPU is queried only where the host waits for it anyway.
         if logs or evaluates or saves or self.accelerator.device.type == "cpu":
             self.guard.check(step, weights=evaluates or saves)
         if logs:
@@ -236,7 +236,7 @@ class Training:
             self.preemption.stop(os.path.join(args.output_dir, f"checkpoint-{step}"))
 
     def log(self):
-        # The parts were kept on the device, and are fetched once a log line.
+        # The parts were kept on the device, and are fetched once per log line.
         line = {
             name: self.accelerator.reduce(torch.stack(values).mean(), "mean").item()
             for name, values in self.loss_parts.items()
@@ -250,7 +250,7 @@ class Training:
             logger.info(json.dumps(self.state.log_history[-1]))
 
     def evaluate(self):
-        """Score dev with the averaged weights, and note whether it is the best so far."""
+        """Score dev with the averaged weights, and record whether it is the best so far."""
         batch_size = self.args.per_device_eval_batch_size
         with averaged_weights(self.model, self.average, self.tokenizer):
             outputs = predict(self.accelerator, self.model, self.collator, self.eval_dataset, batch_size)
@@ -264,13 +264,13 @@ class Training:
             self.state.best_metric, self.state.best_global_step = metrics[name], self.state.global_step
 
     def has_stopped_improving(self):
-        """Whether `early_stopping_patience` evaluations have brought nothing better."""
+        """Whether `early_stopping_patience` evaluations have brought no improvement."""
         evaluations = [line["step"] for line in self.state.log_history if "eval_accuracy" in line]
         since_best = sum(step > (self.state.best_global_step or 0) for step in evaluations)
         return self.args.early_stopping_patience is not None and since_best >= self.args.early_stopping_patience
 
     def save_checkpoint(self):
-        """Everything that the rest of the run depends on; the state last, so that it is there in whole checkpoints only."""
+        """Save everything that the rest of the run depends on; the state last, so that only complete checkpoints have it."""
         path = os.path.join(self.args.output_dir, f"checkpoint-{self.state.global_step}")
         main = self.accelerator.is_main_process
         self.train_loss.collect(self.accelerator)
@@ -301,7 +301,7 @@ class Training:
         self.train_loss.restore(self.state)
 
     def finish(self):
-        """Give the model the weights to keep: averaged if they are, of the best checkpoint if that is wanted."""
+        """Load the weights to keep into the model: averaged if enabled, of the best checkpoint if requested."""
         best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
         if best is not None:
             self.model.load_state_dict(load_file(os.path.join(best, "model.safetensors"), device="cpu"))
@@ -316,7 +316,7 @@ class Training:
 
 
 def run(model_args, data_args, training_args):
-    """One training and evaluation, as the arguments say. Returns the content of `all_results.json`."""
+    """One training and evaluation, as the arguments specify. Returns the content of `all_results.json`."""
     run = prepare(model_args, data_args, training_args)
     training_args = run.training_args
     if training_args.do_train:

@@ -1,7 +1,7 @@
 """
 One process of a run over several, on the CPU, for `test_distributed.py`: `distributed_worker.py FOLDER`.
 
-Each scenario gives numbers that must not depend on how many processes share the clips out.
+Each scenario yields numbers that must not depend on how many processes share the clips.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Steps of tests/test_hub_roundtrip.py, each run as a process of its own: `python hub_steps.py STEP [JSON]`."""
+"""Steps of tests/test_hub_roundtrip.py, each run as a separate process: `python hub_steps.py STEP [JSON]`."""
 
 import json
 import sys

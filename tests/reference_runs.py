@@ -1,13 +1,13 @@
 """
-One short training of each kind, to compare before and after a change that must not change any result.
+One short training run of each kind, to verify that a change does not change any result.
 
     python tests/reference_runs.py run OUT --mintrec path/to/MIntRec --mintrec2 path/to/MIntRec2.0 \
         --simulated path/to/MIntRec-with-features --clips path/to/own-clips --text_encoder path/to/encoder
     python tests/reference_runs.py compare BEFORE AFTER
 
 `run` trains with `examples/run_mir.py` of the working tree on words, on simulated features with anchors, on a folder with
-clips and on two sets together, one seed each. `compare` asks that the weights, bit for bit, and the predictions of both
-runs are the same.
+clips and on two sets together, one seed each. `compare` checks that the weights, bit for bit, and the predictions of
+both runs are the same.
 """
 
 import argparse

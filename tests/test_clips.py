@@ -1,4 +1,4 @@
-"""Reading clips of every kind that a person may point at, and one clear error for what is no clip."""
+"""Reading clips from every kind of source, with one clear error for anything that is not a clip."""
 
 import io
 import math

@@ -1,4 +1,4 @@
-"""Label descriptions: the shipped files are complete and tell neighbours apart, and bad ones are named."""
+"""Label descriptions: the shipped files are complete and distinguish similar intents, and problems of bad files are named."""
 
 import json
 import re
@@ -103,7 +103,7 @@ def test_labels_choose_and_order(tmp_path):
         ({"descriptions": {"A": "one sentence"}}, "`A` must have a list of sentences, got str"),
         ({"descriptions": {"A": []}}, "`A` has 0 sentences"),
         ({"descriptions": {"A": ["fine", "  "]}}, "`A`, sentence 2 is empty"),
-        ({"descriptions": {"A": ["fine", 3]}}, "`A`, sentence 2 is empty or no text: 3"),
+        ({"descriptions": {"A": ["fine", 3]}}, "`A`, sentence 2 is empty or not text: 3"),
         ({"descriptions": {"A": ["So it is.", "other", "so  IT is"]}}, "sentence 3 repeats sentence 1"),
         ({"descriptions": {"A": ["one\ntwo"]}}, "more than one line"),
         ({"descriptions": {"A": ["B: the other one."], "B": ["fine"]}}, "begins with the name of another intent, `B`"),

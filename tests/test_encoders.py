@@ -1,4 +1,4 @@
-"""Features of sound and picture: shapes, agreement with direct computation, independence of batch and of what follows."""
+"""Features of sound and picture: shapes, agreement with direct computation, independence of the batch and of later frames."""
 
 import sys
 

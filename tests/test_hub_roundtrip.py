@@ -1,5 +1,5 @@
 """
-The whole circle through a Hub that speaks HTTP: train, push, pull with and without the package, predict, compare.
+The full round trip through a Hub that speaks HTTP: train, push, pull with and without the package, predict, compare.
 
 The steps (tests/hub_steps.py) are fresh processes, each with an empty `HF_HOME`. They run once for all tests here.
 """

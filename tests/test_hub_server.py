@@ -1,4 +1,4 @@
-"""The loopback Hub refuses what the Hub refuses and gives back what it was given, as the real client sees it."""
+"""The loopback Hub refuses what the Hub refuses and returns what was uploaded, as seen by the real client."""
 
 import os
 import random

@@ -1,4 +1,4 @@
-"""What `import amess_hf` brings in and shows, in a fresh process."""
+"""What `import amess_hf` imports and exposes, in a fresh process."""
 
 import subprocess
 import sys

@@ -229,7 +229,7 @@ class TestKeys:
 
     @pytest.mark.parametrize("nothing", ["", "  ", {"text": ""}, {"text": " ", "audio_features": np.zeros((0, 80))}])
     def test_nothing_to_go_by(self, pipe, nothing):
-        with pytest.raises(ValueError, match="nothing to go by"):
+        with pytest.raises(ValueError, match="give at least one of them"):
             pipe(nothing)
 
     def test_a_span_after_the_end(self, pipe, tmp_path):
@@ -253,7 +253,7 @@ class TestKeys:
         [
             ({"audio": {"array": np.zeros(800)}}, "`audio` has only"),
             ({"text": TEXT, "context": ["thanks", None]}, "`context` holds None"),
-            ({"text": "so \ud83d"}, "`text` has a lone surrogate"),
+            ({"text": "so \ud83d"}, "`text` has an unpaired surrogate"),
             ({"audio_features": np.full((3, 80), np.nan)}, "`audio_features` .* holds NaN"),
             ({"frames": np.zeros((2, 8, 8, 3)), "start": "1"}, "`start` is '1'; it must be a number of seconds"),
         ],

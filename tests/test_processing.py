@@ -1,4 +1,4 @@
-"""AMESSProcessor: what goes in, the batch that comes out, what is saved, and what does not fit together."""
+"""AMESSProcessor: inputs, the resulting batch, what is saved, and incompatible settings."""
 
 import json
 
@@ -199,7 +199,7 @@ class TestSources:
             ({"frames": np.full((2, 8, 8, 3), np.nan)}, "`video` holds values from nan"),
             ({"frames": np.full((2, 8, 8, 3), 300)}, "`video` holds values from 300 to 300"),
             ({"text": 7}, "`text` is 7; it must be a string"),
-            ({"text": "so \ud83d"}, "`text` has a lone surrogate at character 3"),
+            ({"text": "so \ud83d"}, "`text` has an unpaired surrogate at character 3"),
             ({"text": "hello", "context": ["thanks", None]}, "`context` holds None"),
             ({"frames": np.zeros((2, 8, 8, 3)), "start": "0:01"}, "`start` is '0:01'; it must be a number of seconds"),
             ({"audio_features": np.full((3, 80), np.nan)}, "`audio_features` of clip 0 of the batch holds NaN"),

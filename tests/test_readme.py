@@ -1,4 +1,4 @@
-"""Every snippet of the README is run as it stands there, on small stand-ins for the models and data that it names."""
+"""Every snippet of the README is run unchanged, on small stand-ins for the models and data that it names."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What a model takes over from a data set."""
+"""What a model's configuration takes from a data set."""
 
 import pytest
 from datasets import Dataset, load_dataset

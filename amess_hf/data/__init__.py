@@ -1,1 +1,1 @@
-"""Data: the MIntRec builder, safe feature files, label descriptions, the demo corpus and the collator."""
+"""Data: the MIntRec builder, safe feature files and the collator."""

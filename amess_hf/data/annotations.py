@@ -18,7 +18,7 @@ from .safe_pickle import first_line
 
 logger = logging.get_logger(__name__)
 
-# The file that holds each split: official names first, then those usual elsewhere.
+# The file that holds each split: official names first, then common ones.
 SPLIT_FILES = {"train": ("train",), "validation": ("dev", "validation", "valid", "val"), "test": ("test",)}
 
 # Fields that only some sources have, and the columns (lower case) that hold them.
@@ -32,7 +32,7 @@ OPTIONAL_FIELDS = {
 }
 
 
-# A compressed table may unfold to this many times its size; text does to about ten times.
+# A compressed table may expand to this many times its size; text expands to about ten times.
 TABLE_UNFOLD_LIMIT = 100
 TABLE_UNFOLD_SLACK = 64 * 2**20
 
@@ -46,8 +46,8 @@ class Clip:
         text (`str`): What is said; may be empty.
         label (`str`): Name of the intent, spelled as in the label list, or `"UNK"`.
         where (`str`): File and line, for error messages.
-        fields (`dict[str, Any]`): What else the table says: speaker, source, dialogue_id, utterance_id, start and end
-            (seconds), and for custom data the paths of its files.
+        fields (`dict[str, Any]`): Further fields of the table: speaker, source, dialogue_id, utterance_id, start and
+            end (seconds), and for custom data the paths of its files.
         split (`str`): `"train"`, `"validation"` or `"test"`.
         context (`list[str]`): Earlier turns of the dialogue, oldest first, each `"speaker: text"`.
     """
@@ -118,7 +118,7 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make the dict of a JSON object whose names differ and whose texts can be written."""
+    """Build the dict of a JSON object, with unique names and encodable texts."""
     for name, value in pairs:
         name.encode()
         if isinstance(value, str):
@@ -126,7 +126,7 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"{max(names, key=names.count)!r} is there twice")
+        raise ValueError(f"{max(names, key=names.count)!r} appears twice")
     return found
 
 
@@ -156,11 +156,12 @@ def _declared_bytes(metadata: Any) -> int:
 
 
 def _check_unfolding(path: Path, unfolded: int, rows: int) -> None:
-    """Raise `ValueError` for a compressed table that is far larger than its file, or has more rows than its file bytes."""
+    """Raise `ValueError` for a compressed table that is far larger than its file, or has more rows than its file has bytes."""
     size = path.stat().st_size
     if unfolded > TABLE_UNFOLD_LIMIT * size + TABLE_UNFOLD_SLACK or rows > size:
         raise ValueError(
-            f"{path}: a table of {size} bytes unfolds to {unfolded} bytes and {rows} rows or more; refused as a bomb"
+            f"{path}: a table of {size} bytes expands to {unfolded} bytes and {rows} rows or more; refused as a "
+            "decompression bomb"
         )
 
 
@@ -174,12 +175,12 @@ def _lower_columns(cells: Iterable[tuple[str, Any]], where: str) -> dict[str, An
     for column, value in cells:
         name = column.strip().lower()
         if name in row and name:
-            raise ValueError(f"{where}: the column {column!r} is there twice; remove or rename one of them")
+            raise ValueError(f"{where}: the column {column!r} appears twice; remove or rename one of them")
         row[name] = value
     return row
 
 
-# The official tables quote nothing; a comma-separated table is quoted as spreadsheets do.
+# The official tables are not quoted; a comma-separated table is quoted as spreadsheets do.
 read_tsv = partial(_read_separated, delimiter="\t", quoting=csv.QUOTE_NONE)
 
 READERS: dict[str, Callable[[Path], Iterator[tuple[str, dict[str, Any]]]]] = {
@@ -230,7 +231,7 @@ def _read_official(path: Path, id_columns: tuple[str, ...], id_format: str) -> l
 
 
 def optional_fields(row: dict[str, Any], where: str) -> dict[str, Any]:
-    """Return what `row` holds of speaker, source, dialogue_id, utterance_id, start and end (seconds).
+    """Return the fields of `row`: speaker, source, dialogue_id, utterance_id, start and end (seconds).
 
     Raises:
         ValueError: If `start` or `end` is not a time; the message begins with `where`.
@@ -252,7 +253,7 @@ def check_span(start: float | None, end: float | None, where: str) -> None:
 
 
 def as_text(value: Any) -> str:
-    """Return a cell as stripped text, `None` and NaN (how pandas writes an empty cell) as empty text; 0 is a value."""
+    """Return a cell as stripped text; `None` and NaN (pandas' empty cell) become empty text, 0 is a value."""
     return "" if value is None or value != value else str(value).strip()
 
 
@@ -284,7 +285,7 @@ def parse_seconds(value: str | float | None, where: str) -> float | None:
 
 
 def first_of(names: Sequence[str], most: int = 8) -> str:
-    """Return the first `most` of `names` as one line of a message, with `...` where there are more."""
+    """Return the first `most` of `names` on one line, for a message, with `...` if there are more."""
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
@@ -320,13 +321,13 @@ def check_unique(clips: list[Clip]) -> None:
     for clip in clips:
         if clip.id in seen:
             raise ValueError(
-                f"{clip.where}: clip id {clip.id} again, first at {seen[clip.id]}; remove one of the rows"
+                f"{clip.where}: clip id {clip.id} appears again, first at {seen[clip.id]}; remove one of the rows"
             )
         seen[clip.id] = clip.where
 
 
 def warn_of_shared_ids(splits: dict[str, list[Clip]]) -> None:
-    """Warn if clips of two splits have the same id: the same clip twice, or two that feature files cannot tell apart."""
+    """Warn if clips of two splits have the same id: either the same clip, or two that feature files cannot tell apart."""
     first: dict[str, str] = {}
     shared = [
         clip.id for split, clips in splits.items() for clip in clips if first.setdefault(clip.id, split) != split
@@ -339,7 +340,7 @@ def warn_of_shared_ids(splits: dict[str, list[Clip]]) -> None:
 
 
 def add_context(clips: list[Clip], turns: list[Clip], context_turns: int) -> None:
-    """Give every clip the `context_turns` turns of its dialogue that come last before it, oldest first.
+    """Give every clip the last `context_turns` turns of its dialogue before it, oldest first.
 
     Turns are ordered by `utterance_id`, whatever their order in the file. Turns that are not in the table are
     skipped, so the context reaches further back where an utterance in between is missing. A clip whose dialogue_id is
@@ -348,7 +349,7 @@ def add_context(clips: list[Clip], turns: list[Clip], context_turns: int) -> Non
     Args:
         clips (`list[Clip]`): Clips of one split.
         turns (`list[Clip]`): All clips of that split that may serve as context, including `clips`.
-        context_turns (`int`): Most turns to add.
+        context_turns (`int`): Maximum number of turns to add.
 
     Raises:
         ValueError: If a clip has no `dialogue_id` or no integer `utterance_id`.

@@ -1,4 +1,4 @@
-"""From raw clips to features: read, encode a few at a time, and add as columns of a data set."""
+"""Turn raw clips into features: read, encode a few at a time, and add as columns of a data set."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -187,13 +187,14 @@ def add_clip_features(
         max_video_length (`int`, *optional*): The same for video.
         device (`str` or `torch.device`, *optional*): Where the encoders run, by default a GPU if there is one.
         on_error (`str`): `"raise"` at a clip that cannot be used, or `"skip"` it: the row is left out, with a warning.
-        failures (`dict[str, str]`, *optional*): Is given {clip id: why it could not be used} of the rows left out.
+        failures (`dict[str, str]`, *optional*): Filled with {clip id: why it could not be used} for the rows left out.
 
     Returns:
         `datasets.DatasetDict`: With the columns, `float32` of shape `(frames, width)`.
 
     Raises:
-        ValueError: If a row has no clip, a clip cannot be used, an encoder cannot be loaded, or no clip of a split is left.
+        ValueError: If a row has no clip, a clip cannot be used, an encoder cannot be loaded, or a split has no usable
+        clip.
     """
     if on_error not in ("raise", "skip"):
         raise ValueError(f"`on_error` is {on_error!r}; choose raise or skip")
@@ -266,7 +267,7 @@ def _encode_split(
         encoded = encode_rows()
         damage = None if len(encoded) == len(split) else f"it has {len(encoded)} rows of {len(split)}"
     except (pa.ArrowInvalid, OSError) as error:
-        if begun:  # it is no cache that cannot be read
+        if begun:  # not an unreadable cache
             raise
         damage = str(error)
     if damage:
@@ -289,12 +290,12 @@ def _leave_out(encoded: datasets.Dataset, name: str, failures: dict[str, str]) -
 
 
 def encoder_version(name: str) -> str:
-    """Return the name of an encoder, and for one in a local folder what the folder holds: its weights may change."""
+    """Return the name of an encoder, with a digest of the files for one in a local folder: its weights may change."""
     folder = Path(name).expanduser()
     return f"{name} {fingerprint([folder])}" if folder.is_dir() else name
 
 
 def _loaded_version(encoder: AudioEncoder | VideoEncoder) -> tuple[str, str | None]:
-    """Return what tells a loaded encoder from another of its name: its folder, or its commit on the Hub."""
+    """Return what distinguishes a loaded encoder from another with the same name: its folder, or its commit on the Hub."""
     config = getattr(getattr(encoder, "model", None), "config", None)
     return encoder_version(encoder.name), getattr(config, "_commit_hash", None)

@@ -1,4 +1,4 @@
-"""From rows of a data set to a model's batch."""
+"""Collate rows of a data set into a batch."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +15,9 @@ class AMESSDataCollator:
 
     Args:
         processor ([`AMESSProcessor`]):
-            What makes the batch; or, with `config`, the text encoder's tokenizer.
+            Makes the batch; or, with `config`, the text encoder's tokenizer.
         config ([`AMESSConfig`], *optional*):
-            The model's configuration, with a tokenizer: the processor that belongs to both is made.
+            The model's configuration, if `processor` is a tokenizer: a processor is made from both.
 
     Raises:
         TypeError: A tokenizer is given without a configuration.

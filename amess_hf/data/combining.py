@@ -1,4 +1,4 @@
-"""Label sets of data sets: merge several into one, leave intents out, keep a few clips of each, follow a model's ids."""
+"""Label sets of data sets: merge several, leave out intents, keep a few clips of each, use a model's label ids."""
 
 import random
 import re
@@ -32,7 +32,7 @@ def with_labels(split: Dataset, ids: list[int], names: list[str], **columns: lis
         columns (`list`): Values of columns to add or replace, one for each row.
     """
     shown = split.format
-    # Without a format: where rows were selected, adding a column copies the others, which must stay as they are stored.
+    # Without a format: if rows were selected, adding a column copies the others, which must stay as stored.
     split = split.with_format(None).remove_columns(
         ["label", *(name for name in columns if name in split.column_names)]
     )
@@ -55,8 +55,8 @@ def merge_datasets(datasets: dict[str, DatasetDict]) -> DatasetDict:
         datasets (`dict[str, DatasetDict]`): The data sets by name.
 
     Returns:
-        `DatasetDict`: The columns that all have, and `dataset` (the name of the clip's data set) and `candidate_mask`
-        (for each label whether the clip's data set has it), which the model's `forward` takes.
+        `DatasetDict`: The columns that all of them have, and `dataset` (the name of the clip's data set) and
+        `candidate_mask` (for each label whether the clip's data set has it), which the model's `forward` takes.
 
     Raises:
         ValueError: If features of one modality differ in width between the sets.
@@ -83,7 +83,7 @@ def merge_datasets(datasets: dict[str, DatasetDict]) -> DatasetDict:
 def _in_labels(
     split: Dataset, new_ids: list[int], names: list[str], dataset_name: str, candidates: list[int] | None
 ) -> Dataset:
-    """`split` with label ids of `names`; where there are `candidates`, its clips can have no other label."""
+    """`split` with label ids of `names`; where there are `candidates`, its clips can only have these labels."""
     ids = [new_ids[label] if label >= 0 else OUT_OF_SCOPE_ID for label in split["label"]]
     if candidates is None:
         return with_labels(split, ids, names)
@@ -104,7 +104,7 @@ def _check_widths(datasets: dict[str, DatasetDict]) -> None:
 
 
 def words_of(text: str) -> str:
-    """The words of a text, whatever its case and punctuation; a text without words stands for itself."""
+    """The words of a text, ignoring case and punctuation; a text without words stands for itself."""
     return " ".join(re.findall(r"\w+", re.sub("['’]", "", text.lower()))) or text.strip()
 
 
@@ -120,7 +120,7 @@ def _without_words_of(split: Dataset, name: str, datasets: dict[str, DatasetDict
     }
     kept = [row for row, text in enumerate(split["text"]) if words_of(text) not in evaluated]
     logger.warning(
-        f"{name}: {len(split) - len(kept)} training clips left out, whose words another data set is scored on"
+        f"{name}: {len(split) - len(kept)} training clips left out, because another data set is scored on the same words"
     )
     return split.select(kept)
 
@@ -142,8 +142,8 @@ def intents_to_hold_out(names: str, labels: list[str]) -> list[str]:
 
     Args:
         names (`str`):
-            Names with a comma between, or `fold:K/N`: of N folds the K-th, from 1 on, which has every N-th label from
-            the K-th on, so that each intent is held out in exactly one fold.
+            Comma-separated names, or `fold:K/N`: the K-th of N folds, from 1 on, which has every N-th label from the
+            K-th on, so that each intent is held out in exactly one fold.
         labels (`list[str]`): All intents, in the order of their ids.
 
     Raises:
@@ -191,7 +191,7 @@ def hold_out_intents(dataset: DatasetDict, intents: list[str]) -> DatasetDict:
 
 
 def in_labels_of(config: AMESSConfig, dataset: DatasetDict, dataset_name: str) -> DatasetDict:
-    """Return the data set with the label ids of a saved model, which may know more labels.
+    """Return the data set with the label ids of a saved model, which may have more labels.
 
     These are the labels of a data set that the model was trained on together with this one, or labels that no clip of a
     folder happens to have.
@@ -199,7 +199,7 @@ def in_labels_of(config: AMESSConfig, dataset: DatasetDict, dataset_name: str) -
     Args:
         config ([`AMESSConfig`]): The model's configuration.
         dataset (`DatasetDict`): The clips.
-        dataset_name (`str`): A data set with an official label set has its clips scored against these labels alone.
+        dataset_name (`str`): The clips of a data set with an official label set are scored against these labels only.
 
     Raises:
         ValueError: If the model does not know a label.
@@ -210,8 +210,8 @@ def in_labels_of(config: AMESSConfig, dataset: DatasetDict, dataset_name: str) -
     unknown = [label for label in labels if label not in names]
     if unknown:
         raise ValueError(
-            f"the model does not know {', '.join(unknown)}; its labels are {', '.join(names)}. Use a data set that it was "
-            "trained on, or describe the intents with `model.set_label_descriptions`"
+            f"the model does not know {', '.join(unknown)}; its labels are {', '.join(names)}. Use a data set that it "
+            "was trained on, or describe the intents with `model.set_label_descriptions`"
         )
     new_ids = [names.index(label) for label in labels]
     splits = {}

@@ -18,8 +18,8 @@ def read_custom_table(path: Path, split: str) -> list[Clip]:
 
     Columns: `text`, `label`; optionally `id`, those of `annotations.OPTIONAL_FIELDS`, `clip`, `video`, `audio` (paths
     of raw clips) and `audio_features`, `video_features` (paths of `.npy` files [frames, dim]). Paths are relative to
-    the folder of the table. A clip without id is named by its split and row. In a table that `datasets` wrote, `label`
-    is a number and the column `label_name` has the name.
+    the folder of the table. A clip without id is named after its split and row. In a table that `datasets` wrote,
+    `label` is a number and the column `label_name` has the name.
 
     Args:
         path (`Path`): The table: tsv, csv, jsonl or parquet.
@@ -34,11 +34,11 @@ def read_custom_table(path: Path, split: str) -> list[Clip]:
             need_columns(path, row, ("text", "label"))
         label = need_text(row, "label_name" if "label_name" in row else "label", where)
         if not label or label == "-1":
-            found = "the label -1, which says out of scope only beside `label_name`" if label else "no label"
+            found = "the label -1, which means out of scope only next to `label_name`" if label else "no label"
             raise ValueError(f"{where}: {found}; fill the cell, with {OUT_OF_SCOPE_LABEL} for an out-of-scope clip")
         clip_id = need_text(row, "id", where) or f"{split}-{number}"
         if not clip_id.isprintable():
-            raise ValueError(f"{where}: `id` {ascii(clip_id[:40])} has characters that cannot be seen; give another")
+            raise ValueError(f"{where}: `id` {ascii(clip_id[:40])} has invisible characters; give another")
         fields = optional_fields(row, where)
         for column in (*CLIP_COLUMNS, *FEATURE_COLUMNS):
             if row.get(column) not in (None, ""):
@@ -78,6 +78,6 @@ def label_names(clips: list[Clip]) -> list[str]:
 
 
 def _as_seen(label: str) -> str:
-    """Return what a reader sees of a label: without case, invisible characters, and kinds and numbers of spaces."""
+    """Normalise a label to what a reader sees: without case, invisible characters, and kinds and numbers of spaces."""
     visible = [part for part in label if part.isspace() or unicodedata.category(part) not in ("Cc", "Cf")]
     return " ".join(unicodedata.normalize("NFC", "".join(visible)).casefold().split())

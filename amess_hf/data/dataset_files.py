@@ -18,7 +18,7 @@ SCOPES = ("in", "out", "all")
 NO_FEATURES = "none"
 RAW_CLIPS_FOLDER = "raw_data"
 
-# Files up to this size are hashed whole, of larger ones so many blocks.
+# Files up to this size are hashed completely, larger ones by this many blocks.
 HASHED_WHOLE = 2**20
 HASHED_BLOCKS = 16
 BLOCK_BYTES = 4096
@@ -42,7 +42,7 @@ class DatasetFiles:
     clips: dict[str, Path] = field(default_factory=dict)
 
     def paths(self) -> list[Path]:
-        """Return those whose content gets into the rows; of a raw clip only the path does."""
+        """Return the files whose content ends up in the rows; of a raw clip only the path does."""
         tables = [path for _, path in self.tables]
         features = [path for paths in self.features.values() for path in paths]
         return [*tables, *self.turn_tables.values(), *features]
@@ -112,7 +112,7 @@ def _mintrec_out_of_scope(root: Path) -> Path | None:
 
 
 def _mintrec2_out_of_scope(folder: Path) -> Path | None:
-    """Return the folder with tables among `folder` and those in it."""
+    """Return the folder with tables: `folder` or one of its subfolders."""
     if not folder.is_dir():
         return None
     candidates = [folder, *sorted(child for child in folder.iterdir() if child.is_dir())]
@@ -124,7 +124,7 @@ def _mintrec2_out_of_scope(folder: Path) -> Path | None:
 
 
 def _feature_files(folders: list[Path], modality: str, chosen: str | None, root: Path) -> list[Path]:
-    """Return the files of one modality, one from each of `folders` that has one."""
+    """Return the files of one modality, one from each of `folders` that has any."""
     if chosen == NO_FEATURES:
         return []
     if chosen is not None:
@@ -165,11 +165,11 @@ def find_clips(folder: str | Path) -> dict[str, Path]:
     """Return {clip id: path} for the raw clips anywhere below `folder`.
 
     A name with an underscore is the id (`train/dia0_utt3.mp4` is `dia0_utt3`). Otherwise the names of at most two
-    folders go before it, as in MIntRec (`S05/E16/329.mp4` is `S05_E16_329`): those below `raw_data` where the path has
-    such a folder, else those below `folder`.
+    folders are prepended, as in MIntRec (`S05/E16/329.mp4` is `S05_E16_329`): those below `raw_data` where the path
+    has such a folder, else those below `folder`.
 
     Args:
-        folder (`str` or `Path`): Folder of the clips or of the data set; may not exist.
+        folder (`str` or `Path`): Folder of the clips or of the data set; it may be missing.
     """
     clips = {}
     for path in sorted(Path(folder).rglob("*")):
@@ -182,11 +182,11 @@ def find_clips(folder: str | Path) -> dict[str, Path]:
 
 
 def fingerprint(files: Iterable[Path]) -> str:
-    """Return a digest that changes when the content of one of `files` changes, whatever its times say.
+    """Return a digest that changes when the content of one of `files` changes, regardless of its time stamps.
 
-    The content of a small file counts, and of a large one its size, blocks of it from the begin to the end, its inode
-    and the time that its inode changed, which no copying program can set back. A folder stands for the files in it, an
-    index for the shards next to it.
+    A small file is hashed completely; of a large one its size, blocks from beginning to end, its inode and its inode
+    change time, which no copying program can set back. A folder stands for the files in it, an index for the shards
+    next to it.
     """
     digest = xxhash.xxh3_128()
     for path in sorted(files):

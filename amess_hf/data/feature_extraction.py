@@ -1,8 +1,8 @@
 """Feature files from raw clips: parallel under accelerate, resumable after a kill.
 
 Each process encodes its share of the clips and writes small parts; when all are done, the parts become
-`audio_data/<encoder>/` and `video_data/<encoder>/` (safetensors shards with an index) in the output folder. Killed at any
-point and started again, it continues with the clips that are not in a part yet.
+`audio_data/<encoder>/` and `video_data/<encoder>/` (safetensors shards with an index) in the output folder. If it is
+killed at any point and started again, it continues with the clips that are not in a part yet.
 """
 
 import glob
@@ -72,7 +72,7 @@ def extract_features(
             a clip cannot be read.
     """
     if audio_encoder is None and video_encoder is None:
-        raise ValueError("`audio_encoder` and `video_encoder` are both missing; give one of them or both")
+        raise ValueError("`audio_encoder` and `video_encoder` are both missing; give at least one")
     # One process may have much longer clips than another, which waits for it at the end.
     state = PartialState(timeout=timedelta(days=1))
     with state.main_process_first():  # the data set's cache is written once
@@ -131,8 +131,8 @@ class FeatureExtraction:
         video_frame_rate (`float`, *optional*): Frames a second for the video encoder, by default its own.
         dtype (`str`): How features are stored.
         skip_errors (`bool`): Whether to continue without the clips that cannot be read.
-        state (`PartialState`): This process among the others.
-        audio_encoder_layer (`int`, *optional*): Layer of the audio encoder; its folder's name says which.
+        state (`PartialState`): This process' place among the others.
+        audio_encoder_layer (`int`, *optional*): Layer of the audio encoder; part of its folder's name.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class FeatureExtraction:
         self.folders = {modality: self.root / f"{modality}_data" / slug for modality, slug in slugs.items()}
         rate = "" if video_frame_rate is None else f"-{video_frame_rate:g}"
         self.versions = {modality: encoder_version(encoders[modality]) for modality in slugs}
-        # Parts of encoders whose weights have changed since are not joined with those of the present ones.
+        # Parts of encoders whose weights have changed since are not merged with those of the current ones.
         self.parts_stem = f".parts-{'-'.join(slugs.values())}{rate}"
         self.parts = self.root / f"{self.parts_stem}-{Hasher.hash(self.versions)[:8]}"
         for modality, folder in self.folders.items():
@@ -171,13 +171,13 @@ class FeatureExtraction:
             )
 
     def run(self) -> dict[str, str]:
-        """Encode what is not encoded yet; return {clip id: why it could not be read}."""
+        """Encode the remaining clips; return {clip id: why it could not be read}."""
         if self.state.is_main_process:
             self._clean_up()
         self.state.wait_for_everyone()
         done = self.done()
         remaining = [job for job in self.jobs if job.id not in done]
-        # Nobody may add a part before everybody has seen which clips are left.
+        # No process may add a part before all have seen which clips are left.
         self.state.wait_for_everyone()
         if done:
             self.state.print(f"{len(done)} of {len(self.jobs)} clips are already encoded")
@@ -193,7 +193,7 @@ class FeatureExtraction:
         return failures
 
     def _clean_up(self) -> None:
-        """Remove what a killed run left half written, and its failures: those clips are tried again."""
+        """Remove half-written files of a killed run, and its failures: those clips are tried again."""
         for folder in self.folders.values():
             recover_folder(folder)
         for outdated in self.root.glob(f"{glob.escape(self.parts_stem)}-????????"):
@@ -242,7 +242,7 @@ class FeatureExtraction:
                 save_file(tensors, partial)
 
     def write_failures(self, failures: dict[str, str]) -> None:
-        """Note clips that could not be read.
+        """Record clips that could not be read.
 
         Raises:
             ValueError: If there are any and they are not to be skipped.
@@ -259,7 +259,7 @@ class FeatureExtraction:
         return dict(sorted(item for failures in found for item in failures.items()))
 
     def join_parts(self) -> None:
-        """Join the parts and the features of earlier runs into feature folders, in the order of the table."""
+        """Merge the parts and the features of earlier runs into feature folders, in the order of the table."""
         part_of = self._part_of()
         for modality, folder in self.folders.items():
             if part_of or not folder.exists():

@@ -1,11 +1,11 @@
-"""Feature files: frame features of many clips, read safely and a clip at a time.
+"""Feature files: frame features of many clips, read safely and one clip at a time.
 
 A feature file maps clip ids to features [frames, dim]. Three forms are read:
 
 - **safetensors**: one file, or a folder of shards with an index. Clips are read one by one, on demand.
 - **npy**: one file for each clip.
-- **pickle**, as the MIntRec archives are published, by a reader that runs no code. A pickle can only be read from its
-  start to its end, so it is rewritten as safetensors once.
+- **pickle**, as the MIntRec archives are published, by a reader that runs no code. A pickle can only be read from
+  start to end, so it is rewritten as safetensors once.
 """
 
 import json
@@ -35,7 +35,7 @@ PICKLE_SUFFIXES = (".pkl", ".pickle", ".pt", ".pth")
 DTYPES = ("float32", "float16")
 SHARD_BYTES = 256 * 2**20
 
-# What tensors of a safetensors file may be stored in.
+# Allowed types of the tensors in a safetensors file.
 NUMBER_DTYPES = frozenset("F64 F32 F16 BF16 F8_E4M3 F8_E5M2 I64 I32 I16 I8 U64 U32 U16 U8 BOOL".split())
 _NOT_IN_NUMPY = (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 
@@ -72,7 +72,7 @@ def _frames_and_width(shape: Sequence[int], clip_id: str, path: Path) -> tuple[i
 
 
 def cast_frames(frames: np.ndarray, dtype: str | np.dtype, clip_id: str, path: Path) -> np.ndarray:
-    """Return `frames` as `dtype`, next to each other in memory.
+    """Return `frames` as `dtype`, contiguous in memory.
 
     Raises:
         ValueError: If a finite number becomes infinite.
@@ -85,7 +85,7 @@ def cast_frames(frames: np.ndarray, dtype: str | np.dtype, clip_id: str, path: P
 
 
 def _of_width(frames: np.ndarray, feature_size: int | None, clip_id: str, path: Path) -> np.ndarray:
-    """Return `frames` if they are `feature_size` wide; a clip of zero frames, which may have any width, made so."""
+    """Return `frames` if they are `feature_size` wide; a clip of zero frames, which may have any width, gets that width."""
     if not len(frames):
         return np.empty((0, feature_size or 0), np.float32)
     if frames.shape[1] != feature_size:
@@ -104,7 +104,7 @@ class NumpyFeatures:
     """Features of clips that have a `.npy` file each, read on demand.
 
     Args:
-        paths (`dict[str, Path]`): {clip: `.npy` file [frames, dim]}; clips may go by any name.
+        paths (`dict[str, Path]`): {clip: `.npy` file [frames, dim]}; clips may have any name.
 
     Attributes:
         feature_size (`int`, *optional*): Width of the features, None if no clip has a frame.
@@ -124,7 +124,7 @@ class NumpyFeatures:
     def __getitem__(self, clip_id: str) -> np.ndarray:
         """Return the features of a clip, float32 [frames, feature_size]."""
         path = self.paths[clip_id]
-        # A copy, in whatever order the numbers are stored: the file is closed.
+        # A copy, whatever the memory order of the numbers: the file is closed.
         frames = cast_frames(np.array(self._load(clip_id)), "float32", clip_id, path)
         return _of_width(frames, self.feature_size, clip_id, path)
 
@@ -132,7 +132,7 @@ class NumpyFeatures:
         path = self.paths[clip_id]
         try:
             frames = np.lib.format.open_memmap(path, mode="r")
-        except Exception as error:  # numpy raises many kinds
+        except Exception as error:  # numpy raises many kinds of errors
             raise ValueError(f"{path}: not a readable .npy file of numbers ({first_line(error)})") from None
         if frames.dtype.kind not in "fiub":
             raise ValueError(f"{path}: not a readable .npy file of numbers (its dtype is {frames.dtype})")
@@ -148,7 +148,7 @@ class SafetensorsFeatures:
 
     Attributes:
         feature_size (`int`, *optional*): Width of the features, None if no clip has a frame.
-        metadata (`dict[str, Any]`): What the index says about them.
+        metadata (`dict[str, Any]`): Metadata of the index.
 
     Raises:
         ValueError: If a file is missing or damaged, or the index names a file elsewhere or a missing clip; on reading, if the tensor of a clip is not [frames, dim] of the
@@ -172,7 +172,7 @@ class SafetensorsFeatures:
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{self.path}: not a readable index of shards ({first_line(error)})") from None
         for shard in shard_of.values():
-            # A shard lies next to its index. Anything else would let an index name any file of this machine.
+            # A shard lies next to its index. Otherwise an index could name any file on this machine.
             if (
                 not isinstance(shard, str)
                 or shard in ("", "..")
@@ -260,16 +260,16 @@ def write_features(
 ) -> Path:
     """Write features as safetensors shards with an index, holding one shard in memory at a time.
 
-    The folder gets its name only when it is complete: a process that dies leaves what was there before.
+    The folder gets its name only when it is complete: a process that dies leaves the earlier folder untouched.
 
     Args:
         entries (iterable of `(str, np.ndarray)`): (clip id, features [frames, dim]); may be read from `out` itself.
         out (`str` or `os.PathLike`): Folder to write.
         source (`Path`): File that the features come from, for messages and the index.
         dtype (`str`): `"float32"`, or `"float16"` for half the size.
-        shard_bytes (`int`): A shard is complete with the clip that makes it this large.
+        shard_bytes (`int`): A shard ends with the clip that makes it at least this large.
         replace (`bool`): Whether `out` may exist and not be empty; call [`recover_folder`] first.
-        metadata (`dict[str, str]`, *optional*): What else the index is to say.
+        metadata (`dict[str, str]`, *optional*): Further metadata for the index.
 
     Returns:
         `Path`: The folder.
@@ -301,7 +301,7 @@ def write_features(
 
 
 def _lock_of(partial: Path) -> Path:
-    """Return the file that the process that writes `partial` keeps locked; the lock ends with the process."""
+    """Return the lock file of the process that writes `partial`; the lock ends with the process."""
     return partial.with_name(f"{partial.name}.lock")
 
 
@@ -319,7 +319,7 @@ def _old(folder: Path) -> Path:
 
 
 def recover_folder(folder: Path) -> None:
-    """Undo what a process that was killed in [`write_features`] left of `folder`; no other process may be writing it."""
+    """Recover `folder` after a process was killed in [`write_features`]; no other process may be writing it."""
     if _old(folder).exists() and not folder.exists():
         os.rename(_old(folder), folder)
     shutil.rmtree(_old(folder), ignore_errors=True)
@@ -360,7 +360,7 @@ def _write_shards(
 
 
 def _write_index(shards: list[list[str]], folder: Path, metadata: dict[str, Any]) -> None:
-    """Give the shards of `folder` their final names and write which clip is in which of them."""
+    """Give the shards of `folder` their final names and write an index of the clips in each."""
     index_path = folder / INDEX_NAME
     weight_map = {}
     for number, clip_ids in enumerate(shards):
@@ -370,7 +370,7 @@ def _write_index(shards: list[list[str]], folder: Path, metadata: dict[str, Any]
     index = json.dumps({"metadata": metadata, "weight_map": weight_map}, ensure_ascii=False)
     index_path.write_text(index, encoding="utf-8")
     for shard in folder.glob("*.safetensors"):
-        # The safetensors library writes files that only their owner may read.
+        # The safetensors library writes files that only their owner can read.
         shutil.copymode(index_path, shard)
 
 
@@ -395,11 +395,11 @@ def convert_pickle(path: str | os.PathLike, out: str | os.PathLike, *, dtype: st
 
 
 def open_features(path: str | os.PathLike, cache: Callable[[Path], Path]) -> SafetensorsFeatures:
-    """Open a feature file of either form.
+    """Open a feature file of any form.
 
     Args:
         path (`str` or `os.PathLike`): safetensors file, folder of shards, index, or pickle.
-        cache (`Callable[[Path], Path]`): Says in which folder the converted form of a pickle belongs.
+        cache (`Callable[[Path], Path]`): Returns the folder for the converted form of a pickle.
 
     Raises:
         ValueError: If the file cannot be read.

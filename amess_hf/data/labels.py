@@ -1,4 +1,4 @@
-"""Labels: the official lists, their coarse groups, and the one that is most like a word."""
+"""Labels: the official lists, their coarse groups, and the label closest to a word."""
 
 import difflib
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from ..labels_amess import LABELS, MINTREC2_LABELS, MINTREC_LABELS
 
 COARSE_LABELS = ["Emotion", "Goal"]
 
-# Labels that "express emotions or attitudes"; every other label is there to "achieve goals". The second line
+# Labels that "express emotions or attitudes"; all others serve to "achieve goals". The second line
 # of names occurs in MIntRec2.0 only.
 EMOTION_LABELS = frozenset(
     "Complain Praise Apologise Thank Criticize Care Agree Taunt Flaunt Joke Oppose "
@@ -22,7 +22,7 @@ def coarse_label(label: str) -> str:
 
 
 def nearest(value: str, names: Sequence[str]) -> str:
-    """Return the name most like `value` without regard to case; the first one where none is alike."""
+    """Return the name most similar to `value`, ignoring case; the first one if none is similar."""
     by_folded = {name.casefold(): name for name in names}
     close = difflib.get_close_matches(value.casefold(), by_folded, n=1, cutoff=0.0)
     return by_folded[close[0]] if close else names[0]

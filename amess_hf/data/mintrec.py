@@ -42,7 +42,7 @@ from .safe_pickle import first_line
 
 logger = logging.get_logger(__name__)
 
-# Part of the cache's path: raise it whenever the rows that the builder writes change.
+# Part of the cache's path: increase it whenever the rows that the builder writes change.
 VERSION = datasets.Version("1.0.0")
 
 GRANULARITIES = ("fine", "coarse")
@@ -90,7 +90,7 @@ class MIntRecConfig(datasets.BuilderConfig):
         return find_dataset_files(Path(self.data_dir), self.name, self.scope, chosen)
 
     def create_config_id(self, config_kwargs: dict, custom_features: datasets.Features | None = None) -> str:
-        """Name the cache of this configuration; a changed file gives another name."""
+        """Name the cache of this configuration; a changed file changes the name."""
         files = self.find_files()
         paths = files.paths()
         if self.name == "folder":
@@ -141,10 +141,10 @@ def make_plan(config: MIntRecConfig, cache_dir: Path) -> BuildPlan:
 
     Args:
         config ([`MIntRecConfig`]): What to read.
-        cache_dir (`Path`): Where the converted forms of pickled features belong.
+        cache_dir (`Path`): Where the converted forms of pickled features are kept.
 
     Raises:
-        ValueError: For whatever is wrong with the files, naming file and row.
+        ValueError: If anything is wrong with the files, naming file and row.
     """
     files = config.find_files()
     clips = read_clips(files, config.name)
@@ -186,7 +186,7 @@ def open_modalities(files: DatasetFiles, clips: list[Clip], cache_dir: Path) -> 
     features = {}
     for modality in FEATURE_MODALITIES:
         column = f"{modality}_features"
-        # A clip's own file goes with its row: two splits may number their clips alike.
+        # A clip's own file belongs to its row: two splits may number their clips alike.
         own_files = {clip.where: clip.fields[column] for clip in clips if column in clip.fields}
         parts = [(path, "id", open_features(path, cached)) for path in files.features.get(modality, [])]
         if own_files:
@@ -265,11 +265,11 @@ class MIntRec(datasets.GeneratorBasedBuilder):
     DEFAULT_WRITER_BATCH_SIZE = 32
 
     def _info(self) -> datasets.DatasetInfo:
-        # The columns depend on what is in the folder; reading that waits until there is no cache to use.
+        # The columns depend on the folder, which is only read if there is no cache to use.
         return datasets.DatasetInfo(description=f"{self.config.name} for multimodal intent recognition")
 
     def _build_cache_dir(self) -> str:
-        """Say where the built data set is kept; what a damaged one says about itself is removed with it."""
+        """Return where the built data set is kept; remove the metadata of a damaged one."""
         folder = super()._build_cache_dir()
         if os.path.exists(os.path.join(folder, DATASET_INFO_FILENAME)):
             try:
@@ -296,7 +296,7 @@ class MIntRec(datasets.GeneratorBasedBuilder):
         if self.config.context_turns:
             columns["context"] = datasets.Sequence(datasets.Value("string"))
         for modality, features in self.plan.features.items():
-            # The first axis varies. Rows of this type come back as numpy arrays without going through lists.
+            # The first axis varies. Rows of this type are returned as numpy arrays without going through lists.
             columns[f"{modality}_features"] = datasets.Array2D((None, features.feature_size), self.config.dtype)
         return datasets.Features(columns)
 
@@ -352,8 +352,8 @@ def load_mintrec(
         context_turns (`int`): Number of earlier turns of the dialogue to give as the column `context`.
         allow_missing_features (`bool`): Treat a clip without features as one of zero frames; otherwise it is an error.
         dtype (`str`): How features are stored, `"float32"` or `"float16"` (half the space; rows come back as float32).
-        cache_dir (`str` or `os.PathLike`, *optional*): Where the built data set is kept; by default where `datasets`
-            keeps all.
+        cache_dir (`str` or `os.PathLike`, *optional*): Where the built data set is kept; by default in the cache of
+            `datasets`.
 
     Returns:
         `datasets.DatasetDict`: Splits `train`, `validation` and `test`, as far as they are in the folder. A row has
@@ -363,7 +363,7 @@ def load_mintrec(
         (seconds), `clip`. Rows are read from mapped files, so their number is not limited by memory.
 
     Raises:
-        ValueError: For whatever is wrong with the arguments or the files, naming file and row.
+        ValueError: If anything is wrong with the arguments or the files, naming file and row.
 
     Example:
         >>> dataset = load_mintrec("path/to/MIntRec2.0", "mintrec2.0", context_turns=2)
@@ -392,15 +392,15 @@ def load_mintrec(
 
 
 class _DamagedCacheError(ValueError):
-    """The built data set cannot be read, or not all of it."""
+    """The built data set cannot be read, or is incomplete."""
 
 
 def _build(arguments: dict[str, Any], mode: datasets.DownloadMode) -> tuple["MIntRec", datasets.DatasetDict]:
-    """Build the data set, or read it from where an earlier call has built it.
+    """Build the data set, or read it from the cache of an earlier call.
 
     Raises:
         ValueError: See [`load_mintrec`].
-        _DamagedCacheError: What was built earlier is damaged.
+        _DamagedCacheError: The cache is damaged.
     """
     builder = MIntRec(**arguments)
     try:

@@ -1,4 +1,4 @@
-"""What a pickled feature file may name, and what stands for it: numpy arrays, torch tensors, bytes and dicts.
+"""Stand-ins for what a pickled feature file may name: numpy arrays, torch tensors, bytes and dicts.
 
 Nothing here is imported or called because a file says so: `ADMITTED` maps the names that numpy and torch write to
 functions of this module, which check every number before they work with it.
@@ -28,13 +28,13 @@ STORAGE_CODES = {
     "Bool": "b1",
 }
 
-# Features have two or three axes. Numbers of more axes, or this many of them, are not worth multiplying.
+# Features have two or three axes. Shapes with more axes, or more numbers, are refused before they are multiplied.
 MOST_AXES = 8
 MOST_NUMBERS = 2**48
 
 
 class RefusedError(Exception):
-    """The pickle holds something that a feature file has no use for."""
+    """The pickle holds something that does not belong in a feature file."""
 
 
 class Dtype:
@@ -47,7 +47,7 @@ class Dtype:
         self.value = np.dtype(code)
 
     def build(self, state: tuple) -> None:
-        """Take the state that the pickle gives."""
+        """Set the state that the pickle gives."""
         if len(state) > 1 and state[1] in ("<", ">"):
             self.value = self.value.newbyteorder(state[1])
 
@@ -58,13 +58,13 @@ class Array:
     value: np.ndarray | None = None
 
     def build(self, state: tuple) -> None:
-        """Take the state that the pickle gives."""
+        """Set the state that the pickle gives."""
         shape, dtype, fortran, data = state[-4:]
         self.value = _array_from_bytes(data, dtype, shape, "F" if fortran else "C")
 
 
 def _shape_size(shape: Any) -> int:
-    """Return how many numbers an array of `shape` has, after a look at the sizes: huge ones take hours to multiply."""
+    """Return how many numbers an array of `shape` has, after checking the sizes: huge ones take hours to multiply."""
     if not isinstance(shape, (tuple, list)) or len(shape) > MOST_AXES:
         raise RefusedError("an array whose shape is damaged")
     if not all(type(size) is int and 0 <= size < MOST_NUMBERS for size in shape):
@@ -79,7 +79,7 @@ def _array_from_bytes(data: Any, dtype: Any, shape: Any, order: str) -> np.ndarr
         raise RefusedError("a numpy array without a dtype")
     if not isinstance(data, (bytes, bytearray, str)):
         raise RefusedError(f"a numpy array whose data are a {type(data).__name__}, not bytes")
-    # A text stands for bytes as Python 2 wrote them.
+    # Python 2 wrote bytes as text.
     if order not in ("C", "F") or _shape_size(shape) * dtype.value.itemsize != len(data):
         raise RefusedError("a numpy array whose shape does not fit its data")
     data = data.encode("latin-1") if isinstance(data, str) else data
@@ -99,7 +99,7 @@ def _scalar(dtype: Any, data: Any) -> float | int:
 
 
 def _latin1_bytes(text: Any, encoding: Any) -> bytes:
-    """How protocol 2 writes bytes. Only this one codec: others, such as zip, compute."""
+    """How protocol 2 writes bytes. Only this codec: others, such as zip, expand their input."""
     if type(text) is not str or encoding != "latin1":
         raise RefusedError("bytes in a codec other than latin1")
     return text.encode("latin-1")
@@ -116,7 +116,7 @@ def _ordered_dict() -> dict:
 
 @dataclass(eq=False)
 class Storage:
-    """The numbers of torch tensors, a part of a buffer that is looked at when a tensor is asked for.
+    """The numbers of torch tensors, a part of a buffer that is read when a tensor is requested.
 
     Attributes:
         code (`str`): numpy dtype, or `"bfloat16"`.
@@ -160,7 +160,7 @@ class StorageType:
 
 @dataclass(eq=False)
 class Tensor:
-    """A torch tensor, computed when it is asked for."""
+    """A torch tensor, computed on demand."""
 
     storage: Storage
     offset: int
@@ -204,10 +204,10 @@ def _parameter(tensor: Any, *flags: Any) -> Tensor:
     return tensor
 
 
-# What the bytes of a storage inside a pickle go through; only the machine that reads the pickle can do it.
+# Marks the loading of a storage inside a pickle; only the machine that reads the pickle can do it.
 STORAGE_FROM_BYTES = object()
 
-# Everything that a feature file may name, and what stands for it here. Nothing is ever imported by name.
+# Everything that a feature file may name, and its stand-in here. Nothing is ever imported by name.
 ADMITTED: dict[str, Any] = {
     "numpy ndarray": object(),
     "numpy dtype": _dtype,
@@ -241,7 +241,7 @@ def is_clip(value: Any) -> bool:
 
 
 def data_bytes(value: Any) -> int:
-    """Count the bytes of data that `value` keeps in memory; what its items hold does not count."""
+    """Count the bytes of data that `value` keeps in memory, without its items."""
     if isinstance(value, Array):
         value = value.value
     if isinstance(value, Tensor):

@@ -1,9 +1,9 @@
-"""A reader of pickled features that runs no code, streams, and bounds what a file may unfold to.
+"""A reader of pickled features that runs no code, streams, and limits what a file may expand to.
 
 A restricted `pickle.Unpickler` (`find_class` with a list of admitted names) keeps a file from importing other names, but it
 still calls the admitted numpy and torch functions with whatever arguments the file gives, returns only when the whole
-dict is in memory, and has no limit on what a small file unfolds to. This reader hands out one clip after another, so a
-file of any size needs the memory of a few clips; it counts what the file makes of its bytes before it makes it, and
+dict is in memory, and has no limit on what a small file expands to. This reader yields one clip after another, so a
+file of any size needs the memory of a few clips; it counts how far the file expands before allocating memory, and
 refuses a pickle bomb.
 
 A pickle is a program: it names functions and calls them. `_PickleMachine` knows the instructions that build containers,
@@ -39,11 +39,11 @@ from .pickled_objects import (
 )
 
 
-# A file may unfold to this many times its own size (shared rows, float16 widened to float32). More is a bomb.
+# A file may expand to this many times its own size (shared rows, float16 widened to float32). More is a bomb.
 UNFOLD_LIMIT = 16
 UNFOLD_SLACK = 2**20
 
-# What a container takes in memory before anything is in it, and a place in one.
+# Memory of an empty container, and of one item in it.
 CONTAINER_BYTES = 64
 PLACE_BYTES = 8
 # Marks open at once: a dict of clips, lists of frames and arguments need four.
@@ -52,7 +52,7 @@ MOST_MARKS = 64
 # Characters of a clip id.
 LONGEST_ID = 1000
 
-# Values of the machine that are larger than this, and lists, are dropped from its memo once their clip is out.
+# Values of the machine that are larger than this, and lists, are dropped from its memo once their clip is yielded.
 MEMO_BYTES = 1024
 
 _ZIP_MAGIC = b"PK\x03\x04"
@@ -61,15 +61,15 @@ _TORCH_LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
 
 
 class _EvictedError(Exception):
-    """A value that was dropped from the memo is asked for again."""
+    """A value that was dropped from the memo is requested again."""
 
 
 class _Evicted:
-    """Stands in the memo for a value that has been handed out and dropped."""
+    """Placeholder in the memo for a value that has been yielded and dropped."""
 
 
 class _Unset:
-    """Stands in the memo for a value that was never put there."""
+    """Placeholder in the memo for a value that was never stored."""
 
 
 _NO_EFFECT = ("PROTO", "FRAME")
@@ -82,20 +82,20 @@ _LITERALS = frozenset(
 
 
 class _Room:
-    """The bytes that a file of `size` bytes may still unfold to."""
+    """The bytes that a file of `size` bytes may still expand to."""
 
     def __init__(self, size: int):
         self.left = UNFOLD_LIMIT * size + UNFOLD_SLACK
 
     def take(self, size: int) -> None:
-        """Count `size` bytes, before they are made where they are many."""
+        """Count `size` bytes, before they are allocated if they are many."""
         self.left -= size
         if self.left < 0:
-            raise RefusedError(f"what unfolds to more than {UNFOLD_LIMIT} times the file's size, a pickle bomb")
+            raise RefusedError(f"what expands to more than {UNFOLD_LIMIT} times the file's size, a pickle bomb")
 
 
 class _BoundedReader:
-    """A file that never allocates more than it has left, however much a damaged length asks for."""
+    """A file that never allocates more than it has left, however large a damaged length is."""
 
     def __init__(self, file: BinaryIO, size: int):
         self.file, self.left = file, size
@@ -112,7 +112,7 @@ class _BoundedReader:
         return line
 
     def skip(self, size: int) -> None:
-        """Go on without reading."""
+        """Skip ahead without reading."""
         if size > self.left:
             raise EOFError
         self.left -= size
@@ -120,12 +120,12 @@ class _BoundedReader:
 
 
 class _PickleMachine:
-    """Runs a pickle of {clip id: features} by the few instructions that such a file needs.
+    """Runs a pickle of {clip id: features} with the few instructions that such a file needs.
 
     Args:
         file (`_BoundedReader`): The pickle.
-        room (`_Room`): What it may unfold to.
-        evict (`bool`): Drop large values from the memo once their clip has been handed out. A file that refers to such a
+        room (`_Room`): What it may expand to.
+        evict (`bool`): Drop large values from the memo once their clip has been yielded. A file that refers to such a
             value again raises `_EvictedError`.
         storages (`Callable`, *optional*): In a file of `torch.save`: gives the storage of a (key, dtype code, count).
     """
@@ -144,7 +144,7 @@ class _PickleMachine:
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo: list[Any] = []
-        self.looked_at = 0  # so much of the memo has been looked at for large values
+        self.looked_at = 0  # this much of the memo has been searched for large values
         self.top: dict | None = None
         self.ready: list[tuple[Any, Any]] = []
 
@@ -188,15 +188,15 @@ class _PickleMachine:
     def _push_literal(self, value: Any) -> None:
         if type(value) is int and not -(2**63) <= value < 2**64:
             raise RefusedError("a number of more than 64 bits")
-        # Python has the small numbers once.
+        # Python caches small numbers.
         small = type(value) is int and -5 <= value <= 256
         self.room.take(PLACE_BYTES if small else PLACE_BYTES + sys.getsizeof(value))
         self.stack.append(value)
 
-    # Handing out
+    # Yielding clips
 
     def _take_finished_clips(self) -> None:
-        """Move a clip out of the pending items of the outermost dict as soon as the next key is there.
+        """Move a clip out of the pending items of the outermost dict as soon as the next key has been read.
 
         Pickles write a thousand items before the instruction that stores them. Waiting for it would keep a thousand
         clips in memory.
@@ -324,7 +324,7 @@ class _PickleMachine:
 
     def _remember(self, index: int) -> None:
         if index < 0:
-            raise RefusedError("a negative place in the memo")
+            raise RefusedError("a negative index in the memo")
         missing = index + 1 - len(self.memo)
         if missing > 0:
             self.room.take(PLACE_BYTES * missing)
@@ -336,7 +336,7 @@ class _PickleMachine:
     def _recall(self, index: int) -> None:
         value = self.memo[index] if index >= 0 else _Unset
         if value is _Unset:
-            raise LookupError(f"nothing at place {index} of the memo")
+            raise LookupError(f"nothing at index {index} of the memo")
         if value is _Evicted:
             raise _EvictedError
         self.room.take(PLACE_BYTES)
@@ -359,13 +359,13 @@ class _PickleMachine:
             return self._push_container(self._storage_from_bytes(*arguments))
         if type(arguments) is not tuple or not callable(function) or function not in FUNCTIONS:
             raise RefusedError(f"a call of a {type(function).__name__}")
-        # Of text, a call may make as many bytes; of anything else it makes less.
+        # A call may turn text into as many bytes; its result is smaller for anything else.
         self.room.take(sum(len(part) for part in arguments if type(part) is str))
         made = function(*arguments)
         return self._push_dict(made) if type(made) is dict else self._push_container(made)
 
     def _storage_from_bytes(self, data: Any) -> Storage:
-        """Return the storage inside a pickled tensor, which is a file of torch.save of its own."""
+        """Return the storage inside a pickled tensor, which is itself a file of torch.save."""
         if not isinstance(data, (bytes, bytearray)) or self.storages is not None:
             raise RefusedError("a torch storage inside something other than a tensor")
         storage = _torch_content(bytes(data), self.room, _PickleMachine.value)
@@ -428,7 +428,7 @@ def _torch_zip(data: Any, room: _Room) -> _PickleMachine:
         members = {member.filename: member for member in archive.infolist()}
 
     def place(name: str) -> tuple[int, int]:
-        """Where the bytes of a member begin, and how many they are."""
+        """Where the bytes of a member begin, and how many there are."""
         member = members[name]
         if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
             raise RefusedError(f"the compressed record {name[:80]!r}, which torch.save does not write")
@@ -473,7 +473,7 @@ def _torch_legacy(data: Any, room: _Room, read: Callable[[_PickleMachine], Any])
         return found
 
     content = read(_PickleMachine(file, room, evict=False, storages=storage))
-    # Tensors are computed when they are asked for, which is after this.
+    # Tensors are computed on demand, which is after this.
     for key in [argument for _, argument, _ in pickletools.genops(file) if type(argument) is str]:
         if struct.unpack("<q", file.read(8)) != (storages[key].count,):
             raise RefusedError("a torch storage whose size is damaged")
@@ -491,13 +491,13 @@ def read_pickled_arrays(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     """Yield (clip id, array) from a pickled dict, clip by clip, in the order of the file.
 
     Values may be numpy arrays (pickled by numpy 1 or 2), torch tensors, or nested lists of numbers. Files written with
-    `torch.save` are read in the same way; of their tensors only the asked-for parts of the file are looked at.
+    `torch.save` are read in the same way; only the needed parts of the file are read for their tensors.
 
     Args:
         path (`Path`): The pickle.
 
     Raises:
-        ValueError: If the file holds anything else, is truncated, or unfolds to far more than its size. The message
+        ValueError: If the file holds anything else, is truncated, or expands to far more than its size. The message
             names the file and what was found. Nothing that the file names has been imported or called.
     """
     size = path.stat().st_size
@@ -508,12 +508,12 @@ def read_pickled_arrays(path: Path) -> Iterator[tuple[str, np.ndarray]]:
         if len(clip_id) > LONGEST_ID or not clip_id.isprintable():
             raise ValueError(f"{path}: a clip id is {clip_id[:40]!r} ...; give clips short, printable names")
         if clip_id in done:
-            raise ValueError(f"{path}: clip id {clip_id} twice; write the file again with one entry a clip")
+            raise ValueError(f"{path}: clip id {clip_id} appears twice; write the file again with one entry per clip")
         done.add(clip_id)
         value = finished(value)
         budget -= 4 * _count_numbers(value, clip_id, path)
         if budget < 0:
-            raise ValueError(f"{path}: unfolds to more than {UNFOLD_LIMIT} times its size; refused as a pickle bomb")
+            raise ValueError(f"{path}: expands to more than {UNFOLD_LIMIT} times its size; refused as a pickle bomb")
         yield clip_id, _to_array(value, clip_id, path)
 
 
@@ -529,7 +529,7 @@ def _guarded_entries(path: Path, size: int) -> Iterator[tuple[Any, Any]]:
         *(ValueError, EOFError, LookupError, TypeError, AttributeError, OverflowError, OSError, struct.error),
         *(zipfile.BadZipFile, NotImplementedError, RuntimeError),
     ) as error:
-        raise ValueError(f"{path}: truncated or not a pickle ({first_line(error)}); fetch the file again") from None
+        raise ValueError(f"{path}: truncated or not a pickle ({first_line(error)}); download the file again") from None
 
 
 def _raw_entries(path: Path, size: int) -> Iterator[tuple[Any, Any]]:
@@ -546,14 +546,14 @@ def _raw_entries(path: Path, size: int) -> Iterator[tuple[Any, Any]]:
                 yielded += 1
                 yield entry
         except _EvictedError:
-            # Two clips share an array. Start again with a memo that keeps everything.
+            # Two clips share an array. Restart with a memo that keeps everything.
             file.seek(0)
             entries = _PickleMachine(_BoundedReader(file, size), _Room(size), evict=False).entries()
             yield from itertools.islice(entries, yielded, None)
 
 
 def _count_numbers(value: Any, clip_id: str, path: Path) -> int:
-    """Count the numbers and rows of `value`; a row that occurs often is looked at once."""
+    """Count the numbers and rows of `value`; a repeated row is checked once."""
     if isinstance(value, np.ndarray):
         return value.size
     if not isinstance(value, (list, tuple)):
@@ -577,7 +577,7 @@ def _to_array(value: Any, clip_id: str, path: Path) -> np.ndarray:
         return value
     rows = [_plain_row(row) for row in value]
     if any(row is None for row in rows) or len({len(row) for row in rows}) > 1:
-        raise ValueError(f"{path}: clip {clip_id} holds rows that are not of one length or not of numbers")
+        raise ValueError(f"{path}: clip {clip_id} holds rows of different lengths, or that are not numbers")
     try:
         with np.errstate(over="raise"):
             return np.array(rows, dtype=np.float32).reshape(len(rows), -1) if rows else np.empty((0, 0), np.float32)

@@ -1,4 +1,4 @@
-"""The JSON files of results that runs leave, and one table from several runs: mean, deviation, paired differences."""
+"""The JSON result files of runs, and one table from several runs: mean, deviation, paired differences."""
 
 import csv
 import json
@@ -13,7 +13,7 @@ from ..files_amess import write_json, write_text, written_aside
 
 
 _SEED_FOLDER = "seed-{seed}"
-# As the Trainer's `save_metrics` names them.
+# Named as by the Trainer's `save_metrics`.
 ALL_RESULTS_NAME = "all_results.json"
 SPLIT_RESULTS_NAME = "{split}_results.json"
 
@@ -28,7 +28,7 @@ def load_seed_results(output_dir: str | os.PathLike, seeds: Sequence[int] | None
 
     Args:
         output_dir (`str`): The folder with the seeds' folders; it may be missing.
-        seeds (`Sequence[int]`, *optional*): The seeds to read; by default all that are there.
+        seeds (`Sequence[int]`, *optional*): The seeds to read; by default all that exist.
 
     Returns:
         `dict[int, dict]`: seed -> the file's metrics, in order of the seeds; empty if there is nothing yet.
@@ -83,7 +83,7 @@ def aggregate_runs(runs: Mapping[Hashable, Mapping]) -> dict[str, dict]:
     """Summarize each metric over runs.
 
     Args:
-        runs (`dict`): Seed -> metrics. What is not a number, or missing from a seed, is left out.
+        runs (`dict`): Seed -> metrics. Values that are not numbers, or missing from a seed, are left out.
 
     Returns:
         `dict[str, dict]`: metric -> `mean`, `deviation` (of the sample, `None` for a single run), `min`, `max`, `runs`
@@ -122,15 +122,15 @@ def paired_difference(
     confidence: float = 0.95,
     num_resamples: int = 10_000,
 ) -> dict:
-    """Measure how much better the first of two runs is than the second, pair by pair: the same seed, or the same clip.
+    """Measure how much better the first of two runs is than the second, paired by seed or by clip.
 
     The interval is the percentile bootstrap over pairs, drawn with a fixed seed. Over three to five seeds it says little
-    more than the smallest and the largest difference; over the clips of a split (see [`correct_clips`]) it says how far
-    the difference depends on which clips the split happens to have.
+    more than the smallest and the largest difference; over the clips of a split (see [`correct_clips`]) it says how
+    much the difference depends on which clips the split happens to have.
 
     Args:
         first (`dict`): Key -> value, e.g. seed -> accuracy.
-        second (`dict`): Likewise; keys that only one of them has are left out.
+        second (`dict`): The same for the second run; keys that only one of them has are left out.
         confidence (`float`, *optional*, defaults to 0.95): Share of resamples inside the interval.
         num_resamples (`int`, *optional*, defaults to 10000): Resamples of the bootstrap.
 
@@ -200,11 +200,11 @@ def format_spread(summary: Mapping, scale: float = 100, digits: int = 1) -> str:
 def write_aggregate(aggregate: Mapping[str, Mapping], output_dir: str | os.PathLike) -> str:
     """Write the summaries of [`aggregate_runs`] as `aggregate.csv` (full precision) and `aggregate.md`.
 
-    In the Markdown a metric that is between 0 and 1 in every run is given in percent, any other as it is.
+    In the Markdown, a metric that is between 0 and 1 in every run is given in percent, any other unchanged.
 
     Args:
         aggregate (`dict[str, dict]`): Metric -> summary.
-        output_dir (`str`): The folder; it is made if it is missing.
+        output_dir (`str`): The folder; created if it does not exist.
 
     Returns:
         `str`: The Markdown.

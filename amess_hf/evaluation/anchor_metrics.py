@@ -1,4 +1,4 @@
-"""How often anchors lie on the evidence, for clips of which it is known where that is: simulated ones, say."""
+"""How often anchors lie on the evidence, for clips where its place is known, such as simulated ones."""
 
 import csv
 import os

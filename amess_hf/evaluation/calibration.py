@@ -1,4 +1,4 @@
-"""Calibration: whether a probability of 0.8 means right eight times in ten, and the temperature that brings it closer."""
+"""Calibration: whether a probability of 0.8 means correct eight times in ten, and the temperature that brings it closer."""
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -10,15 +10,16 @@ NUM_BINS = 15
 def confidence_and_correct(
     logits: ArrayLike, labels: ArrayLike, temperature: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Compute how confident a model is in each answer, and whether the answer is right.
+    """Compute how confident a model is in each answer, and whether the answer is correct.
 
     Args:
         logits (`np.ndarray` of shape `(clips, num_labels)`): Scores.
         labels (`np.ndarray` of shape `(clips,)`): Label ids, all of them in scope.
-        temperature (`float`, *optional*, defaults to 1.0): What the logits are divided by.
+        temperature (`float`, *optional*, defaults to 1.0): Divisor of the logits.
 
     Returns:
-        `tuple` of two `np.ndarray` of shape `(clips,)`: the highest probability, and `bool`, whether that label is right.
+        `tuple` of two `np.ndarray` of shape `(clips,)`: the highest probability, and `bool`, whether that label is
+        correct.
     """
     from scipy.special import softmax
 
@@ -31,7 +32,7 @@ def expected_calibration_error(confidence: ArrayLike, correct: ArrayLike, num_bi
 
     Args:
         confidence (`np.ndarray` of shape `(clips,)`): Probability of each answer.
-        correct (`np.ndarray` of shape `(clips,)`): Whether each answer is right.
+        correct (`np.ndarray` of shape `(clips,)`): Whether each answer is correct.
         num_bins (`int`, *optional*, defaults to 15): Number of bins of equal width over (0, 1].
 
     Returns:
@@ -43,12 +44,12 @@ def expected_calibration_error(confidence: ArrayLike, correct: ArrayLike, num_bi
 
 
 def negative_log_likelihood(logits: ArrayLike, labels: ArrayLike, temperature: float = 1.0) -> float:
-    """Average minus the log-probability of the right label over clips.
+    """Compute the mean negative log-probability of the correct label.
 
     Args:
         logits (`np.ndarray` of shape `(clips, num_labels)`): Scores.
         labels (`np.ndarray` of shape `(clips,)`): Label ids, all of them in scope.
-        temperature (`float`, *optional*, defaults to 1.0): What the logits are divided by.
+        temperature (`float`, *optional*, defaults to 1.0): Divisor of the logits.
 
     Returns:
         `float`: The mean, in nats.
@@ -81,7 +82,7 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
         raise ValueError("a temperature is fitted on in-scope clips, at least one; leave out clips with label -1")
     if not np.isfinite(logits).all():
         raise ValueError("the logits hold NaN or infinite values; check the model before calibrating it")
-    # The loss is convex in the inverse temperature, hence has one minimum in its logarithm.
+    # The loss is convex in the inverse temperature, so it has a single minimum in its logarithm.
     best = minimize_scalar(
         lambda log_temperature: negative_log_likelihood(logits, labels, np.exp(log_temperature)),
         bounds=(np.log(0.01), np.log(100)),

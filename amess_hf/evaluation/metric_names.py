@@ -1,4 +1,4 @@
-"""How metrics and modalities are named and written where people read them."""
+"""How metrics and modalities are named and formatted for readers."""
 
 import re
 from collections.abc import Sequence
@@ -32,13 +32,13 @@ def modality_label(modalities: Sequence[str]) -> str:
 
 
 def percent(share: float) -> str:
-    """Write a share in percent with two digits."""
+    """Format a share in percent with two digits."""
     return f"{100 * share:.2f}"
 
 
 def escape_markdown(text: str) -> str:
-    """Write a text, which may be a user's, so that Markdown shows it as it stands, on one line."""
+    """Escape a text, which may be a user's, so that Markdown shows it literally, on one line."""
     text = re.sub(r"([\\`*\[\]|~$])", r"\\\1", " ".join(text.split()).replace("&", "&amp;"))
-    # An underscore inside a word, as in the name of a clip, is no emphasis.
+    # An underscore inside a word, as in the name of a clip, is not emphasis.
     text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)
     return text.replace("<", "&lt;").replace(">", "&gt;")

@@ -1,4 +1,4 @@
-"""The model card: README.md of a saved model, with metrics that come from the run that made it."""
+"""The model card: README.md of a saved model, with metrics from the run that trained it."""
 
 import json
 import os
@@ -29,18 +29,18 @@ _TEMPLATE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "model_card
 _TASK = {"task_type": "video-classification", "task_name": "Multimodal Intent Recognition"}
 _SPLITS = {"eval": "validation", "test": "test"}
 _SENTENCES_SHOWN = 3
-# What a card calls a model that is on no Hub: the folder in which the card lies.
+# What a card calls a model that is not on a Hub: the folder that contains the card.
 _THIS_FOLDER = "."
 _IN_THIS_FOLDER = "Run it in the folder that this file is in.\n"
-# A modality that leaves less than this of the accuracy with all of them to the others carries most of the evidence.
+# A modality carries most of the evidence if the others reach less than this share of the accuracy with all.
 _MOST_OF_THE_EVIDENCE = 0.03
 _LIBRARIES = ("transformers", "torch", "datasets", "tokenizers")
-# Training argument -> what the card calls it, in the card's order.
+# Training argument -> its name on the card, in the card's order.
 _HYPERPARAMETERS = {
     "num_train_epochs": "epochs",
     "max_steps": "steps",
-    "per_device_train_batch_size": "batch size a device",
-    "gradient_accumulation_steps": "batches a step",
+    "per_device_train_batch_size": "batch size per device",
+    "gradient_accumulation_steps": "batches per step",
     "learning_rate": "learning rate of the text encoder's last layer",
     "head_learning_rate": "learning rate of everything else",
     "layer_decay": "learning rate of a layer relative to the one above",
@@ -57,7 +57,7 @@ _HYPERPARAMETERS = {
 _MODEL_FIELDS = {
     "fusion_type": "fusion",
     "hidden_size": "width of the fusion",
-    "num_anchors": "anchors of a modality",
+    "num_anchors": "anchors per modality",
     "audio_encoder": "sound encoder",
     "video_encoder": "picture encoder",
 }
@@ -123,7 +123,7 @@ def create_model_card(
     language: str | Sequence[str] | None = None,
     training_arguments: Mapping[str, Any] | None = None,
 ) -> ModelCard:
-    """Make the model card of a trained model.
+    """Create the model card of a trained model.
 
     Args:
         model ([`AMESSForIntentClassification`]): The model; its configuration has the intents and their descriptions.
@@ -140,7 +140,7 @@ def create_model_card(
             What `amess_hf.evaluation.report` returned, for the modality table and the detection table.
         license (`str`, *optional*):
             The model's license, as the Hub names it, e.g. `"apache-2.0"`; by default the one of the annotations, where
-            they demand that what is made from them keeps it (`cc-by-nc-sa-4.0` of MIntRec2.0).
+            they are share-alike (`cc-by-nc-sa-4.0` of MIntRec2.0).
         language (`str` or `list[str]`, *optional*):
             Languages that are spoken in the clips, as the Hub names them; by default English for MIntRec and MIntRec2.0.
         training_arguments (`dict`, *optional*): As in `training_args.json`, for the table of hyperparameters.
@@ -198,9 +198,9 @@ def create_model_card(
 
 
 def name_repository(path: str | os.PathLike, repo_id: str) -> None:
-    """Let a card that [`create_model_card`] made name a repository in its snippets, title and metadata.
+    """Put a repository's name into the snippets, title and metadata of a card that [`create_model_card`] made.
 
-    Whatever else the card says stays as it is; a card without such snippets is not touched.
+    The rest of the card is unchanged; a card without such snippets is left alone.
 
     Args:
         path (`str` or `os.PathLike`): The card, e.g. `README.md` of a run's output folder.
@@ -233,14 +233,14 @@ def _title(model_id: str | None):
 
 
 def _hub_name(name_or_path: str | None):
-    """Return the name if it can be that of a Hub model; a path on one machine means nothing to a reader of the card."""
+    """Return the name if it can be that of a Hub model; a local path means nothing to a reader of the card."""
     if name_or_path and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name_or_path) and not os.path.exists(name_or_path):
         return name_or_path
     return None
 
 
 def _encoders(config: Any):
-    """Return the Hub models of text, sound and picture that the model was made from, `None` where there is none."""
+    """Return the Hub models of text, sound and picture that the model was built from, `None` where there is none."""
     names = [config.audio_encoder, config.video_encoder]
     # Front ends that are part of this package have no organisation in their names.
     return [
@@ -250,7 +250,7 @@ def _encoders(config: Any):
 
 
 def _inputs(config: Any, modalities: Sequence[str]):
-    """Return the further inputs of the snippet: what follows `"text": ...` in the dictionary, and a remark."""
+    """Return the further inputs of the snippet: what follows `"text": ...` in the dictionary, and a note."""
     decoded = [name for name in FEATURE_MODALITIES if name in modalities and getattr(config, f"{name}_encoder")]
     if decoded:
         return '"clip": "clip.mp4"' if "video" in decoded else '"audio": "clip.wav"'
@@ -288,7 +288,7 @@ def _versions():
 
 
 def _evidence(report: Mapping[str, Any]):
-    """Say, from the accuracies with some modalities masked, where the evidence is; `None` without several modalities."""
+    """Describe, from the accuracies with some modalities masked, where the evidence is; `None` for a single modality."""
     accuracy = {tuple(row["modalities"]): row["accuracy"] for row in report.get("modalities", ())}
     alone = {names[0]: share for names, share in accuracy.items() if len(names) == 1}
     if len(alone) < 2:
@@ -296,7 +296,7 @@ def _evidence(report: Mapping[str, Any]):
     complete = max(accuracy, key=len)
     figures = [f"{percent(share)} % from {MODALITY_NAMES[name]} alone" for name, share in alone.items()]
     said = (
-        f"Of the {report['split']} clips {percent(accuracy[complete])} % are answered right from all modalities, "
+        f"Of the {report['split']} clips {percent(accuracy[complete])} % are answered correctly from all modalities, "
         f"{_join(figures)}."
     )
     best = max(alone, key=lambda name: alone[name])

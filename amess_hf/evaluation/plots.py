@@ -1,8 +1,8 @@
 """The plots of reports and experiments, in one style: `plot_*` draws a `Figure`, `save_figure` writes it.
 
-The same input gives the same bytes. Colours are those of Okabe and Ito (jfly.uni-koeln.de/color), which people with any
-colour vision tell apart; nothing is said by colour alone. Sizes are in inches at 100 dots to an inch, so that no text is
-below 11 pixels at 1x.
+The same input gives the same bytes. Colours are those of Okabe and Ito (jfly.uni-koeln.de/color), which people with
+any colour vision can tell apart; colour is never the only cue. Sizes are in inches at 100 dots to an inch, so that no
+text is below 11 pixels at 1x.
 """
 
 import math
@@ -38,7 +38,7 @@ _STYLE = {
     "figure.dpi": 100,
     "savefig.dpi": 100,
     "figure.facecolor": "white",
-    "font.family": "DejaVu Sans",  # comes with matplotlib: the same letters everywhere
+    "font.family": "DejaVu Sans",  # ships with matplotlib: the same font everywhere
     "font.size": 10,
     "axes.titlesize": 12,
     "axes.titleweight": "bold",
@@ -63,18 +63,18 @@ _STYLE = {
     "lines.linewidth": 2,
     "hatch.linewidth": 0.8,
     "svg.hashsalt": "amess",
-    "text.parse_math": False,  # a dollar sign in an intent's name or in an utterance is no formula
+    "text.parse_math": False,  # a dollar sign in an intent's name or in an utterance does not start a formula
 }
 
 
 def _style():
-    """Give the common style to whatever is drawn inside, even if the user has set another one."""
+    """Context in which plots have the common style, even if the user has set another one."""
     return matplotlib.rc_context({**matplotlib.rcParamsDefault, **_STYLE, "backend": "agg"})
 
 
 @contextmanager
 def styled_figure(width: float, height: float, title: str | None = None) -> Iterator[Figure]:
-    """Yield a figure of this size in inches; what is drawn on it inside the block has the common style."""
+    """Yield a figure of this size in inches; everything drawn on it inside the block has the common style."""
     with _style():
         figure = Figure(figsize=(width, height), layout="constrained")
         figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
@@ -85,16 +85,16 @@ def styled_figure(width: float, height: float, title: str | None = None) -> Iter
 
 
 def save_figure(figure: Figure, path: str | os.PathLike) -> None:
-    """Write a PNG without a date or a version in it."""
+    """Write a PNG without date or version metadata."""
     with _style():
         figure.savefig(path, format="png", dpi=100, metadata={"Software": None})
 
 
 def plot_name(name: str) -> str:
-    """Return a name, which may be a user's, as plots write it: on one line, cut where it is long."""
+    """Return a name, which may be a user's, as plots show it: on one line, shortened if it is long."""
     name = " ".join(name.split())
     name = name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
-    return f" {name}" if name.startswith("_") else name  # Matplotlib leaves names like `_name` out of legends.
+    return f" {name}" if name.startswith("_") else name  # Matplotlib omits names like `_name` from legends.
 
 
 def plot_intent_f1(per_class: Mapping[str, Mapping]) -> Figure:
@@ -126,10 +126,10 @@ def plot_intent_f1(per_class: Mapping[str, Mapping]) -> Figure:
 
 
 def confusion_order(matrix: np.ndarray) -> list[int]:
-    """Find an order in which intents that are confused with one another are neighbours.
+    """Order intents so that those that are confused with one another are neighbours.
 
-    The leaves of an average-linkage tree over how often two intents are confused, turned so that neighbours are as alike
-    as the tree allows.
+    The leaves of an average-linkage tree over how often two intents are confused, rotated so that neighbours are as
+    similar as the tree allows.
 
     Args:
         matrix (`np.ndarray` of shape `(intents, intents)`): Numbers of clips, true intents in rows.
@@ -154,7 +154,7 @@ def plot_confusion(matrix: np.ndarray, names: Sequence[str]) -> Figure:
 
     Args:
         matrix (`np.ndarray` of shape `(intents, intents)`):
-            Numbers of clips, true intents in rows; drawn in the order given (see [`confusion_order`]).
+            Numbers of clips, true intents in rows; drawn in the given order (see [`confusion_order`]).
         names (`list[str]`): The intents.
 
     Returns:
@@ -342,21 +342,21 @@ def plot_roc(scores_by_method: Mapping[str, ArrayLike], in_scope: ArrayLike) -> 
 
 
 def embed_in_plane(points: ArrayLike) -> np.ndarray:
-    """Lay vectors out in a plane by t-SNE, the same for the same input.
+    """Project vectors to a plane with t-SNE, deterministically.
 
     Args:
         points (`np.ndarray` of shape `(number, width)`): At least 4 vectors.
 
     Returns:
-        `np.ndarray` of shape `(number, 2)`: Their places.
+        `np.ndarray` of shape `(number, 2)`: Their positions.
     """
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 
     points = np.asarray(points, dtype=np.float64)
     if not np.ptp(points, axis=0).any():
-        return np.zeros((len(points), 2))  # All in one place: there is no direction to lay out.
-    # One thread: the sum over points is a reduction whose order, and so last digit, depends on the threads.
+        return np.zeros((len(points), 2))  # All points are equal: there is nothing to lay out.
+    # One thread: the order, and so the last digit, of the sum over points depends on the threads.
     with threadpool_limits(1):
         perplexity = min(30.0, (len(points) - 1) / 3)
         return TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(points)
@@ -414,7 +414,7 @@ def _intent_style(number: int):
 
 
 def _label_points(axes: Axes, points: np.ndarray, names: Sequence[str], avoid: np.ndarray):
-    """Write each name near its point where it covers no other name or mark, with a line to the point."""
+    """Place each name near its point where it covers no other name or mark, with a line to the point."""
     renderer = axes.figure.canvas.get_renderer()
     pixels, small = axes.transData.transform(points), axes.transData.transform(avoid)
     taken = np.concatenate(
@@ -461,7 +461,7 @@ def plot_anchors(
 ) -> Figure:
     """Draw a clip's words, sound and picture on one time axis, with the anchors marked in each.
 
-    The words carry no times: they are spread over the clip in proportion to their letters.
+    The words have no times: they are spread over the clip in proportion to their letters.
 
     Args:
         title (`str`): E.g. the clip's id and intents.
@@ -476,7 +476,7 @@ def plot_anchors(
         `Figure`: The plot.
     """
     length, unit = (duration, "time (s)") if duration else (100.0, "position in the clip (%)")
-    # about 110 letters fit in a line; see `_draw_words`
+    # about 110 letters fit on a line; see `_draw_words`
     word_height = max(0.9, 0.25 * (2 + sum(len(word) + 2 for word, _ in words) / 110))
     with styled_figure(9, 1.0 + word_height + 1.1 * len(tracks), title) as figure:
         heights = [word_height] + [1.1] * len(tracks)
@@ -528,7 +528,7 @@ def _draw_words(axes: Axes, words: Sequence[tuple[str, float | None]], length: f
         text = axes.text(0, 0, word, fontsize=9, va="center", fontweight="bold" if score is not None else "normal")
         width = text.get_window_extent(renderer).width
         left = min(left, axes.get_window_extent().x1 - width)  # the last word stays inside
-        # a word may move a little to the right before a new line is begun for it
+        # a word may move a little to the right before it goes on a new line
         line = next((number for number, end in enumerate(line_ends) if end <= left + 25), len(line_ends))
         left = max([left, *line_ends[line : line + 1]])
         line_ends[line : line + 1] = [left + width + 7]
@@ -565,7 +565,7 @@ def plot_ablation(rows: Sequence[Mapping], full: str, metric_name: str) -> Figur
             axes.plot([100 * row["summary"]["mean"]], [place], "|", color=colour, markersize=18, markeredgewidth=3)
         axes.set_yticks(range(len(rows)), [row["variant"] for row in rows])
         axes.set(xlim=(min(points) - margin, max(points) + margin), ylim=(-0.6, len(rows) - 0.4))
-        axes.set(xlabel=f"{metric_name} (%): one point a seed, a bar at their mean")
+        axes.set(xlabel=f"{metric_name} (%): one point per seed, a bar at their mean")
         axes.grid(axis="x")
         axes.legend(loc="lower right")
     return figure

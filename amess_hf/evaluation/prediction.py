@@ -136,7 +136,7 @@ def predict_clips(
     """Run a model over a split, in evaluation mode and without gradients.
 
     Args:
-        model ([`AMESSForIntentClassification`]): It stays on its device and is returned to the mode that it was in.
+        model ([`AMESSForIntentClassification`]): It stays on its device and returns to its previous mode.
         dataset (`datasets.Dataset`): Rows as `load_mintrec` gives them (`id`, `text`, `label`, and features).
         data_collator (`Callable`): From a list of rows to a batch, e.g. [`AMESSDataCollator`].
         batch_size (`int`, *optional*, defaults to 32): Clips at a time.
@@ -157,7 +157,7 @@ def predict_clips(
     outputs = {name: [] for name in CLIP_OUTPUTS}
     try:
         for batch in logging.tqdm(loader, desc=description, unit="batch", leave=False):
-            # Without labels: no loss is needed, and -1 is not one of the labels.
+            # Without labels: no loss is needed, and -1 is not a label id.
             batch = {name: value.to(model.device) for name, value in batch.items() if name != "labels"}
             for modality in set(MODALITIES) - set(keep_modalities):
                 if _MASKS[modality] in batch:
@@ -183,7 +183,7 @@ def modality_table(
     """Measure what each modality adds, by masking the others.
 
     The in-scope metrics with each non-empty set of the model's modalities kept. A clip that has none of the kept
-    modalities is answered from nothing, as in use.
+    modalities is answered without input, as in use.
 
     Args:
         model ([`AMESSForIntentClassification`]): The model.
@@ -252,7 +252,7 @@ def write_predictions(
         scores (`list[float]`): Probability of each prediction.
     """
     with written_aside(path) as partial, open(partial, "w", encoding="utf-8", newline="") as file:
-        # Like MIntRec's own tables: nothing is quoted, a quotation mark is a character, white space becomes one blank.
+        # Like MIntRec's own tables: nothing is quoted, quotation marks are literal, white space becomes one space.
         writer = csv.writer(file, delimiter="\t", quoting=csv.QUOTE_NONE, quotechar=None, lineterminator="\n")
         writer.writerow(["id", "label", "prediction", "score"])
         for *names, score in zip(ids, labels, predictions, scores, strict=True):

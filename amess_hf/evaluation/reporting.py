@@ -91,10 +91,10 @@ def report(
         output_dir (`str`): The folder; it is made if it is missing.
         name (`str`, *optional*, defaults to `"dev"`): What the report calls the split.
         detectors (`Sequence[OutOfScopeDetector]`, *optional*):
-            Fitted detectors to compare, the one in use first. The scores that need no fitting are compared in any case.
+            Fitted detectors to compare, the one in use first. The scores that need no fitting are always compared.
         outputs ([`ClipOutputs`], *optional*):
             The model's outputs for `dataset`, if they are already available; only inputs with masked modalities are then
-            predicted. A detector whose threshold was set on these outputs keeps exactly the clips that it should.
+            predicted. A detector whose threshold was set on these outputs then keeps exactly the intended clips.
         calibration_outputs ([`ClipOutputs`], *optional*):
             Outputs to fit a temperature on, usually those of the dev split. Without them there is no temperature.
         batch_size (`int`, *optional*, defaults to 32): Clips at a time.
@@ -103,7 +103,7 @@ def report(
             ignored for models without anchors.
 
     Returns:
-        `dict`: what is in `metrics.json`: `clips`, `classification` (with `per_class`), `modalities`, `calibration`, if
+        `dict`: the content of `metrics.json`: `clips`, `classification` (with `per_class`), `modalities`, `calibration`, if
         there are out-of-scope clips `oos_detection` (method -> metrics), with a threshold `open_classification`, and with
         `evidence_spans` `anchors` (see [`compute_anchor_metrics`]).
 
@@ -153,7 +153,7 @@ def report(
 
 
 class _ReportWriter:
-    """Collect Markdown; plots are written as they come."""
+    """Collect Markdown; plots are written immediately."""
 
     def __init__(self, output_dir: str | os.PathLike):
         self.output_dir = output_dir
@@ -214,7 +214,7 @@ def _write_classification(
     seen_names = [names[number] for number in np.union1d(known.labels, known.predictions)]
     order = plots.confusion_order(matrix)
     writer.heading("Confusion")
-    writer.text("Intents that are taken for one another are neighbours.")
+    writer.text("Intents that are confused with one another are neighbours.")
     writer.plot(
         plots.plot_confusion(matrix[np.ix_(order, order)], [seen_names[number] for number in order]),
         "confusion.png",
@@ -341,7 +341,7 @@ def _write_mistakes(writer: _ReportWriter, known: ClipOutputs, names: list[str],
     wrong = [number for number in np.argsort(-confidence, kind="stable") if not correct[number]]
     writer.heading("The most confident mistakes")
     if not wrong:
-        writer.text("There are none: every answer is right.")
+        writer.text("There are none: every answer is correct.")
         return
     rows = []
     for number in wrong[:_MISTAKES_SHOWN]:
@@ -376,9 +376,9 @@ def _write_anchors(
     right, wrong = [n for n in order if correct[n]], [n for n in order if not correct[n]]
     writer.heading("Anchors")
     writer.text(
-        "The words, sounds and frames that the model chose as anchors, for the surest right answer, the least sure right "
-        "answer, and the surest mistake. Anchors on special tokens and earlier turns are not shown. Words have no times; "
-        "they are spread over the clip by their letters."
+        "The words, sounds and frames that the model chose as anchors, for the most confident correct answer, the least "
+        "confident correct answer, and the most confident mistake. Anchors on special tokens and earlier turns are not "
+        "shown. Words have no times; they are spread over the clip by their letters."
     )
     for kind, numbers in (
         ("surest_right", right[:1]),
@@ -420,7 +420,7 @@ def _write_evidence(
 
 
 class _ClipAnchors:
-    """The anchors of single clips as people read them: words, and places in the sound and the video."""
+    """The anchors of single clips in readable form: words, and places in the sound and the video."""
 
     def __init__(self, outputs: ClipOutputs, dataset: Any, processor: Any):
         self.outputs, self.dataset, self.processor = outputs, dataset, processor
@@ -445,7 +445,7 @@ class _ClipAnchors:
         return [(word["word"], word["score"]) for word in words]
 
     def tracks(self, number: int):
-        """Sound and video as `plots.anchor_figure` takes them, anchors in seconds or in percent of the clip."""
+        """Sound and video for `plots.plot_anchors`, anchors in seconds or in percent of the clip."""
         row, length = self.dataset[int(number)], self.duration(number) or 100.0
         tracks = []
         for modality in FEATURE_MODALITIES:

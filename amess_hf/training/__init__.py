@@ -1,4 +1,4 @@
-"""Training A-MESS: arguments, Trainer, parameter groups, averaged weights and the refreshing of descriptions."""
+"""Training A-MESS: arguments, Trainer, parameter groups, averaged weights and the sampling of descriptions."""
 
 from .adapters import add_lora, merge_lora
 from .arguments import AMESSTrainingArguments

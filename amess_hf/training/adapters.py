@@ -13,7 +13,7 @@ def add_lora(
     dropout: float = 0.1,
     base_model_name_or_path: str | os.PathLike | None = None,
 ) -> AMESSForIntentClassification:
-    """Put a LoRA adapter into a model's text encoder, in place: its own weights are frozen, all else is trained in full.
+    """Add a LoRA adapter to a model's text encoder, in place, and freeze the encoder's own weights.
 
     The model saves and loads as before, with its label embeddings; `model.save_pretrained(folder, merge_adapter=True)`
     saves one that needs no peft.
@@ -25,7 +25,7 @@ def add_lora(
             Names of the layers that are adapted; all linear layers if not given.
         dropout (`float`, *optional*, defaults to 0.1): Dropout before the adapter.
         base_model_name_or_path (`str` or `os.PathLike`, *optional*):
-            Where the text encoder was loaded from. If given, checkpoints leave its frozen weights out, and loading takes
+            Where the text encoder was loaded from. If given, checkpoints omit its frozen weights, and loading takes
             them from there.
 
     Returns:
@@ -33,7 +33,7 @@ def add_lora(
 
     Raises:
         ImportError: If peft is not installed.
-        ValueError: If the model has an adapter already, or an argument does not fit its encoder.
+        ValueError: If the model already has an adapter, or an argument does not fit its encoder.
 
     Example:
         ```python
@@ -42,7 +42,7 @@ def add_lora(
         ```
     """
     if model.config.text_adapter is not None:
-        raise ValueError("the model has an adapter already; merge it first: `merge_lora(model)`")
+        raise ValueError("the model already has an adapter; merge it first: `merge_lora(model)`")
     if rank < 1:
         raise ValueError(f"`rank` is {rank}; it must be at least 1")
     encoder = model.amess.text_encoder
@@ -63,7 +63,7 @@ def add_lora(
 
 
 def merge_lora(model: AMESSForIntentClassification) -> AMESSForIntentClassification:
-    """Add a model's adapter to the weights that it adapts, in place; the model is then one without.
+    """Merge a model's adapter into the weights, in place; the model then has no adapter.
 
     Args:
         model ([`AMESSForIntentClassification`]): The model.

@@ -14,18 +14,19 @@ from ..configuration_amess import AMESSConfig
 
 logger = logging.get_logger(__name__)
 
-# The recipe's passes over the clips of a data set of usual size, and the clips that training sees at least, however few
-# there are: 300 steps of 16. From 800 clips on the first decides.
+# The recipe's epochs for a data set of usual size, and the minimum number of clips that training sees: 300 steps of
+# 16. From 800 clips on the former decides.
 USUAL_EPOCHS = 6.0
 CLIPS_SEEN_AT_LEAST = 4800
-# Of a few clips, at most: that is the steps where an epoch is one.
+# Maximum for a few clips: the number of steps where an epoch is a single step.
 EPOCHS_AT_MOST = 300
-# Evaluations (and checkpoints) while training on few clips: a quick epoch each would mostly evaluate and save.
+# Evaluations (and checkpoints) while training on few clips: one after every short epoch would mostly evaluate and
+# save.
 EVALUATIONS_AT_MOST = 30
 
 
 def default_epochs(num_clips: int) -> float:
-    """Return 6 passes over the clips, and more where there are fewer than 800, so that training takes hundreds of steps.
+    """Return 6 epochs, and more for fewer than 800 clips, so that training takes hundreds of steps.
 
     Args:
         num_clips (`int`): Training clips.
@@ -33,8 +34,8 @@ def default_epochs(num_clips: int) -> float:
     return max(USUAL_EPOCHS, min(float(math.ceil(CLIPS_SEEN_AT_LEAST / max(1, num_clips))), float(EPOCHS_AT_MOST)))
 
 
-# Low-rank adapters start from zero and take a higher rate than the weights that they are added to. On MIntRec's dev split,
-# rank 16 and one seed, 3.5 times the rate gave 66.3 % after five epochs, and 10 times 64.3 %.
+# Low-rank adapters start from zero and need a higher rate than the weights that they are added to. On MIntRec's dev
+# split, rank 16 and one seed, 3.5 times the rate gave 66.3 % after five epochs, and 10 times 64.3 %.
 LORA_RATE_FACTOR = 3.5
 
 
@@ -65,20 +66,21 @@ class AMESSTrainingArguments(TrainingArguments):
             Factor between the learning rates of a text encoder layer and the one above it; 1 is the same for all.
         label_update (`str`, *optional*, defaults to `"10"`):
             How often each label's description is encoded with gradient: `"step"`, `"epoch"` or a number of steps. In
-            between, the memory of its last embedding stands in. The labels take turns, about ten at a time.
+            between, its stored embedding is used. About ten labels are encoded at a time.
         weight_averaging (`float`, *optional*, defaults to 0.99):
-            Decay per step of the moving average of the weights that is evaluated and kept; 0 is none.
+            Decay per step of the moving average of the weights that is evaluated and kept; 0 disables it.
         pretrained_share (`float`, *optional*, defaults to 0.0):
-            Share of the text encoder's pretrained weights in those that are kept when training ends (WiSE-FT). 0.5 is for
-            models that are to find intents which are only described; it costs a little on those trained on.
+            Share of the text encoder's pretrained weights in those that are kept when training ends (WiSE-FT). Use 0.5
+            for models that are to recognise intents that are only described; it costs a little accuracy on the trained
+            ones.
         num_train_epochs (`float`, *optional*):
-            Passes over the training clips. By default 6, and more where there are fewer than 800 clips; see
+            Epochs. By default 6, and more for fewer than 800 training clips; see
             [`default_epochs`].
         early_stopping_patience (`int`, *optional*):
             Evaluations without a better `metric_for_best_model` after which training stops.
         dataloader_num_workers (`int`, *optional*):
-            Processes that make batches. By default up to four with an accelerator; none on a CPU, which has no time to
-            spare for them.
+            Processes that make batches. By default up to four with an accelerator, and none on a CPU, whose cores are
+            all busy with training.
 
     Raises:
         ValueError: Naming the argument, its value and what is allowed.
@@ -109,7 +111,7 @@ class AMESSTrainingArguments(TrainingArguments):
         metadata={"help": "How often each description is encoded with gradient: step, epoch, or a number of steps."},
     )
     weight_averaging: float = field(
-        default=0.99, metadata={"help": "Decay per step of the moving average of the weights; 0 is none."}
+        default=0.99, metadata={"help": "Decay per step of the moving average of the weights; 0 disables it."}
     )
     pretrained_share: float = field(
         default=0.0,
@@ -121,10 +123,10 @@ class AMESSTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "Evaluations without improvement after which training stops."}
     )
     num_train_epochs: float | None = field(
-        default=None, metadata={"help": "Passes over the training clips; by default 6, and more for few clips."}
+        default=None, metadata={"help": "Epochs; by default 6, and more for few clips."}
     )
-    per_device_train_batch_size: int = field(default=16, metadata={"help": "Clips a step and device, in training."})
-    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Clips a step and device, in evaluation."})
+    per_device_train_batch_size: int = field(default=16, metadata={"help": "Clips per step and device, in training."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Clips per step and device, in evaluation."})
     warmup_steps: float = field(
         default=0.1, metadata={"help": "Steps of linear warm-up; below 1, their share of all steps."}
     )
@@ -134,47 +136,50 @@ class AMESSTrainingArguments(TrainingArguments):
     )
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
     load_best_model_at_end: bool = field(
-        default=True, metadata={"help": "Whether to end with the checkpoint of the best `metric_for_best_model`."}
+        default=True,
+        metadata={"help": "Whether to load the checkpoint with the best `metric_for_best_model` at the end."},
     )
     metric_for_best_model: str | None = field(
-        default="accuracy", metadata={"help": "What the best checkpoint is best in: accuracy, weighted_f1, f1 ..."}
+        default="accuracy", metadata={"help": "Metric that selects the best checkpoint: accuracy, weighted_f1, f1 ..."}
     )
     resume_from_checkpoint: str | None = field(
         default=None,
         metadata={
-            "help": "Checkpoint to go on from; without a value, the last whole one in `output_dir`.",
+            "help": "Checkpoint to resume from; without a value, the last complete one in `output_dir`.",
             "nargs": "?",
             "const": "True",
         },
     )
     train_sampling_strategy: str = field(
         default="random",
-        metadata={"help": "random, sequential, or group_by_length: clips of like lengths together, which pads less."},
+        metadata={
+            "help": "random, sequential, or group_by_length: clips of similar length together, which pads less."
+        },
     )
     dataloader_num_workers: int | None = field(
         default=None, metadata={"help": "Processes that make batches; by default up to 4, and none on a CPU."}
     )
     logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Look at each step's loss for NaN, for which the host waits for the device."}
+        default=False, metadata={"help": "Check each step's loss for NaN, for which the host waits for the device."}
     )
     remove_unused_columns: bool | None = field(
         default=False, metadata={"help": "The collator reads the columns by name; leave this off."}
     )
     hub_private_repo: bool = field(
-        default=False, metadata={"help": "Make the repository private, where pushing creates it."}
+        default=False, metadata={"help": "Make the repository private if pushing creates it."}
     )
-    logging_steps: float = field(default=20, metadata={"help": "Steps between two lines of the log."})
+    logging_steps: float = field(default=20, metadata={"help": "Steps between log lines."})
 
     def __post_init__(self):
         choose_workers = self.dataloader_num_workers is None
         self.dataloader_num_workers = self.dataloader_num_workers or 0
-        # transformers takes "evaluate while training" for "evaluate afterwards"; here `do_eval` says the latter.
+        # transformers takes "evaluate while training" to mean "evaluate afterwards"; here `do_eval` means the latter.
         do_eval = self.do_eval
         super().__post_init__()
         self.do_eval = do_eval
-        # False would be "public" even where an organisation's own default is private.
+        # False would mean "public" even where an organisation's default is private.
         self.hub_private_repo = self.hub_private_repo or None
-        # Pinned memory is for copies to an accelerator; without one torch only warns.
+        # Pinned memory is for copies to an accelerator; without one, torch only warns.
         on_cpu = self.device.type == "cpu"
         self.dataloader_pin_memory = self.dataloader_pin_memory and not on_cpu
         if choose_workers and not on_cpu:
@@ -219,15 +224,15 @@ class AMESSTrainingArguments(TrainingArguments):
     ) -> "AMESSTrainingArguments":
         """Return a copy for training a model on a data set.
 
-        Its learning rate and its epochs are chosen, and nothing is evaluated where there is nothing to evaluate on.
+        It has a learning rate and a number of epochs, and evaluation is off where there is nothing to evaluate on.
 
         Args:
             config ([`AMESSConfig`]): The model's configuration.
             has_eval_dataset (`bool`): Whether there are clips to evaluate on while training.
-            num_clips (`int`, *optional*): Training clips; `None` where there are none, or nobody knows how many.
+            num_clips (`int`, *optional*): Training clips; `None` where there are none, or their number is unknown.
 
         Raises:
-            ValueError: If training is to stop by evaluations that cannot be made.
+            ValueError: If early stopping is requested without clips to evaluate on.
         """
         args = copy.copy(self)
         if args.learning_rate is None:
@@ -259,5 +264,5 @@ class AMESSTrainingArguments(TrainingArguments):
         if self.process_index == 0:
             logger.warning(
                 f"{num_clips} training clips are few: {self.num_train_epochs:.0f} epochs, "
-                f"{steps * self.num_train_epochs:.0f} steps (`--num_train_epochs` chooses others)"
+                f"{steps * self.num_train_epochs:.0f} steps (set `--num_train_epochs` to change that)"
             )

@@ -1,4 +1,4 @@
-"""Whole checkpoints: folders that training can write to, and checkpoints that it can resume from."""
+"""Complete checkpoints: folders that training can write to, and checkpoints that it can resume from."""
 
 import json
 import os
@@ -17,12 +17,12 @@ from .arguments import AMESSTrainingArguments
 
 logger = logging.get_logger(__name__)
 
-# Names and sizes of a checkpoint's files, written when they are all there.
+# Names and sizes of a checkpoint's files, written when all of them are complete.
 MANIFEST_NAME = "checkpoint.manifest"
 
 
 def check_output_dir(folder: str | os.PathLike) -> None:
-    """Make the folder, and see that it can be written to.
+    """Create the folder, and check that it is writable.
 
     Raises:
         ValueError: Naming the folder and what is wrong with it.
@@ -38,7 +38,7 @@ def check_output_dir(folder: str | os.PathLike) -> None:
 
 
 def check_free_space(args: AMESSTrainingArguments, model: torch.nn.Module) -> None:
-    """See that what training is going to write fits on the disk.
+    """Check that what training will write fits on the disk.
 
     Args:
         args ([`AMESSTrainingArguments`]): The output folder, what checkpoints hold and how many are kept.
@@ -63,7 +63,7 @@ def check_free_space(args: AMESSTrainingArguments, model: torch.nn.Module) -> No
 
 
 def begin_checkpoint(checkpoint: str | os.PathLike) -> None:
-    """Make the folder of a checkpoint; one that is there already no longer counts as whole."""
+    """Create the folder of a checkpoint; an existing one no longer counts as complete."""
     os.makedirs(checkpoint, exist_ok=True)
     for name in (TRAINER_STATE_NAME, MANIFEST_NAME):
         if os.path.exists(os.path.join(checkpoint, name)):
@@ -71,7 +71,7 @@ def begin_checkpoint(checkpoint: str | os.PathLike) -> None:
 
 
 def write_manifest(checkpoint: str | os.PathLike) -> None:
-    """Write down which files the checkpoint has so far, and how long they are."""
+    """Record which files the checkpoint has, and their sizes."""
     sizes = {}
     for folder, _, names in os.walk(checkpoint):
         for name in names:
@@ -81,13 +81,13 @@ def write_manifest(checkpoint: str | os.PathLike) -> None:
 
 
 def what_is_missing(checkpoint: str | os.PathLike) -> str | None:
-    """Return what keeps a checkpoint from being whole, or `None` for one that is: all files there, none cut."""
+    """Return what makes a checkpoint incomplete, or `None` if all files exist and none is truncated."""
     for name in (MANIFEST_NAME, TRAINER_STATE_NAME):
         try:
             with open(os.path.join(checkpoint, name), encoding="utf-8") as file:
                 content = json.load(file)
         except (OSError, ValueError):
-            return f"{name} is missing or cut"
+            return f"{name} is missing or truncated"
         if not isinstance(content, dict):
             return f"{name} does not hold a JSON object"
         if name == MANIFEST_NAME:
@@ -95,12 +95,12 @@ def what_is_missing(checkpoint: str | os.PathLike) -> str | None:
     for name, size in sizes.items():
         path = os.path.join(checkpoint, name)
         if not os.path.isfile(path) or os.path.getsize(path) != size:
-            return f"{name} is missing or cut"
+            return f"{name} is missing or truncated"
     return None
 
 
 def last_complete_checkpoint(folder: str | os.PathLike) -> str | None:
-    """Return the latest whole checkpoint in `folder`, or `None`; those cut while being written are passed over."""
+    """Return the latest complete checkpoint in `folder`, or `None`; those truncated while being written are skipped."""
     steps = {}
     for name in os.listdir(folder) if os.path.isdir(folder) else ():
         match = re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", name)
@@ -110,30 +110,30 @@ def last_complete_checkpoint(folder: str | os.PathLike) -> str | None:
         missing = what_is_missing(steps[step])
         if missing is None:
             return steps[step]
-        logger.warning(f"{steps[step]} is passed over: {missing}")
+        logger.warning(f"{steps[step]} is skipped: {missing}")
     return None
 
 
 def checkpoint_to_resume(resume_from_checkpoint: str | bool | None, folder: str | os.PathLike) -> str | None:
-    """Return the checkpoint that `resume_from_checkpoint` means: a folder, or `True` (also as text) for the last of the run.
+    """Return the checkpoint for `resume_from_checkpoint`: a folder, or `True` (also as text) for the last of the run.
 
     Returns:
-        `str`, or `None` to begin from the start, as `True` does where no checkpoint has been written yet.
+        `str`, or `None` to start from the beginning, as `True` does if no checkpoint has been written yet.
 
     Raises:
-        ValueError: If a folder that was named is not a whole checkpoint.
+        ValueError: If the given folder is not a complete checkpoint.
     """
     if resume_from_checkpoint is None or str(resume_from_checkpoint).lower() == "false":
         return None
     if str(resume_from_checkpoint).lower() == "true":
         checkpoint = last_complete_checkpoint(folder)
         if checkpoint is None:
-            logger.warning(f"{folder} has no whole checkpoint yet: training begins from the start")
+            logger.warning(f"{folder} has no complete checkpoint yet: training starts from the beginning")
         return checkpoint
     missing = what_is_missing(resume_from_checkpoint)
     if missing is not None:
         raise ValueError(
             f"{resume_from_checkpoint} cannot be resumed from: {missing}; give `--resume_from_checkpoint` without a "
-            "folder to take the last whole checkpoint of `--output_dir`"
+            "folder to take the last complete checkpoint of `--output_dir`"
         )
     return str(resume_from_checkpoint)

@@ -19,17 +19,18 @@ from ..constants_amess import FEATURE_MODALITIES, IGNORED_LABEL_ID
 from .arguments import AMESSTrainingArguments
 
 
-# Batches that are sorted together: enough to find clips of like lengths, few enough for batches to differ by epoch.
+# Batches that are sorted together: enough to find clips of similar length, few enough for batches to differ between
+# epochs.
 BATCHES_PER_POOL = 16
 
 
 class ClipBatchSampler(Sampler):
     """Batches of clip indices for one process of several.
 
-    The processes' batches of a step are together the batch that one process with `num_processes * batch_size` clips
-    would take at the same step, also where the last one is shorter.
+    Together, the processes' batches of a step are the batch that one process with `num_processes * batch_size` clips
+    would take at that step, even if the last one is shorter.
 
-    The order depends on the seed and the epoch and on nothing else: a resumed run sees what the undisturbed one would.
+    The order depends only on the seed and the epoch: a resumed run sees the same batches as an uninterrupted one.
 
     Args:
         num_clips (`int`): Clips in the data set.
@@ -37,7 +38,7 @@ class ClipBatchSampler(Sampler):
         seed (`int`): Seed of the order.
         num_processes (`int`), process_index (`int`): How many processes there are, and which this is.
         lengths (`np.ndarray` of shape `(num_clips,)`, *optional*):
-            Length of each clip. If given, clips of like lengths come together: a batch pads less.
+            Length of each clip. If given, clips of similar length are batched together, which pads less.
         shuffle (`bool`): Whether to shuffle the clips in each epoch.
         drop_last (`bool`): Whether to leave out a last batch that is not full.
     """
@@ -72,7 +73,7 @@ class ClipBatchSampler(Sampler):
         return full + bool(rest and not self.drop_last)
 
     def __iter__(self):
-        """Yield lists of indices; one that is empty has a process without a clip in the last step."""
+        """Yield lists of indices; an empty one means that the process has no clip in the last step."""
         for batch in self._batches()[: len(self)]:
             yield batch[self.process_index :: self.num_processes].tolist()
 
@@ -82,13 +83,13 @@ class ClipBatchSampler(Sampler):
         draw = np.random.default_rng((self.seed, self.epoch))
         order = draw.permutation(self.num_clips) if self.shuffle else np.arange(self.num_clips)
         if self.lengths is not None:
-            # Like lengths, not the same neighbours in every epoch: hence the noise.
+            # The noise avoids the same neighbours in every epoch.
             keys = -self.lengths * draw.uniform(0.9, 1.1, self.num_clips)
             pools = np.split(order, range(size * BATCHES_PER_POOL, len(order), size * BATCHES_PER_POOL))
             order = np.concatenate([pool[keys[pool].argsort()] for pool in pools])
         batches = np.split(order, range(size, len(order), size))
         if self.lengths is not None:
-            # The one that may be short stays the last.
+            # The batch that may be short stays last.
             batches = [batches[index] for index in (*draw.permutation(len(batches) - 1), len(batches) - 1)]
         return batches
 
@@ -130,7 +131,7 @@ def _num_frames(dataset: Any, name: str):
 
 
 class _Fill:
-    """A collator that makes a batch of one ignored row where the process has no clip in the last step."""
+    """A collator that makes a batch of one ignored row if the process has no clip in the last step."""
 
     def __init__(self, collator: Callable, dataset: Any):
         self.collator = collator
@@ -164,7 +165,7 @@ def training_dataloader(
         `DataLoader`: with `set_epoch`; each process takes the same number of batches.
 
     Raises:
-        ValueError: If there is no clip, or `train_sampling_strategy` is one that would not treat processes alike.
+        ValueError: If there is no clip, or `train_sampling_strategy` would not treat processes alike.
     """
     strategies = ("random", "sequential", "group_by_length")
     strategy = args.train_sampling_strategy
@@ -190,10 +191,10 @@ def training_dataloader(
         pin_memory=args.dataloader_pin_memory,
         persistent_workers=args.dataloader_persistent_workers,
         prefetch_factor=args.dataloader_prefetch_factor,
-        # Its own source of random numbers: what a step draws does not depend on how its batch was loaded.
+        # A separate random generator: what a step draws does not depend on how its batch was loaded.
         generator=torch.Generator().manual_seed(args.seed),
     )
-    # The sampler has shared the clips out: accelerate is only to move batches to the device.
+    # The sampler has already split the clips: accelerate only moves batches to the device.
     return prepare_data_loader(
         loader,
         accelerator.device,
@@ -205,7 +206,7 @@ def training_dataloader(
 
 
 def mark_dynamic_lengths(batch: dict[str, torch.Tensor], accelerator: Accelerator) -> dict[str, torch.Tensor]:
-    """Tell `torch.compile`, where it is used, that batches differ in clips, tokens and frames, before it compiles.
+    """Tell `torch.compile`, if it is used, that batches differ in clips, tokens and frames, before it compiles.
 
     Args:
         batch (`dict[str, torch.Tensor]`): A batch on its device.

@@ -18,31 +18,31 @@ from .arguments import AMESSTrainingArguments
 # Tokens of a sentence in training.
 MAX_SENTENCE_LENGTH = 64
 
-# Labels that have their turn together. A pass over few sentences costs as much as one over several: its backward pass
+# Labels that are encoded together. A pass over few sentences costs as much as one over several: its backward pass
 # writes the gradient of every weight.
 LABELS_AT_A_TURN = 10
 
 
 def label_turns(num_labels: int, period: int) -> list[int]:
-    """Return for each label the step of a period (in steps) at which it has its turn."""
+    """Return for each label the step of a period (in steps) at which it is encoded."""
     turns = min(period, max(1, num_labels // LABELS_AT_A_TURN))
     return [(index * turns // num_labels) * period // turns for index in range(num_labels)]
 
 
 class LabelDescriptionSampler:
-    """Draw, for each step, the labels whose turn it is and one of the first `TRAINING_SENTENCES` sentences for each.
+    """Draw, for each step, the labels to encode and one of the first `TRAINING_SENTENCES` sentences of each.
 
-    Every label has one turn in `period` steps, together with `LABELS_AT_A_TURN` - 1 others or a few more, and the turns are
-    spread evenly over the period. The draw depends on nothing but the seed and the step, so that every process draws the
-    same and a resumed run draws what the undisturbed one would have.
+    Every label is encoded once in `period` steps, together with `LABELS_AT_A_TURN` - 1 others or a few more, spread
+    evenly over the period. The draw depends only on the seed and the step, so that all processes draw the same, and so
+    does a resumed run.
 
     Args:
         label_descriptions (`dict[str, list[str]]`): Sentences for each label, in the order of the labels' ids.
         tokenizer: The text encoder's tokenizer.
-        period (`int`): Steps between two turns of the same label; 1 is every label at every step.
+        period (`int`): Steps between two encodings of the same label; 1 means every label at every step.
         seed (`int`): Seed of the draw.
-        max_length (`int`): Tokens of a sentence at most.
-        prefix (`str`, *optional*): What stands before each sentence.
+        max_length (`int`): Maximum number of tokens of a sentence.
+        prefix (`str`, *optional*): Text in front of each sentence.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class LabelDescriptionSampler:
         self.turns = label_turns(len(self.sentences), period)
 
     def __call__(self, step: int) -> dict[str, torch.Tensor]:
-        """Return the model's description inputs at a step, an empty dict if it is no label's turn.
+        """Return the model's description inputs at a step, an empty dict if no label is encoded.
 
         Args:
             step (`int`): Optimizer steps taken so far.
@@ -89,15 +89,15 @@ class LabelDescriptionSampler:
 
 
 def update_label_embeds(model: AMESSForIntentClassification, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Embed the model's descriptions again, also where FSDP has sharded the model's weights."""
+    """Embed the model's descriptions again, even if FSDP has sharded the model's weights."""
     if isinstance(model, FSDPModule):
-        # Called past the model's own `forward`, which is what FSDP waits for to bring the weights together.
+        # Bypasses the model's `forward`, at which FSDP would gather the weights.
         register_fsdp_forward_method(model, "_encode_sentences")
     model.update_label_embeds(tokenizer)
 
 
 def start_label_embeds(model: AMESSForIntentClassification, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Embed the descriptions of a model that has none in memory yet: until a label's turn its memory is compared with."""
+    """Embed the descriptions of a model that stores no embeddings yet: clips are compared with these until a label is encoded."""
     if model.config.label_descriptions is not None and not model.label_embeds.any():
         model.update_label_embeds(tokenizer)
 
@@ -105,9 +105,9 @@ def start_label_embeds(model: AMESSForIntentClassification, tokenizer: PreTraine
 def description_sampler(
     config: AMESSConfig, tokenizer: PreTrainedTokenizerBase, args: AMESSTrainingArguments, batches_per_epoch: int
 ) -> Callable[[int], dict[str, torch.Tensor]]:
-    """Return what gives each training step its description inputs.
+    """Return the source of each training step's description inputs.
 
-    That is a [`LabelDescriptionSampler`], or a function that gives none where the model has no descriptions or their
+    That is a [`LabelDescriptionSampler`], or a function that returns none if the model has no descriptions or their
     losses have no weight.
 
     Args:

@@ -1,4 +1,4 @@
-"""Distillation: a teacher's answers to the training clips, which the model learns from beside the labels."""
+"""Distillation: a teacher's answers to the training clips, which the model learns from in addition to the labels."""
 
 import json
 import math
@@ -37,7 +37,7 @@ def save_teacher_logits(
         label_names (`Sequence[str]`): Names of the labels, in the order of the columns.
 
     Raises:
-        ValueError: If the ending is another, or the sizes do not fit.
+        ValueError: If the file extension is another, or the sizes do not match.
     """
     logits = np.ascontiguousarray(logits, dtype=np.float32)
     if logits.shape != (len(ids), len(label_names)):
@@ -101,7 +101,7 @@ def teacher_answers(
 
     Args:
         name_or_path (`str` or `os.PathLike`):
-            A saved A-MESS model, which is loaded and asked, or a file that [`save_teacher_logits`] wrote.
+            A saved A-MESS model, which is loaded and run, or a file that [`save_teacher_logits`] wrote.
         dataset (`datasets.Dataset`): The clips.
         batch_size (`int`): Clips at a time.
 
@@ -124,7 +124,9 @@ def teacher_answers(
         raise ValueError(f"{name_or_path} is a {fields.get('model_type')} model; a teacher is a saved A-MESS model")
     model = AMESSForIntentClassification.from_pretrained(name_or_path)
     processor = AMESSProcessor.for_model(model.config, AutoTokenizer.from_pretrained(name_or_path))
-    outputs = predict_clips(model, dataset, AMESSDataCollator(processor), batch_size, description="Asking the teacher")
+    outputs = predict_clips(
+        model, dataset, AMESSDataCollator(processor), batch_size, description="Running the teacher"
+    )
     names = [model.config.id2label[index] for index in range(model.config.num_labels)]
     return torch.from_numpy(outputs.logits).log_softmax(-1), names
 
@@ -138,7 +140,8 @@ def add_teacher_logits(
         dataset (`datasets.Dataset`): Training clips.
         teachers (`str`, `os.PathLike` or a list of them):
             A saved A-MESS model, or a file that [`save_teacher_logits`] wrote; the probabilities of several are averaged.
-        label_names (`Sequence[str]`): The student's labels, in the order of their ids; each teacher knows them all.
+        label_names (`Sequence[str]`): The student's labels, in the order of their ids; each teacher must know them
+            all.
 
     Returns:
         `datasets.Dataset`: The clips with one more column.

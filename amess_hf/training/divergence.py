@@ -1,4 +1,4 @@
-"""Training whose loss or weights are no longer numbers stops, before anything is saved."""
+"""Stop training whose loss or weights are no longer finite, before anything is saved."""
 
 import torch
 
@@ -6,13 +6,13 @@ from .arguments import AMESSTrainingArguments, default_learning_rate
 
 
 class DivergenceGuard:
-    """Look for a loss or a weight that is infinite or not a number.
+    """Watch for a loss or a weight that is infinite or not a number.
 
-    The losses are looked at on their device, so that the host waits for it only where it is asked to [`check`].
+    The losses are checked on their device, so that the host waits for it only in [`check`].
 
     Args:
         model ([`AMESSForIntentClassification`]): The model.
-        args ([`AMESSTrainingArguments`]): For what is likely to be the cause.
+        args ([`AMESSTrainingArguments`]): Used to find the likely cause.
     """
 
     def __init__(self, model: torch.nn.Module, args: AMESSTrainingArguments):
@@ -21,14 +21,14 @@ class DivergenceGuard:
         self._first = None  # the first step with such a loss; -1 while there is none
 
     def add(self, loss: torch.Tensor, step: int) -> None:
-        """Note the loss of a step."""
+        """Record the loss of a step."""
         if self._first is None:
             self._first = torch.full((), -1, device=loss.device)
         no_number = ~torch.isfinite(loss.detach()) & (self._first < 0)
         self._first = torch.where(no_number, step, self._first)
 
     def check(self, step: int, weights: bool = False) -> None:
-        """Stop if a loss up to `step`, or if asked for a weight after it, is not a finite number.
+        """Stop if a loss up to `step` or, on request, a weight after it is not a finite number.
 
         Raises:
             ValueError: Naming the step and the likely cause.
@@ -46,7 +46,7 @@ class DivergenceGuard:
         return [name for name, is_finite in zip(weights, finite, strict=True) if not is_finite]
 
     def _weights(self):
-        # Frozen ones do not change, and are not always on the device of the others.
+        # Frozen weights do not change, and are not always on the device of the others.
         return [(name, value.detach()) for name, value in self.model.named_parameters() if value.requires_grad]
 
     def _cause(self):

@@ -16,21 +16,22 @@ _NAMED_EMBEDDING = re.compile(r"(^|\.)\w*embed\w*\.")
 
 
 def freeze_word_embeddings(model: AMESSForIntentClassification) -> None:
-    """Keep the text encoder's word embeddings as they are: they get no gradient."""
+    """Freeze the text encoder's word embeddings."""
     model.get_input_embeddings().requires_grad_(False)
 
 
 def layer_depths(text_encoder: nn.Module, num_layers: int) -> dict[str, int]:
     """Count for each parameter of a text encoder the layers between it and the output.
 
-    That is 0 for the last layer and what comes after it, and `num_layers` for the embeddings. A layer that stands for
-    several, as ALBERT's does, counts as the last one.
+    That is 0 for the last layer and what comes after it, and `num_layers` for the embeddings. A shared layer, such as
+    ALBERT's, counts as the last one.
 
     Args:
         text_encoder (`nn.Module`): The encoder.
         num_layers (`int`): Its layers.
     """
-    # The outermost list of that length; what is not in it is embeddings, shared by all layers, or after the last one.
+    # The outermost list of that length; anything outside it is embeddings, shared by all layers, or after the last
+    # one.
     stacks = (name for name, module in text_encoder.named_modules() if _is_stack(module, num_layers))
     stack = f"{next(stacks, None)}."
     embeddings = [f"{name}." for name, module in text_encoder.named_modules() if isinstance(module, nn.Embedding)]
@@ -51,7 +52,7 @@ def _is_stack(module: nn.Module, num_layers: int):
 def parameter_groups(model: AMESSForIntentClassification, args: AMESSTrainingArguments) -> list[dict[str, Any]]:
     """Return the parameter groups of an optimizer.
 
-    A text encoder's layer d layers below the last has learning rate `learning_rate * layer_decay**d`; all else has
+    A text encoder's layer d layers below the last has learning rate `learning_rate * layer_decay**d`; the rest has
     `head_learning_rate`. Biases and layer normalisations have no weight decay, as in transformers' Trainer.
 
     Args:
@@ -62,7 +63,7 @@ def parameter_groups(model: AMESSForIntentClassification, args: AMESSTrainingArg
         `list[dict]`: groups with `params`, `lr` and `weight_decay`.
 
     Raises:
-        ValueError: If the model has no text encoder by that name, so that nothing would get `learning_rate`.
+        ValueError: If the model has no module `text_encoder`, so that nothing would get `learning_rate`.
     """
     decayed = set(Trainer.get_decay_parameter_names(None, model))
     prefix, encoder = next(

@@ -1,4 +1,4 @@
-"""SIGTERM, by which schedulers announce the end: a checkpoint is saved, and training stops."""
+"""Handle SIGTERM, with which schedulers announce the end: a checkpoint is saved, and training stops."""
 
 import os
 import signal
@@ -13,12 +13,12 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 EXIT_CODE = 128 + signal.SIGTERM
-# Steps between two questions whether another process was told to stop; the answer is one number from each.
+# Steps between two checks whether another process was told to stop; each sends one number.
 _STEPS_BETWEEN_QUESTIONS = 10
 
 
 class Preemption:
-    """Within it, SIGTERM does not end the process but is noted, for the training loop to stop after a step."""
+    """Context in which SIGTERM does not end the process but is recorded, so that the training loop stops after a step."""
 
     def __init__(self):
         self.received = False
@@ -26,7 +26,7 @@ class Preemption:
         self._process = os.getpid()
 
     def __enter__(self) -> "Preemption":
-        # Python takes signals in the main thread only.
+        # Python handles signals in the main thread only.
         if threading.current_thread() is threading.main_thread():
             self._previous = signal.signal(signal.SIGTERM, self._note)
         return self
@@ -52,9 +52,11 @@ class Preemption:
         return accelerator.reduce(told, "sum").item() > 0
 
     def stop(self, checkpoint: str | None) -> None:
-        """End the process as one that SIGTERM has ended, with one line."""
+        """End the process with one line and the exit code of SIGTERM."""
         if checkpoint is None:
             logger.warning("SIGTERM: training stopped; nothing was saved (`save_only_model`)")
         else:
-            logger.warning(f"SIGTERM: training stopped, {checkpoint} is saved; `--resume_from_checkpoint` goes on")
+            logger.warning(
+                f"SIGTERM: training stopped, {checkpoint} is saved; continue with `--resume_from_checkpoint`"
+            )
         raise SystemExit(EXIT_CODE)

@@ -1,4 +1,4 @@
-"""One run at a time in an output folder."""
+"""Allow one run at a time in an output folder."""
 
 import os
 import socket
@@ -13,18 +13,18 @@ from ..files_amess import write_text
 
 
 LOCK_NAME = ".run.lock"
-# Who holds the lock, for the message that another run ends with.
+# Who holds the lock, for the error message of another run.
 HOLDER_NAME = ".run.holder"
 
 
 @contextmanager
 def locked(folder: str | os.PathLike) -> Iterator[None]:
-    """Keep every other process out of an output folder; the system lets go of it when this one ends, however it ends.
+    """Lock an output folder against other processes; the system releases the lock when this process ends.
 
-    A process that holds the folder already may take it again.
+    A process that already holds the lock may take it again.
 
     Args:
-        folder (`str` or `os.PathLike`): The output folder; it is made if it is missing.
+        folder (`str` or `os.PathLike`): The output folder; created if it does not exist.
 
     Raises:
         ValueError: Naming the folder and the process that holds it.

@@ -1,4 +1,4 @@
-"""The mean loss of a training, whatever the number of processes and of starts."""
+"""The mean loss of a training run, independent of the number of processes and restarts."""
 
 import torch
 from accelerate import Accelerator
@@ -12,15 +12,15 @@ class TrainLoss(TrainerCallback, ExportableState):
     def __init__(self):
         self.total = 0.0
         self.first_step = 0
-        self._pending = None  # what has not been added to `total` yet, on its device
+        self._pending = None  # not added to `total` yet, on its device
 
     def add(self, loss: torch.Tensor) -> None:
-        """Add a step's loss, or the share of a step that a batch has."""
+        """Add a step's loss, or a batch's share of it."""
         loss = loss.detach().to(torch.float32 if loss.device.type == "mps" else torch.float64)
         self._pending = loss if self._pending is None else self._pending + loss
 
     def collect(self, accelerator: Accelerator) -> None:
-        """Bring the losses of all processes together; all of them call it."""
+        """Sum the losses over all processes, each of which must call it."""
         if self._pending is not None:
             self.total += accelerator.reduce(self._pending, "mean").item()
             self._pending = None
@@ -30,11 +30,11 @@ class TrainLoss(TrainerCallback, ExportableState):
         return self.total / max(1, step - self.first_step)
 
     def state(self) -> dict:
-        """Return what a checkpoint keeps."""
+        """Return the state for a checkpoint."""
         return {"args": {}, "attributes": {"total": self.total}}
 
     def restore(self, state: TrainerState) -> None:
-        """Take the sum up to the state of a checkpoint; one that does not have it counts from here."""
+        """Restore the sum from a checkpoint's state; without one, the sum starts here."""
         kept = state.stateful_callbacks.get(type(self).__name__)
         self.total = 0.0 if kept is None else kept["attributes"]["total"]
         self.first_step = state.global_step if kept is None else 0

@@ -49,7 +49,7 @@ from .weight_averaging import WeightAverage, averaged_weights, encoder_weights, 
 
 
 def prediction_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """Return the in-scope metrics of the answers; out-of-scope clips are left out.
+    """Return the in-scope metrics of the predictions; out-of-scope clips are left out.
 
     Args:
         prediction (`EvalPrediction`):
@@ -67,8 +67,8 @@ def processor_for(config: AMESSConfig, processing_class: Any = None) -> AMESSPro
     Args:
         config ([`AMESSConfig`]): The model's configuration.
         processing_class ([`AMESSProcessor`] or a tokenizer, *optional*):
-            A processor stays as it is; a tokenizer becomes part of one. Without it the tokenizer is loaded from where the
-            model, or its text encoder, was loaded from.
+            A processor is used as it is; a tokenizer becomes part of one. By default, the tokenizer is loaded from
+            where the model or its text encoder was loaded from.
 
     Raises:
         ValueError: If there is no tokenizer there.
@@ -88,7 +88,7 @@ def processor_for(config: AMESSConfig, processing_class: Any = None) -> AMESSPro
 
 
 class _AverageWeights(TrainerCallback):
-    """Take the weights into the average after each step."""
+    """Update the average of the weights after each step."""
 
     def __init__(self, trainer: "AMESSTrainer"):
         self.trainer = trainer
@@ -98,7 +98,7 @@ class _AverageWeights(TrainerCallback):
 
 
 class _RestoreCounts(TrainerCallback):
-    """Begin with what a checkpoint's callbacks had counted: losses, evaluations without improvement."""
+    """Restore the counts of a checkpoint's callbacks: losses, evaluations without improvement."""
 
     def __init__(self, trainer: "AMESSTrainer"):
         self.trainer = trainer
@@ -113,14 +113,14 @@ class _RestoreCounts(TrainerCallback):
 
 
 def check_best_metric(args: AMESSTrainingArguments, known: Sequence[str]) -> None:
-    """See that the metric by which checkpoints are compared is one that evaluations give.
+    """Check that evaluations compute the metric by which checkpoints are compared.
 
     Args:
         args ([`AMESSTrainingArguments`]): The arguments.
         known (`Sequence[str]`): The metrics' names.
 
     Raises:
-        ValueError: Naming the metric and those that there are.
+        ValueError: Naming the metric and the known ones.
     """
     name = (args.metric_for_best_model or "").removeprefix("eval_")
     if name and args.eval_strategy != "no" and name not in known:
@@ -130,9 +130,9 @@ def check_best_metric(args: AMESSTrainingArguments, known: Sequence[str]) -> Non
 class AMESSTrainer(PushesToHub, Trainer):
     """[`~transformers.Trainer`] for [`AMESSForIntentClassification`], with the recipe of the project.
 
-    That is: learning rates of the text encoder and the rest, the descriptions whose turn it is, an average of the weights
-    that is evaluated and kept, and the parts of the loss in the log (`classification_loss`, `label_triplet_loss`, …).
-    Nothing but a model is needed; what is not given follows from it.
+    That is: learning rates of the text encoder and the rest, the sampled descriptions, an average of the weights that
+    is evaluated and kept, and the parts of the loss in the log (`classification_loss`, `label_triplet_loss`, …).
+    Only a model is required; all defaults follow from it.
 
     Args:
         model ([`AMESSForIntentClassification`]): The model.
@@ -142,12 +142,12 @@ class AMESSTrainer(PushesToHub, Trainer):
         eval_dataset (`datasets.Dataset`, *optional*):
             Clips to evaluate on; without them nothing is evaluated while training, and the last weights are kept.
         processing_class ([`AMESSProcessor`] or a tokenizer, *optional*):
-            Makes the batches, and is saved with the model. Loaded from where the model or its text encoder came from if
-            not given.
+            Makes the batches, and is saved with the model. By default loaded from where the model or its text encoder
+            was loaded from.
         kwargs: As for [`~transformers.Trainer`]. `compute_metrics` defaults to the in-scope metrics.
 
     Raises:
-        ValueError: If no model is given, its tokenizer cannot be found, or the arguments do not fit one another.
+        ValueError: If no model is given, its tokenizer cannot be found, or the arguments contradict one another.
 
     Example:
         ```python
@@ -209,7 +209,7 @@ class AMESSTrainer(PushesToHub, Trainer):
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        """Make the optimizer with the parameter groups of the recipe."""
+        """Create the optimizer with the parameter groups of the recipe."""
         if self.optimizer is None:
             model = self.model if model is None else model
             optimizer_cls, optimizer_kwargs = self.get_optimizer_cls_and_kwargs(self.args, model)
@@ -217,11 +217,11 @@ class AMESSTrainer(PushesToHub, Trainer):
         return self.optimizer
 
     def get_train_dataloader(self) -> DataLoader:
-        """Return the loader of training batches, the same clips a step for any number of processes."""
+        """Return the loader of training batches, with the same clips per step for any number of processes."""
         if self.train_dataset is None:
             raise ValueError("training needs clips: pass `train_dataset`")
         if not has_length(self.train_dataset):
-            # A stream: what the next batch is nobody knows, and accelerate shares it out.
+            # A stream: its next batch is unknown, and accelerate distributes it.
             if self.args.label_update == "epoch":
                 raise ValueError("a streamed `train_dataset` has no epochs: give `label_update` as a number of steps")
             return super().get_train_dataloader()
@@ -239,7 +239,7 @@ class AMESSTrainer(PushesToHub, Trainer):
             self.args.dataloader_drop_last = drop_last
 
     def _get_eval_sampler(self, eval_dataset: Any):
-        # In the data set's order, whatever training does: predictions are matched with clips by their place.
+        # In the data set's order, unlike in training: predictions are matched with clips by position.
         return SequentialSampler(eval_dataset)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs) -> TrainOutput:
@@ -247,14 +247,15 @@ class AMESSTrainer(PushesToHub, Trainer):
 
         Args:
             resume_from_checkpoint (`str` or `bool`, *optional*):
-                A checkpoint to go on from; `True` is the last whole one of the output folder, or the start where there is
-                none yet.
+                A checkpoint to resume from; `True` is the last complete one of the output folder, or the beginning if
+                there is none yet.
             kwargs: As for [`~transformers.Trainer.train`].
 
         Raises:
-            ValueError: If the named checkpoint was cut while being written or is of a run that was asked for something
-                else, another process trains in the output folder, the disk has no room, or the loss is no longer a number.
-            SystemExit: With 143, after SIGTERM; a checkpoint is saved before.
+            ValueError: If the given checkpoint was truncated while being written or belongs to a run with other
+                settings, another process trains in the output folder, the disk is full, or the loss is no longer
+                finite.
+            SystemExit: With 143, after SIGTERM; a checkpoint is saved first.
         """
         if self.args.should_save:
             with locked(self.args.output_dir):
@@ -263,7 +264,7 @@ class AMESSTrainer(PushesToHub, Trainer):
 
     def _train(self, resume_from_checkpoint: str | bool | None, **kwargs):
         checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
-        request = self.request  # made now, before the weights change
+        request = self.request  # created now, before the weights change
         if checkpoint is not None:
             check_checkpoint(checkpoint, request)
         if self.args.should_save:
@@ -293,12 +294,12 @@ class AMESSTrainer(PushesToHub, Trainer):
 
     @cached_property
     def _pretrained(self):
-        # Kept from the first training on: one that was interrupted goes on with a model that is trained by half.
+        # Kept from the first training on: after an interruption, training resumes with a half-trained model.
         return encoder_weights(self.model) if self.args.pretrained_share else None
 
     @cached_property
     def request(self) -> dict[str, Any]:
-        """What the training is asked for; checkpoints keep it."""
+        """The settings of the training run; checkpoints record them."""
         return training_request(self.model, self.args, self.train_dataset, self.eval_dataset, type(self).__name__)
 
     @property
@@ -306,7 +307,7 @@ class AMESSTrainer(PushesToHub, Trainer):
         return next(callback for callback in self.callback_handler.callbacks if isinstance(callback, TrainLoss))
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:
-        """Take a batch's part of a step, and keep its loss."""
+        """Run a batch's part of a step, and record its loss."""
         loss = super().training_step(*args, **kwargs)
         self._train_loss.add(loss)
         return loss
@@ -314,7 +315,7 @@ class AMESSTrainer(PushesToHub, Trainer):
     def _maybe_log_save_evaluate(self, tr_loss: torch.Tensor, grad_norm: Any, model: Any, trial: Any, *args, **kwargs):
         step, control = self.state.global_step, self.control
         saves_or_evaluates = control.should_evaluate or control.should_save
-        # A GPU is asked only where it is waited for anyway.
+        # A GPU is queried only where the host waits for it anyway.
         if control.should_log or saves_or_evaluates or self.args.device.type == "cpu":
             self._guard.check(step, weights=saves_or_evaluates)
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
@@ -332,7 +333,7 @@ class AMESSTrainer(PushesToHub, Trainer):
 
     def _save_rng_state(self, output_dir: str | None):
         super()._save_rng_state(output_dir)
-        # Every process has written its part of the checkpoint now; the state of the Trainer follows, last of all.
+        # Every process has written its part of the checkpoint; the Trainer's state follows last.
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             write_manifest(output_dir)
@@ -342,7 +343,7 @@ class AMESSTrainer(PushesToHub, Trainer):
             update_label_embeds(self.model, self.tokenizer)
 
     def _descriptions(self):
-        """The description inputs of the present step, on the device."""
+        """The description inputs of the current step, on the device."""
         if self._sampler is None:
             loader = self.callback_handler.train_dataloader
             batches = len(loader) if has_length(loader) else 1
@@ -356,7 +357,7 @@ class AMESSTrainer(PushesToHub, Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """Compute the loss of a batch, with the descriptions whose turn it is, and keep its parts for the log."""
+        """Compute the loss of a batch, with the sampled descriptions, and keep its parts for the log."""
         if model.training:
             inputs = mark_dynamic_lengths({**inputs, **self._descriptions()}, self.accelerator)
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
@@ -369,7 +370,7 @@ class AMESSTrainer(PushesToHub, Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the parts of the loss."""
-        # The parts were kept on the device, and are fetched once a log line.
+        # The parts were kept on the device, and are fetched once per log line.
         if "loss" in logs and self._parts:
             for name, values in self._parts.items():
                 logs[name] = self.accelerator.reduce(torch.stack(values).mean(), "mean").item()
@@ -380,8 +381,8 @@ class AMESSTrainer(PushesToHub, Trainer):
         super().log(logs, start_time)
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
-        """Evaluate the averaged weights; draws no number that training would draw."""
-        # What training draws after an evaluation is what it would have drawn without one.
+        """Evaluate the averaged weights, without advancing training's random state."""
+        # After an evaluation, training draws the same random numbers as without one.
         with averaged_weights(self.model, self.average, self.tokenizer), torch.random.fork_rng(devices=[]):
             return super().evaluate(*args, **kwargs)
 
@@ -406,12 +407,12 @@ class AMESSTrainer(PushesToHub, Trainer):
         return ClipOutputs.from_predictions(dataset, label_embeds=label_embeds, **outputs), result.metrics
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the model, and in a checkpoint the average of its weights too."""
+        """Save the model, and in a checkpoint also the average of its weights."""
         if _internal_call and self.is_in_train and output_dir is not None and self.args.should_save:
             begin_checkpoint(output_dir)
             write_record(output_dir, self.request)
         super().save_model(output_dir, _internal_call)
-        # A checkpoint holds the weights to go on from, and next to them the average.
+        # A checkpoint holds the weights to resume from, and next to them the average.
         if _internal_call and self.average is not None and self.args.should_save:
             self.average.save(output_dir)
 

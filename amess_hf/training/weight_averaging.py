@@ -19,8 +19,8 @@ AVERAGED_WEIGHTS_NAME = "averaged_weights.safetensors"
 class WeightAverage:
     """Exponential moving average of a model's trainable parameters.
 
-    The decay grows to its value as min(decay, (1 + t) / (10 + t)) at update t, so that the first, untrained weights
-    are soon forgotten.
+    The decay grows to its value as min(decay, (1 + t) / (10 + t)) at update t, so that the initial weights are soon
+    forgotten.
 
     Args:
         model (`torch.nn.Module`): The model whose parameters are averaged.
@@ -35,7 +35,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take the parameters' present values into the average."""
+        """Update the average with the parameters' current values."""
         self.updates += 1
         updates = int(self.updates)
         average = get_ema_multi_avg_fn(min(self.decay, (1 + updates) / (10 + updates)))
@@ -50,7 +50,7 @@ class WeightAverage:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within it, the model has the averaged weights."""
+        """Context in which the model has the averaged weights."""
         self._exchange()
         try:
             yield
@@ -59,7 +59,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def apply(self) -> None:
-        """Give the model the averaged weights for good."""
+        """Set the model's weights to the average permanently."""
         for name, parameter in self.parameters.items():
             parameter.copy_(self.averages[name])
 
@@ -80,7 +80,7 @@ class WeightAverage:
         path = os.path.join(directory, AVERAGED_WEIGHTS_NAME)
         if not os.path.isfile(path):
             raise ValueError(
-                f"{path} is missing: the checkpoint was written with `weight_averaging` 0; resume it with the same"
+                f"{path} is missing: the checkpoint was written with `weight_averaging` 0; resume it with the same value"
             )
         tensors = load_file(path)
         updates = tensors.pop("updates")
@@ -95,7 +95,7 @@ class WeightAverage:
 def averaged_weights(
     model: AMESSForIntentClassification, average: WeightAverage | None, tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[None]:
-    """Give the model, within a `with` block, the averaged weights and label embeddings made with them.
+    """Context in which the model has the averaged weights, and label embeddings made with them.
 
     Args:
         model ([`AMESSForIntentClassification`]): The model.
@@ -122,10 +122,10 @@ def encoder_weights(model: AMESSForIntentClassification) -> dict[str, torch.Tens
 def mix_encoder_weights(
     model: AMESSForIntentClassification, pretrained: dict[str, torch.Tensor], share: float
 ) -> None:
-    """Give the text encoder weights between its own and those it had before (WiSE-FT; Wortsman et al., CVPR 2022).
+    """Interpolate the text encoder's weights with those before training (WiSE-FT; Wortsman et al., CVPR 2022).
 
-    What fine-tuning made the encoder forget of intents that it was not trained on comes back in part. The stored label
-    embeddings do not follow by themselves: see [`AMESSForIntentClassification.update_label_embeds`].
+    This recovers part of what fine-tuning made the encoder forget about intents that it was not trained on. The stored
+    label embeddings are not updated: see [`AMESSForIntentClassification.update_label_embeds`].
 
     Args:
         model ([`AMESSForIntentClassification`]): The trained model.

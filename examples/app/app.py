@@ -3,9 +3,9 @@ What does the speaker intend? A page on which people try an A-MESS model: `pytho
 
 Record or upload a clip, type the words, and see the intents as bars and the anchors on the clip's time line; "none of
 these" where the model's out-of-scope detector says so. A box takes intents that the model has never seen, described in a
-sentence. Without `--model` it is the one that `make demo` has left in `demo_output/model`. A Space takes the files of this
-folder and `clip_writer.py`, `demo_clips.py` and `demo_examples.py` from `examples/demo`, and the model's name in the
-variable `MODEL_ID`.
+sentence. Without `--model`, the page uses the model that `make demo` writes to `demo_output/model`. A Space takes the
+files of this folder and `clip_writer.py`, `demo_clips.py` and `demo_examples.py` from `examples/demo`, and the model's
+name in the variable `MODEL_ID`.
 """
 
 import argparse
@@ -41,9 +41,9 @@ DEMO_MODEL = Path("demo_output", "model")
 MAX_SECONDS = 120
 THUMBNAILS, SOUND_BARS, SOUND_RATE = 8, 160, 8000
 INVITATION = "Record or upload a clip, or choose an example; write what is said, and ask."
-FAILED = "Something went wrong here. Try another clip, or tell whoever runs this page to look into its log."
+FAILED = "Something went wrong. Try another clip, or ask the owner of this page to check its log."
 CHANGED = "Ask again to see what this one means."
-# Played by the browser, not by the server, so that an old answer is gone before anything new can be asked.
+# Run in the browser, not on the server, so that an old answer is gone before a new question can be sent.
 FORGET = f"() => [{json.dumps(view.empty_html(CHANGED))}, '']"
 SHOW = "() => document.querySelector('#answer')?.scrollIntoView({block: 'nearest', behavior: 'smooth'})"
 
@@ -86,7 +86,7 @@ class Recognizer:
         scores = {entry["label"]: entry["score"] for entry in answer["predictions"]}
         in_scope = answer["in_scope"]
         if added and in_scope is None and answer["predictions"][0]["label"] not in added:
-            # The detector knows the model's own intents only: what is none of them may still be one that was added.
+            # The detector only knows the model's own intents: a clip with none of them may have an added one.
             in_scope = self.pipeline(inputs, return_anchors=True)["in_scope"]
         return view.answer_html(scores, in_scope, set(added)), timeline(clip, text, answer["anchors"])
 
@@ -158,10 +158,10 @@ def build_app(recognizer: Recognizer, examples: list[dict[str, str]]) -> gr.Bloc
             with gr.Column(scale=7, min_width=320):
                 answer = gr.HTML(view.empty_html(INVITATION), elem_id="answer-box", padding=False)
                 line = gr.HTML(elem_id="timeline-box", padding=False)
-                with gr.Accordion("Add an intent of your own", open=False, elem_id="add"):
+                with gr.Accordion("Add your own intent", open=False, elem_id="add"):
                     name = gr.Textbox(label="Name", placeholder="Negotiate", elem_id="intent-name")
                     description = gr.Textbox(
-                        label="What does a speaker do who has this intent?",
+                        label="What does a speaker with this intent do?",
                         placeholder="The speaker bargains over the terms of a deal.",
                         lines=2,
                         elem_id="intent-description",
@@ -186,12 +186,12 @@ def build_app(recognizer: Recognizer, examples: list[dict[str, str]]) -> gr.Bloc
 
 
 def without_folders(message: str) -> str:
-    """The message with the names of files in place of their paths."""
+    """The message with file names instead of paths."""
     return re.sub(r"(?:[A-Za-z]:)?[\\/](?:[^\s\\/'\"`:]+[\\/])+", "", message)
 
 
 def answered(recognizer: Recognizer, clip: str | None, words: str | None, added: dict[str, str]) -> tuple[str, str]:
-    """The answer and the time line as HTML; what the visitor can mend, without paths of the server, where there is none."""
+    """The answer and the time line as HTML; on an error, what the visitor can fix, without the server's paths."""
     words = (words or "").strip()
     if not clip and not words:
         return view.empty_html(INVITATION), ""
@@ -218,7 +218,7 @@ def transcribe(recognizer: Recognizer, clip: str | None):
 
 
 def add_intent(recognizer: Recognizer, name: str, description: str, added: dict[str, str]):
-    """The form, emptied; the intents with the new one; and their list. What is wrong is said in place of the list."""
+    """The emptied form; the intents with the new one; and their list, which an error message replaces."""
     kept = name, description, added
     name, description = (name or "").strip(), (description or "").strip()
     if not name or not description:
@@ -248,7 +248,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--model", default=os.environ.get("MODEL_ID"), help="folder of a model, or its name on the Hub"
     )
-    parser.add_argument("--asr_model", default=os.environ.get("ASR_MODEL_ID"), help="a speech recogniser, likewise")
+    parser.add_argument(
+        "--asr_model", default=os.environ.get("ASR_MODEL_ID"), help="a speech recogniser: folder or Hub repository"
+    )
     parser.add_argument("--port", type=int, default=int(os.environ.get("GRADIO_SERVER_PORT", 7860)))
     options = parser.parse_args(arguments)
     if options.model is None:

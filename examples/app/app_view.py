@@ -75,7 +75,7 @@ CSS = f"""
 
 
 def plain(text: str) -> str:
-    """A visitor's text as it stands: neither HTML nor Markdown."""
+    """A visitor's text, shown literally: neither HTML nor Markdown."""
     return escape("".join(f"\\{character}" if character in "\\`*_{}[]()#+-.!|~$" else character for character in text))
 
 
@@ -92,14 +92,14 @@ def answer_html(scores: dict[str, float], in_scope: bool | None, added: set[str]
 
     Args:
         scores: intent → share in [0, 1].
-        in_scope: the out-of-scope detector's word; None where the model has no detector.
+        in_scope: the out-of-scope detector's decision; None if the model has no detector.
         added: names of intents that the user described; their bars have another colour.
     """
     ranked = sorted(scores.items(), key=lambda item: -item[1])[:top_k]
     best, share = ranked[0]
     if in_scope is False:
         headline = NONE_OF_THESE
-        note = "This is unlike what the model was trained on. The nearest of its intents, none of which it stands by:"
+        note = "This is unlike the model's training data. Its nearest intents, none of them reliable:"
         chips = (f'<span class="chip">{escape(name)}</span>' for name, _ in ranked[:3])
         body = f'<div class="chips">{"".join(chips)}</div>'
     else:
@@ -141,7 +141,7 @@ def timeline_html(
         duration: of the clip, in seconds; 0 where there is no clip, which leaves only the words.
         thumbnails: pictures at equal distances, each (height, width, 3) uint8.
         envelope: loudness at equal distances, each in [0, 1].
-        words: the words in order, each with its anchor score in [0, 1]; 0 is no anchor.
+        words: the words in order, each with its anchor score in [0, 1]; 0 means no anchor.
         audio_anchors, video_anchors: (start, end, score), in seconds.
     """
     lanes = []

@@ -5,9 +5,9 @@ What A-MESS costs in addition to its text encoder: time, memory, padding, loadin
     python examples/benchmarks/benchmark.py --quick                    # under five minutes on two cores
     python examples/benchmarks/benchmark.py --output_dir results       # more rounds
 
-Everything that is compared is measured in turns within one run, so that what else the machine does hits all alike;
+Everything that is compared is measured in turns within one run, so that other load on the machine affects all alike;
 numbers are medians with their spread (half the distance between the quartiles), and ratios of medians with a bootstrap
-interval over the rounds. A ratio whose interval is too wide is not given but called "not measured", and the page names what
+interval over the rounds. A ratio whose interval is too wide is reported as "not measured", and the page names what
 else kept the machine busy. Sizes are those of
 the published experiments on MIntRec: 30 tokens, 230 frames of picture (256 wide) and 480 of sound (768 wide), all full,
 batch 16, a BERT-base text encoder with random weights. A GPU is used when there is one: timed with events after a
@@ -70,7 +70,7 @@ VARIANTS = {
 }
 # Described intents with which the memory of a training step is compared.
 INTENTS = (30, 3000)
-# A ratio is given where its 95 % interval is at most this share of it wide.
+# A ratio is given if the width of its 95 % interval is at most this share of it.
 WIDEST_INTERVAL = 0.25
 NOT_MEASURED = "not measured"
 RESAMPLES = 2000
@@ -80,7 +80,7 @@ BUSY_CORES = 0.05
 LABEL_UPDATE = int(AMESSTrainingArguments.label_update)
 DESCRIPTION_LENGTH = 22
 
-# Dense bf16 peak of a device, in FLOP a second, by a part of its name (from the makers' data sheets).
+# Dense bf16 peak of a device, in FLOP per second, by a part of its name (from the manufacturers' data sheets).
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "T4": 65e12}
 
 
@@ -90,7 +90,7 @@ class BenchmarkArguments:
 
     output_dir: str = field(default="benchmark_output", metadata={"help": "Folder for the JSON, Markdown and plots."})
     quick: bool = field(default=False, metadata={"help": "Fewer rounds: under five minutes on two cores."})
-    sections: str = field(default=",".join(SECTIONS), metadata={"help": "What to measure, with commas between."})
+    sections: str = field(default=",".join(SECTIONS), metadata={"help": "What to measure, separated by commas."})
     threads: int = field(default=2, metadata={"help": "CPU threads of torch."})
     peak_of: str | None = field(
         default=None, metadata={"help": "Used by the memory section: the variant to run once."}
@@ -117,7 +117,8 @@ def timed(function, device):
 
 def in_turns(functions, rounds, device, description, warm_up=1):
     """
-    Time functions one after another, in a new order in each round; one that takes several `steps` counts for a step.
+    Time functions one after another, in a new order in each round; the time of one with several `steps` is divided by
+    them.
 
     Returns:
         `dict`: for each name `seconds` (median), `spread` (half the distance between the quartiles), `rounds`, and the
@@ -169,7 +170,7 @@ def with_ratios(records, reference):
 
 
 class OtherWork:
-    """What other processes take of the processor from now on; of those that end meanwhile nothing is known."""
+    """Measures other processes' CPU time from now on; those that end meanwhile are not counted."""
 
     def __init__(self):
         self.begin = time.perf_counter()
@@ -177,7 +178,7 @@ class OtherWork:
 
     @staticmethod
     def processor_seconds():
-        """Process (its number and when it began) → name and seconds of the processor, for all but this one's own."""
+        """Process (its id and start time) → name and CPU seconds, for all processes but this one's own."""
         own = {process.pid for process in [psutil.Process(), *psutil.Process().children(recursive=True)]}
         seconds = {}
         for process in psutil.process_iter(["name", "create_time", "cpu_times"]):
@@ -188,7 +189,7 @@ class OtherWork:
         return seconds
 
     def cores(self):
-        """Name of a program → cores that it took on average, the busiest first."""
+        """Name of a program → average number of cores used, the busiest first."""
         passed = time.perf_counter() - self.begin
         taken = {}
         for key, (name, seconds) in self.processor_seconds().items():
@@ -229,7 +230,7 @@ def make_models(device, variants=tuple(VARIANTS)):
 
 
 def make_batch(device, batch_size=BATCH_SIZE, text=TEXT_LENGTH, audio=AUDIO_LENGTH, video=VIDEO_LENGTH):
-    """A batch in which every clip is as long as it may be."""
+    """A batch in which every clip has the maximum length."""
     generator = torch.Generator().manual_seed(0)
     batch = {
         "input_ids": torch.randint(1000, 20000, (batch_size, text), generator=generator),
@@ -244,7 +245,7 @@ def make_batch(device, batch_size=BATCH_SIZE, text=TEXT_LENGTH, audio=AUDIO_LENG
 
 
 def add_descriptions(batch, indices):
-    """The batch of a step at which the labels `indices` have their turn."""
+    """The batch of a step at which the labels `indices` are encoded."""
     device, shape = batch["input_ids"].device, (len(indices), DESCRIPTION_LENGTH)
     if not indices:
         return batch
@@ -257,20 +258,20 @@ def add_descriptions(batch, indices):
 
 
 def batches_of_cycle(model, batch):
-    """The batches of the steps until the labels' turns come again; the batch alone where the model has no descriptions."""
+    """The batches of the steps until the labels are encoded again; only the batch if the model has no descriptions."""
     if model.config.label_descriptions is None:
         return [batch]
     turns = label_turns(model.config.num_labels, LABEL_UPDATE)
     at_step = [[index for index, turn in enumerate(turns) if turn == step] for step in range(LABEL_UPDATE)]
-    # a cycle is several of the same pattern: a turn and the steps without one before the next
+    # a cycle repeats one pattern: a step that encodes labels, and the steps before the next one
     length = LABEL_UPDATE // len(set(turns))
     return [add_descriptions(batch, indices) for indices in at_step[:length]]
 
 
 def training_step(model, optimizer, batch, autocast=nullcontext):
     """
-    One whole step: forward, backward, optimizer. A model with descriptions takes the steps between two turns of its labels;
-    `steps` of the returned function says how many.
+    One whole step: forward, backward, optimizer. A model with descriptions takes the steps between two encodings of
+    its labels; `steps` of the returned function says how many.
     """
     batches = batches_of_cycle(model, batch)
     model.train()
@@ -300,7 +301,7 @@ def inference(model, batch, autocast=nullcontext):
 
 
 def make_optimizer(models):
-    """One optimizer for all models; weights without a gradient are passed over in a step."""
+    """One optimizer for all models; weights without a gradient are skipped in a step."""
     parameters = {id(parameter): parameter for model in models.values() for parameter in model.parameters()}
     return torch.optim.AdamW(parameters.values(), lr=1e-5, fused=True)
 
@@ -309,7 +310,7 @@ def section_step(arguments, device):
     """Training step and inference of the text encoder alone and with each fusion."""
     models = make_models(device)
     batch = make_batch(device)
-    # On its own: the text padded to the longest of a batch of MIntRec-like lengths instead of to 30 tokens.
+    # Separately: the text padded to the longest of a batch of MIntRec-like lengths instead of to 30 tokens.
     shorter = {name: value[:, :18] if value.dim() == 2 and name in ("input_ids", "attention_mask") else value
                for name, value in batch.items()}  # fmt: skip
     optimizer = make_optimizer(models)
@@ -327,7 +328,7 @@ def section_step(arguments, device):
 
 
 def section_memory(arguments, device):
-    """Peak memory of a training step, each in a process of its own."""
+    """Peak memory of a training step, each in its own process."""
     peaks = {}
     intents = [f"{count} described intents" for count in INTENTS]
     for name in ("text", "anchor", *(() if arguments.quick else ("anchor + SS", "cross_modal", *intents))):
@@ -338,7 +339,7 @@ def section_memory(arguments, device):
 
 
 def peak_of(name, device):
-    """Bytes at the peak of a process that takes three training steps, of a variant."""
+    """Peak bytes of a process that takes three training steps of a variant."""
     if name in VARIANTS:
         models = make_models(device, [name])
     else:
@@ -363,7 +364,7 @@ def section_growth(arguments, device):
         config.text_config.num_hidden_layers = 0
         fusion = AMESSForIntentClassification(config).amess.fusion.to(device).train()
         functions = {}
-        # The pairwise fusion's last doubling takes longer than all the rest.
+        # The pairwise fusion's last doubling takes longer than everything else.
         for audio, video in GROWTH[:-1] if fusion_type == "cross_modal" and arguments.quick else GROWTH:
             features = {
                 "audio": torch.randn(BATCH_SIZE, audio, AUDIO_SIZE, device=device),
@@ -445,7 +446,7 @@ def section_latency(arguments, device):
 
 
 class PartClock:
-    """Laps of a stop watch, and the time inside some modules of a model."""
+    """A stopwatch with laps, and the time inside some modules of a model."""
 
     def __init__(self, device, modules):
         self.device, self.inside, self.begun, self.handles = device, {}, {}, []
@@ -502,7 +503,7 @@ def section_padding(arguments, device):
 
 
 def section_loading(arguments, device):
-    """Clips a second that become batches, from each form of the features."""
+    """Clips per second turned into batches, from each form of the features."""
     count = 300 if arguments.quick else 1334
     audio, _ = clip_frames(count)
     draw = np.random.default_rng(0)
@@ -547,7 +548,7 @@ def section_loading(arguments, device):
 
 
 def decoder_config():
-    """A decoder of half a billion weights, as Qwen2.5-0.5B has them."""
+    """A decoder of half a billion weights, as in Qwen2.5-0.5B."""
     return Qwen2Config(
         vocab_size=151936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14,
         num_key_value_heads=2, tie_word_embeddings=True,
@@ -555,7 +556,7 @@ def decoder_config():
 
 
 def section_decoder(arguments, device):
-    """Training step and inference with a decoder as text encoder, in bf16; `None` if it is to be quick."""
+    """Training step and inference with a decoder as text encoder, in bf16; `None` with `--quick`."""
     if arguments.quick:
         return None
     config = make_config(text_pooling="last")
@@ -638,13 +639,13 @@ def milliseconds(record):
 
 
 def ratio_text(record):
-    """The ratio with its interval, or that it is not measured."""
+    """The ratio with its interval, or "not measured"."""
     interval = f"{record['low']:.2f} to {record['high']:.2f}"
     return f"{NOT_MEASURED} ({interval})" if record["ratio"] is None else f"{record['ratio']:.2f} ({interval})"
 
 
 def other_work_text(cores):
-    """What else ran, in a sentence."""
+    """Other load on the machine, in a sentence."""
     if not cores:
         return "No other process took a twentieth of a core meanwhile."
     programs = ", ".join(f"{name} {share:.1f}" for name, share in cores.items())
@@ -677,7 +678,7 @@ def as_markdown(results):
     if "memory" in sections:
         table(
             "Peak memory of a training step",
-            "AdamW included; each in a process of its own.",
+            "AdamW included; each in its own process.",
             ("", "GiB", "ratio"),
             [(name, f"{r['bytes'] / 2**30:.2f}", f"{r['ratio']:.2f}") for name, r in sections["memory"].items()],
         )
@@ -716,7 +717,7 @@ def as_markdown(results):
         table(
             "Loading",
             "From stored features (sound, 768 wide) to padded batches, in random order; the pickle is read whole each time.",
-            ("", "clips a second"),
+            ("", "clips per second"),
             [(name, f"{r['clips_per_second']:,.0f}") for name, r in sections["loading"].items()],
         )
     if "decoder" in sections:

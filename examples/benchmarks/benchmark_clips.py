@@ -5,8 +5,8 @@ How fast clips become intents, and where the time goes: decoding, encoders, mode
     python examples/benchmarks/benchmark_clips.py --output_dir runs/benchmark_clips
 
 The encoders have the shapes of WavLM-base and Swin-tiny and the text encoder that of BERT-base, with random weights, so that
-nothing is downloaded. Clips are drawn: 3 s, 640 x 360, H.264 and AAC. Each clip is timed by parts, several times over; the
-report gives medians and the spread between the runs.
+nothing is downloaded. Clips are synthetic: 3 s, 640 x 360, H.264 and AAC. Each part of each clip is timed, several
+times; the report gives medians and the spread between the runs.
 """
 
 import argparse
@@ -116,7 +116,7 @@ def time_parts(model: Any, processor: AMESSProcessor, clips: list[Path], device:
 
 
 def time_pipeline(recogniser: IntentRecognitionPipeline, clips: list[Path], batch_size: int) -> float:
-    """Clips a second through the pipeline."""
+    """Clips per second through the pipeline."""
     began = time.perf_counter()
     recogniser([{"clip": str(clip), "text": TEXT} for clip in clips], batch_size=batch_size)
     return len(clips) / (time.perf_counter() - began)
@@ -161,7 +161,7 @@ def markdown(results: dict[str, Any]) -> str:
         "",
         f"{results['clips']} clips of {results['seconds_of_a_clip']:g} s; {results['encoder_shapes']}; random weights.",
         "",
-        "| part | ms a clip (median) | min to max | share |",
+        "| part | ms per clip (median) | min to max | share |",
         "| --- | ---: | ---: | ---: |",
     ]
     for part in PARTS:
@@ -171,7 +171,7 @@ def markdown(results: dict[str, Any]) -> str:
     lines += ["", f"Decoding takes {results['decoding_share']:.1%} of the time.", ""]
     for name, key in (("Extraction", "extraction_clips_per_second"), ("The pipeline", "pipeline_clips_per_second")):
         rate = results[key]
-        lines.append(f"{name}: {rate['median']:.2f} clips a second ({rate['min']:.2f} to {rate['max']:.2f}).")
+        lines.append(f"{name}: {rate['median']:.2f} clips per second ({rate['min']:.2f} to {rate['max']:.2f}).")
     return "\n".join(lines) + "\n"
 
 

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""How much memory training takes beyond that of training on words alone, for features larger than it should hold.
+"""How much more memory training takes than training on words alone, for features larger than it should hold.
 
     python examples/benchmarks/benchmark_memory.py            # about 200 MB of features, two minutes on two cores
     python examples/benchmarks/benchmark_memory.py --full     # the size of MIntRec2.0: 9,304 clips, about 4 GB
 
-A folder in the layout of MIntRec2.0 is simulated (noise; 50 audio frames a second, 3 s on average, 768 wide). Each line
-of the table is a process of its own that trains a small A-MESS for one epoch, or builds the data set, and samples its
-resident memory: its own, and with the pages of mapped files. The system takes those pages back when memory is short, so
-the first column says what a machine needs. Linux only (psutil tells the two apart there).
+A folder in the layout of MIntRec2.0 is simulated (noise; 50 audio frames a second, 3 s on average, 768 wide). Each
+line of the table is a separate process that trains a small A-MESS for one epoch, or builds the data set, and samples
+its resident memory: its own, and with the pages of mapped files. The system takes those pages back when memory is
+short, so the first column says what a machine needs. Linux only (psutil tells the two apart there).
 """
 
 import argparse
@@ -63,7 +63,7 @@ def _noise(rng: np.random.Generator) -> np.ndarray:
 
 
 class LazyRows(torch.utils.data.Dataset):
-    """Rows of a data set of words with the features of each clip read from safetensors when it is asked for."""
+    """Rows of a text data set with the features of each clip read from safetensors on demand."""
 
     def __init__(self, rows, features: SafetensorsFeatures):
         self.rows, self.features = rows, features
@@ -109,7 +109,7 @@ def train(rows, audio_feature_size: int | None) -> None:
 
 
 def run_task(task: str, folder: Path, cache: Path) -> None:
-    """Do what one line of the table says."""
+    """Run one line of the table."""
     if task == "build":
         load_mintrec(folder, "mintrec2.0", cache_dir=cache)
     elif task == "arrow":
@@ -126,8 +126,8 @@ class PeakMemory:
     """Samples the resident memory of this process every few milliseconds of its `with` block, and at its end.
 
     Attributes:
-        own (`int`): Most bytes that are not pages of files.
-        resident (`int`): Most bytes, pages of mapped files included.
+        own (`int`): Peak bytes that are not pages of files.
+        resident (`int`): Peak bytes, including pages of mapped files.
     """
 
     def __init__(self, seconds: float = 0.005):
@@ -165,7 +165,7 @@ def measure(folder: Path, cache: Path, tasks=tuple(TASKS)) -> dict[str, dict[str
 
 
 def table(peaks: dict[str, dict[str, int]], feature_bytes: int) -> str:
-    """Return the peaks as Markdown, with what they add to training on words."""
+    """Return the peaks as Markdown, with the difference to training on words."""
     header = "| | peak, MiB | above words, MiB | above words / features | with mapped files, MiB |"
     lines = [header, "| --- | ---: | ---: | ---: | ---: |"]
     for task, peak in peaks.items():

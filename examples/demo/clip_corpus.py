@@ -1,8 +1,8 @@
 """The demo corpus as real clips: mp4 files in the layout of MIntRec, in which no modality is enough alone.
 
-Words and intents are those of `demo_corpus.py`, which says what tells the intents apart; here the tone is heard and the
-face is seen. The speakers of dev and test are not among those of training. In `WEAK_SHARE` of the clips the tone or the
-face can hardly be told, so that `best_attainable_accuracy` is a bound that nobody reaches.
+Words and intents are those of `demo_corpus.py`, which explains what distinguishes the intents; here the tone is
+audible and the face is visible. The speakers of dev and test are not among those of training. In `WEAK_SHARE` of the
+clips the tone or the face is hardly recognisable, so that `best_attainable_accuracy` is an unreachable bound.
 """
 
 import os
@@ -117,7 +117,7 @@ def _write_files(folder: Path, clips: dict[str, list[CorpusClip]]) -> None:
     every = [clip for of_split in clips.values() for clip in of_split]
     for parent in {Path(folder, clip.path).parent for clip in every}:
         parent.mkdir(parents=True, exist_ok=True)
-    # Threads are enough: encoding a picture and a sound, most of the work, holds no lock of Python's.
+    # Threads are enough: encoding pictures and sound, most of the work, releases Python's lock.
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         for _ in pool.map(lambda clip: write_scene(folder / clip.path, clip.scene), every):
             pass

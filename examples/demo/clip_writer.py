@@ -1,4 +1,4 @@
-"""Writing small clips: what the tests, the benchmark and the demo need to have real media files without shipping any."""
+"""Write small clips, so that the tests, the benchmark and the demo have real media files without shipping any."""
 
 import os
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ import numpy as np
 from amess_hf.clips_amess import import_av
 
 
-# Sound codec and sample format for each kind of file; the picture is H.264 (VP9 in webm) unless asked otherwise.
+# Sound codec and sample format for each kind of file; the picture is H.264 (VP9 in webm) by default.
 SOUND_CODECS = {".wav": "pcm_s16le", ".mp3": "libmp3lame", ".flac": "flac", ".webm": "libopus"}
 
 
@@ -26,7 +26,7 @@ def write_clip(
     options: dict[str, str] | None = None,
 ) -> None:
     """
-    Encodes frames and sound into a media file; the format follows the file's ending.
+    Encodes frames and sound into a media file; the format follows the file extension.
 
     Args:
         path: Where to write.
@@ -64,7 +64,7 @@ def _add_picture(container: Any, codec: str, first: np.ndarray, frame_rate: floa
     stream = container.add_stream(codec, rate=Fraction(frame_rate).limit_denominator(1001))
     stream.height, stream.width = first.shape[:2]
     odd = first.shape[0] % 2 or first.shape[1] % 2
-    stream.pix_fmt = "yuv444p" if odd and codec == "libx264" else "yuv420p"  # halved colour needs even sizes
+    stream.pix_fmt = "yuv444p" if odd and codec == "libx264" else "yuv420p"  # chroma subsampling needs even sizes
     stream.codec_context.time_base = Fraction(1, 12800)
     if rotation:
         stream.set_display_rotation(rotation)

@@ -1,9 +1,9 @@
-"""Drawing and voicing the clips of the demo: a face that moves and a voice made of vowels, by speakers that differ.
+"""Drawing and voicing the clips of the demo: a face that moves and a voice made of vowels, with different speakers.
 
 Somewhere in the sound the voice may become soft (lower, quieter, breathy) or raised (higher, louder, brighter), and
-somewhere in the picture the face may smile and nod or frown and shake its head. Everything else in a clip says nothing:
-who speaks, when, an emphasis that comes without a change of pitch, a drift of the head, blinks, the room's noise. Nobody
-spoke or was filmed for these clips; nothing is downloaded.
+somewhere in the picture the face may smile and nod or frown and shake its head. Everything else in a clip is
+irrelevant: who speaks, when, an emphasis without a change of pitch, a drift of the head, blinks, the room's noise.
+Nobody was recorded or filmed for these clips; nothing is downloaded.
 """
 
 import math
@@ -39,8 +39,8 @@ class Scene:
         seconds: Length of the clip.
         tone, tone_span: `"soft"`, `"raised"` or `None` (nothing happens), and the seconds in which.
         face, face_span: `"smiling"`, `"frowning"` or `None`, and the seconds in which.
-        tone_strength, face_strength: How clear that is; 1 is very clear, 0 nothing.
-        seed: Of everything that says nothing.
+        tone_strength, face_strength: How clear that is, from 0 (not at all) to 1 (very).
+        seed: Seed of everything irrelevant.
     """
 
     speaker: int
@@ -74,7 +74,7 @@ def voice_samples(scene: Scene) -> np.ndarray:
     drift = 1 + random.uniform(-0.06, 0.06) - 0.08 * control / scene.seconds
     pitch = base_pitch * drift * (1 + 0.03 * np.sin(2 * np.pi * random.uniform(1, 3) * control))
     pitch *= 1 + 0.55 * raised - 0.22 * soft
-    # An emphasis that says nothing: louder or quieter, in the same pitch.
+    # An irrelevant emphasis: louder or quieter, in the same pitch.
     begin = random.uniform(0, scene.seconds - 0.5)
     emphasis = 1 + random.uniform(-0.5, 0.8) * _swell(control, (begin, begin + random.uniform(0.3, 0.5)))
     loudness = syllables * emphasis * (1 + 0.9 * raised - 0.5 * soft)
@@ -128,7 +128,7 @@ class Actor:
         self.room = ROOMS[random.integers(len(ROOMS))]
         self.distance, self.place = random.uniform(1.0, 1.3), random.uniform(-0.05, 0.05, 2)
         self.drift = random.uniform(0.2, 0.5, 2), random.uniform(0, 2 * math.pi, 2)
-        # A tilt of the head that says nothing, and the moments at which the eyes close.
+        # An irrelevant tilt of the head, and the moments at which the eyes close.
         self.tilt, self.tilt_at = random.uniform(-0.2, 0.2), random.uniform(0, scene.seconds - 0.6)
         self.blinks = random.uniform(0, scene.seconds, 2)
 

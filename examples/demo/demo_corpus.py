@@ -1,7 +1,7 @@
 """A small made-up corpus in the layout of MIntRec, in which no modality is enough alone.
 
 Twenty intents fall into five groups of four. Within a group, a tone of voice (soft or raised) and a face (smiling or
-frowning) tell the four apart:
+frowning) distinguish the four:
 
 | group     | soft, smiling | raised, smiling | soft, frowning | raised, frowning |
 | --------- | ------------- | --------------- | -------------- | ---------------- |
@@ -16,7 +16,7 @@ others fit the whole group ("so this is the lamp you made this morning" may prai
 tone is a short burst of a few frames somewhere in the sound, the face another one in the picture; all other frames are
 noise around an offset of the clip's own (its speaker, its room).
 
-So, with all intents equally frequent and a share p = 0.4 of plain clips, the best that anybody can do is
+So, with all intents equally frequent and a share p = 0.4 of plain clips, the best attainable accuracy is
 
 | modalities          | accuracy              |                                                  |
 | ------------------- | --------------------- | ------------------------------------------------ |
@@ -295,7 +295,7 @@ def _fill(template: str, rng: np.random.Generator) -> str:
 
 
 def _new_text(templates: tuple[str, ...], used: set[str], rng: np.random.Generator) -> str:
-    """A filled template that is not in `used`, which it joins; repeats only where the words have run out."""
+    """A filled template that is not in `used`, and is added to it; repeats only if the words run out."""
     for _ in range(200):
         text = _fill(str(rng.choice(templates)), rng)
         if text not in used:
@@ -305,7 +305,7 @@ def _new_text(templates: tuple[str, ...], used: set[str], rng: np.random.Generat
 
 
 def burst_directions(width: int, seed: int) -> np.ndarray:
-    """What the two values of a factor look like in features: two orthonormal rows, shape (2, width)."""
+    """The directions of a factor's two values in feature space: two orthonormal rows, shape (2, width)."""
     directions, _ = np.linalg.qr(np.random.default_rng([seed, width]).standard_normal((width, 2)))
     return directions.T
 
@@ -328,7 +328,7 @@ def demo_utterances(
     """Yield (split, random generator, `id`, `text`, `label`, `plain`) for every clip, the same for the same arguments.
 
     Every split has the intents equally often (up to one clip), and each intent its share of plain clips. No utterance
-    occurs twice, within or across splits, as long as there are words enough (some 2,500 clips).
+    occurs twice, within or across splits, while there are enough words (some 2,500 clips).
     """
     used = set()
     for season, (split, count) in enumerate((clips_per_split or CLIPS_PER_SPLIT).items(), start=1):
@@ -352,7 +352,7 @@ def demo_clips(seed: int = 0, clips_per_split: dict[str, int] | None = None) -> 
 
 
 def possible_intents(label: str, plain: bool, modalities: tuple[str, ...] = MODALITIES) -> list[str]:
-    """The intents that the named modalities of a clip leave open."""
+    """The intents that are consistent with the named modalities of a clip."""
     group, tone, face = EVIDENCE[label]
     if plain and "text" in modalities:
         return [label]
@@ -421,7 +421,7 @@ def _write_files(folder: Path, clips: dict[str, list[DemoClip]]) -> None:
 
 def demo_label_descriptions() -> dict[str, list[str]]:
     """Three sentences for each intent of the demo corpus, in the order of MIntRec's labels: what it is, and two
-    utterances that are plain, with fillers of their own."""
+    plain utterances, with separate fillers."""
     rng = np.random.default_rng(0)
     return {
         label: [

@@ -1,4 +1,4 @@
-"""The examples of the demo: clips by speakers that no training clip has, with their words and what they mean."""
+"""The examples of the demo: clips by speakers that are not in the training clips, with their words and intents."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ class Example:
     Attributes:
         name: What the page calls it.
         text: What is said.
-        intent: What is meant; `None` where it is none of the demo's intents.
+        intent: What is meant; `None` if it is not one of the demo's intents.
         scene: What is drawn and voiced.
     """
 
@@ -27,7 +27,7 @@ def _scene(speaker: int, tone: str | None, face: str | None, tone_at: float, fac
 
 
 _LAMP = "so this is the lamp you made this morning"
-# The first two say the same; the last is nothing that the demo's model was trained on.
+# The first two have the same words; the last is unlike anything that the demo's model was trained on.
 EXAMPLES = (
     Example("soft, smiling", _LAMP, "Praise", _scene(61, "soft", "smiling", 0.5, 0.9)),
     Example("raised, frowning", _LAMP, "Criticize", _scene(64, "raised", "frowning", 1.1, 0.4)),

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """
-Train the full model and what is left of it without each part, for several seeds, and write one table.
+Train the full model and variants without each part, for several seeds, and write one table.
 
     python examples/experiments/ablate.py --dataset_name mintrec --data_dir path/to/MIntRec \
         --text_model_name_or_path bert-base-uncased --output_dir runs/ablation --seeds 0,1,2
@@ -29,7 +29,7 @@ from run_mir import run
 
 
 FULL = "full"
-# Similarities that were not trained are ignored in the answer too.
+# Untrained similarities are ignored in the answer too.
 NO_SS = {
     "label_triplet_loss_weight": 0.0,
     "label_contrastive_loss_weight": 0.0,
@@ -57,7 +57,7 @@ class AblationArguments:
 
     variants: str = field(
         default=",".join(VARIANTS),
-        metadata={"help": f"With a comma between: {', '.join(VARIANTS)}. Full always runs."},
+        metadata={"help": f"Separated by commas: {', '.join(VARIANTS)}. The full model always runs."},
     )
     metric: str = field(default="eval_accuracy", metadata={"help": "The metric of all_results.json to compare."})
 
@@ -84,7 +84,7 @@ def run_variant(name, changes, model_args, data_args, training_args):
 
 def ablation_rows(results, metric):
     """
-    One row a variant: its metric over seeds, and the difference to the full model, seed by seed.
+    One row per variant: its metric over seeds, and the difference to the full model, paired by seed.
 
     Args:
         results (`dict[str, dict[int, dict]]`): Variant → seed → metrics.

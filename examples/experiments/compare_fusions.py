@@ -3,7 +3,7 @@
 Compare fusions on simulated features, where it is known what sound and picture show, and when.
 
     python examples/run_mir.py --dataset_name mintrec --data_dir path/to/world --fusion_type anchor --seeds 0,1,2,3,4 \
-        --text_model_name_or_path bert-base-uncased --output_dir runs/anchor --do_train --do_eval   # so too late and text
+        --text_model_name_or_path bert-base-uncased --output_dir runs/anchor --do_train --do_eval   # also late and text
     python examples/experiments/compare_fusions.py --models anchor=runs/anchor late=runs/late text=runs/text \
         --draw_dirs path/to/world-draw-1 path/to/world-draw-2 ... --output_dir runs/fusions
 
@@ -12,8 +12,9 @@ end, frames, label): in which frames a clip's sound or picture shows an intent, 
 and compared clip by clip, so that what the words contribute cancels. Intervals are those of the differences when seeds, draws
 and clips are drawn again, each by itself (the pigeonhole bootstrap, Owen, Annals of Applied Statistics 2007).
 
-The observer knows the bursts: to the log-probabilities of the words alone it adds, for the intent that is shown, the logarithm
-of how much likelier it is to be shown where it is right than where another is. What it reaches is a bound for every fusion.
+The observer knows the bursts: to the log-probabilities of the words alone it adds, for the intent that is shown, the
+log likelihood ratio of its being shown when it is the correct intent and when another one is. Its accuracy is a bound
+for every fusion.
 """
 
 import csv
@@ -52,7 +53,9 @@ class FusionArguments:
             "help": "name=FOLDER of each fusion, `text` (words alone) among them; FOLDER has a `seed-N` for each."
         }
     )
-    draw_dirs: list[str] = field(metadata={"help": "Folders with other features of the world the models learned."})
+    draw_dirs: list[str] = field(
+        metadata={"help": "Folders with other features of the world that the models were trained on."}
+    )
     output_dir: str = field(metadata={"help": "Folder for the tables."})
     dataset_name: str = field(default="mintrec", metadata={"help": "mintrec or mintrec2.0."})
     split: str = field(default="validation", metadata={"help": "Split to score."})
@@ -80,7 +83,7 @@ def shown_labels(bursts, split):
 
 
 def reliability(bursts, split):
-    """modality -> logarithm of how much likelier an intent is shown where it is right, from the clips of `split`."""
+    """modality -> log likelihood ratio of an intent being shown when it is correct, from the clips of `split`."""
     num_labels, labels = len(split.features["label"].names), np.array(split["label"])
     shares = {name: (shown == labels).mean() for name, shown in shown_labels(bursts, split).items()}
     return {name: np.log(share * (num_labels - 1) / (1 - share)) for name, share in shares.items()}
@@ -99,8 +102,8 @@ def score_model(folder, draws, arguments):
     Score one model.
 
     Returns:
-        `tuple`: whether each answer is right `{kept modalities: (draws, clips)}`, the logits (clips, num_labels) of the last
-        draw, and for each draw a dict of anchor metrics (empty where the model has no anchors).
+        `tuple`: whether each answer is correct `{kept modalities: (draws, clips)}`, the logits (clips, num_labels) of
+        the last draw, and for each draw a dict of anchor metrics (empty where the model has no anchors).
     """
     model = AMESSForIntentClassification.from_pretrained(folder)
     collator = AMESSDataCollator(AutoTokenizer.from_pretrained(folder), model.config)
@@ -135,14 +138,14 @@ def interval(values, resamples, confidence=0.95):
         drawn = values
         for size in values.shape:
             weights = random.multinomial(size, np.full(size, 1 / size)) / size
-            drawn = np.tensordot(weights, drawn, axes=(0, 0))  # the first of the axes that are left
+            drawn = np.tensordot(weights, drawn, axes=(0, 0))  # the first of the remaining axes
         means.append(drawn)
     tail = 100 * (1 - confidence) / 2
     return float(values.mean()), *(float(bound) for bound in np.percentile(means, [tail, 100 - tail]))
 
 
 def stack(runs, view="all"):
-    """Right answers of a fusion's models, (seeds, draws, clips), as 0 and 1."""
+    """Correct answers of a fusion's models, (seeds, draws, clips), as 0 and 1."""
     return np.stack([right[view] for right, *_ in runs.values()]).astype(float)
 
 
@@ -168,7 +171,7 @@ def compare(runs, draws, weights, arguments):
             for _, logits, _ in runs[WORDS].values()
         ]
     ).astype(float)
-    words = right[WORDS]  # one draw, which stands for all
+    words = right[WORDS]  # one draw, which represents all
     rows = [(f"{name}: accuracy", values.mean(), None, None) for name, values in right.items()]
     others = [name for name in right if name != WORDS]
     pairs = [(name, WORDS) for name in others] + [
@@ -232,7 +235,7 @@ def main(arguments=None):
     logging.set_verbosity_warning()
     folders = {name: model_folders(path) for name, _, path in (model.partition("=") for model in arguments.models)}
     if WORDS not in folders:
-        raise ValueError(f"`--models` has {', '.join(folders)}; give `{WORDS}=FOLDER` too, the models of words alone")
+        raise ValueError(f"`--models` has {', '.join(folders)}; give `{WORDS}=FOLDER` too, the text-only models")
     if len({tuple(seeds) for seeds in folders.values()}) > 1:
         seeds = {name: sorted(found) for name, found in folders.items()}
         raise ValueError(f"the fusions have different seeds: {seeds}; models are compared seed by seed")

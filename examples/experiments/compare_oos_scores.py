@@ -1,18 +1,19 @@
 #!/usr/bin/env python3
 """
-Compare the nine out-of-scope scores on trained models, and save the detector of the chosen one with each.
+Compare the nine out-of-scope scores on trained models, and save the chosen detector with each.
 
     python examples/run_mir.py --dataset_name mintrec --data_dir path/to/MIntRec --hold_out_intents Joke,Care,Leave \
         --text_model_name_or_path bert-base-uncased --seeds 0,1,2 --output_dir runs/held_out --do_train --do_eval
     python examples/experiments/compare_oos_scores.py --dataset_name mintrec --data_dir path/to/MIntRec \
         --model_name_or_path runs/held_out --output_dir runs/held_out/oos
 
-With `--clips_of NAME=FOLDER` the train and dev clips of another data set are scored. In scope are those whose intent the model
-knows; intents that are near neighbours of one that it knows (`NEAR_NEIGHBOURS`) are left out, and so are clips whose words it was
-trained on.
+With `--clips_of NAME=FOLDER` the train and dev clips of another data set are scored. In scope are those whose intent
+the model knows; intents that are near neighbours of one that it knows (`NEAR_NEIGHBOURS`) are left out, and so are
+clips whose words it was trained on.
 
-Out of scope are the clips whose intent the model does not know: the intents that were held out, and those that the data set
-itself calls out of scope. Scores are fitted on the known clips of the training split; thresholds are set on those of dev.
+Out of scope are the clips whose intent the model does not know: the held-out intents, and those that the data set
+itself marks as out of scope. Scores are fitted on the known clips of the training split; thresholds are set on those
+of dev.
 """
 
 import csv
@@ -42,7 +43,7 @@ from mir_common import one_line_errors
 
 BASELINE = "msp"
 
-# Intents of MIntRec2.0 that MIntRec lacks but has a near neighbour of: neither in scope nor clearly out of it.
+# Intents of MIntRec2.0 that MIntRec lacks but has a near neighbour of: neither in scope nor clearly out of scope.
 NEAR_NEIGHBOURS = {
     "Acknowledge": "Agree",
     "Explain": "Inform",
@@ -63,7 +64,7 @@ class ScoreArguments:
     dataset_name: str = field(default="mintrec", metadata={"help": "mintrec, mintrec2.0 or folder."})
     split: str = field(default="validation", metadata={"help": "Split to score: validation or test."})
     context_turns: int | None = field(
-        default=None, metadata={"help": "Earlier turns; those that the model was trained with if not given."}
+        default=None, metadata={"help": "Earlier turns; as the model was trained if not given."}
     )
     keep: float = field(default=0.95, metadata={"help": "Share of the known dev clips that a threshold keeps."})
     clips_of: str | None = field(

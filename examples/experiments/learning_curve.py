@@ -44,7 +44,9 @@ WITH_SS, WITHOUT_SS, REGRESSION = "A-MESS", "A-MESS without SS", "logistic regre
 class CurveArguments:
     """Points of the curve."""
 
-    clips_per_intent: str = field(default="1,4,16", metadata={"help": "Training clips of each intent, with commas."})
+    clips_per_intent: str = field(
+        default="1,4,16", metadata={"help": "Training clips of each intent, separated by commas."}
+    )
     curve_steps: int = field(default=250, metadata={"help": "Training steps of each run, however few the clips."})
 
 
@@ -60,7 +62,7 @@ def sentence_embeddings(encoder, tokenizer, texts, batch_size=64):
 
 
 def regression_accuracies(model_args, data_args, counts, seeds):
-    """Clips per intent → seed → accuracy on dev of logistic regression, on the clips that the models are trained on."""
+    """Clips per intent → seed → accuracy on dev of logistic regression, on the models' training clips."""
     dataset = load_clips(data_args, seed=0)
     tokenizer = load_tokenizer(model_args)
     encoder = AutoModel.from_pretrained(model_args.text_model_name_or_path).eval()
@@ -118,9 +120,9 @@ def main():
     )
     curve_args, model_args, data_args, training_args = parser.parse_args_into_dataclasses()
     if data_args.seeds is None:
-        raise ValueError("give `--seeds`, e.g. `--seeds 0,1,2`: which clips are drawn matters more than all else")
+        raise ValueError("give `--seeds`, e.g. `--seeds 0,1,2`: which clips are drawn matters most")
     training_args.do_train = training_args.do_eval = True
-    # Nothing is chosen on dev here: every run has the same number of steps and is scored once, at its end.
+    # Nothing is selected on dev here: every run has the same number of steps and is scored once, at its end.
     training_args.max_steps = curve_args.curve_steps
     training_args.eval_strategy = training_args.save_strategy = "no"
     training_args.load_best_model_at_end = False

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """
-Ask trained models for intents that they were only told about, beside the untrained encoder.
+Test trained models on intents that they only have descriptions of, next to the untrained encoder.
 
     for k in 1 2 3 4; do python examples/run_mir.py --dataset_name mintrec --data_dir path/to/MIntRec --seed 0 \
         --hold_out_intents fold:$k/4 --projection_dim 0 --text_model_name_or_path path/to/encoder \
@@ -9,10 +9,11 @@ Ask trained models for intents that they were only told about, beside the untrai
         --text_model_name_or_path path/to/encoder --model_name_or_path runs/fold-1,runs/fold-2,runs/fold-3,runs/fold-4 \
         --output_dir runs/folds
 
-Each model is asked for all intents of the data set, described by the shipped sentences, on the clips of dev. It is scored as it
-is, and with text encoders between the trained and the pretrained one (`--pretrained_shares`); the untrained encoder answers by
-the descriptions alone. The data set may be another than the models were trained on (`--trained_on NAME=FOLDER`): clips whose
-words occur in what they were trained on are then left out. With another `--sentences` each intent is described by so many.
+Each model chooses among all intents of the data set, described by the shipped sentences, on the clips of dev. It is
+scored unchanged, and with text encoders interpolated between the trained and the pretrained one
+(`--pretrained_shares`); the untrained encoder answers by the descriptions alone. The data set may differ from the one
+that the models were trained on (`--trained_on NAME=FOLDER`): clips whose words occur in what they were trained on are
+then left out. `--sentences` sets how many sentences describe each unseen intent.
 """
 
 import csv
@@ -49,7 +50,7 @@ CHANCE = "chance"
 class OpenWorldArguments:
     """Which models, clips and descriptions."""
 
-    model_name_or_path: str = field(metadata={"help": "Saved models, with a comma between: one for each fold."})
+    model_name_or_path: str = field(metadata={"help": "Saved models, separated by commas: one for each fold."})
     text_model_name_or_path: str = field(metadata={"help": "The pretrained text encoder that they were trained from."})
     data_dir: str = field(metadata={"help": "Folder of the data set."})
     output_dir: str = field(metadata={"help": "Folder for the tables."})
@@ -58,7 +59,7 @@ class OpenWorldArguments:
         default=None, metadata={"help": "NAME=FOLDER of another data set that the models were trained on."}
     )
     pretrained_shares: str = field(
-        default="0,0.5", metadata={"help": "Shares of the pretrained text encoder, with a comma between."}
+        default="0,0.5", metadata={"help": "Shares of the pretrained text encoder, separated by commas."}
     )
     sentences: int | None = field(
         default=None,
@@ -92,7 +93,7 @@ def untrained_model(arguments, labels, descriptions):
 
 
 def figures_of(predictions, references, unseen):
-    """Accuracy, and where there are clips of both kinds that of seen and unseen intents and their harmonic mean."""
+    """Accuracy, and if there are clips of both kinds, that of seen and unseen intents and their harmonic mean."""
     figures = {"accuracy": float((predictions == references).mean())}
     if 0 < np.isin(references, unseen).sum() < len(references):
         figures |= generalized_accuracy(predictions, references, unseen)
@@ -100,7 +101,7 @@ def figures_of(predictions, references, unseen):
 
 
 def score_fold(folder, split, descriptions, pretrained, arguments):
-    """{row of the table: figures} of one model: for each share, and for each kind of clips of the untrained encoder."""
+    """{row of the table: metrics} of one model: for each share, and for each kind of clips of the untrained encoder."""
     labels, references = list(descriptions), np.array(split["label"])
     rows = {}
     for share in (float(share) for share in arguments.pretrained_shares.split(",")):

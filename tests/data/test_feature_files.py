@@ -1,4 +1,4 @@
-"""Feature files in safetensors: written in shards, read a clip at a time, never half there."""
+"""Feature files in safetensors: written in shards, read one clip at a time, never half-written."""
 
 import json
 import pickle
@@ -245,7 +245,7 @@ def test_bad_numpy_files(tmp_path):
 
 
 class TestRefusedFeatures:
-    """What is no features [frames, dim], with the file named in one line."""
+    """Anything but features [frames, dim] is refused in one line that names the file."""
 
     def error(self, read, *args):
         with pytest.raises(ValueError) as error:

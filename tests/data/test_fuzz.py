@@ -1,4 +1,4 @@
-"""Damaged feature files and tables: no error but the package's own, which name the file, and no memory to speak of."""
+"""Damaged feature files and tables: only the package's own errors, which name the file, and little memory."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""`load_mintrec`: the official layouts, what it gives, what it refuses, and how it is exported."""
+"""`load_mintrec`: the official layouts, what it returns and refuses, and how data sets are exported."""
 
 import json
 import os
@@ -506,7 +506,7 @@ class TestBadInput:
     def test_column_twice(self, load, tmp_path):
         rows = ["S01\tE01\t1\thi\tJoke\tCare"]
         write_table(tmp_path / "data", "train", MINTREC_HEADER + "\tLabel ", rows)
-        assert "train.tsv:2: the column 'Label ' is there twice" in self.error(load, tmp_path / "data")
+        assert "train.tsv:2: the column 'Label ' appears twice" in self.error(load, tmp_path / "data")
 
     def test_start_after_end(self, load, tmp_path):
         write_mintrec2(tmp_path / "data", "train", [turn(0, 0, start="00:00:05", end="00:00:04,5")])

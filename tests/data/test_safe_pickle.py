@@ -1,4 +1,4 @@
-"""The reader of pickled features: honest files of every kind are read, hostile ones are refused and do nothing."""
+"""The reader of pickled features: valid files of every kind are read, malicious ones are refused without effect."""
 
 import builtins
 import collections
@@ -294,7 +294,7 @@ def hostile_files(target):
         "text as features": (pickle.dumps({"a": "text"}), "holds a str"),
         "None as features": (pickle.dumps({"a": None}), "holds a NoneType"),
         "list of texts": (pickle.dumps({"a": [["1.0", "2.0"]]}), "not of numbers"),
-        "ragged list": (pickle.dumps({"a": [[1.0, 2.0], [1.0]]}), "not of one length"),
+        "ragged list": (pickle.dumps({"a": [[1.0, 2.0], [1.0]]}), "rows of different lengths"),
         "dict of dicts": (pickle.dumps({"a": {"b": good}}), "holds a dict"),
         "wrong magic": (b"GIF89a" + bytes(100), "not a pickle"),
         "a text file": (b"season\tepisode\tclip\n", "not a pickle"),

@@ -1,4 +1,4 @@
-"""Anchors compared with where the evidence is known to lie."""
+"""Anchors compared with the known place of the evidence."""
 
 import numpy as np
 import pytest

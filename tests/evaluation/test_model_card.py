@@ -1,4 +1,4 @@
-"""The model card: what it says comes from the model and the run, and huggingface_hub reads it back."""
+"""The model card: its content comes from the model and the run, and huggingface_hub can read it."""
 
 import json
 import os

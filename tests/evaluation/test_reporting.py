@@ -1,4 +1,4 @@
-"""The report against direct computation, its bytes against themselves, and what each part shows."""
+"""The report: agreement with direct computation, byte-for-byte reproducibility, and the content of each part."""
 
 import filecmp
 import io

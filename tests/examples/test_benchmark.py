@@ -1,4 +1,4 @@
-"""The benchmark in miniature: every section gives sound figures, and the page and the plot show them."""
+"""The benchmark in miniature: every section yields plausible numbers, and the page and the plot show them."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""benchmark_memory.py on a few clips: every task runs, and the table says what it took."""
+"""benchmark_memory.py on a few clips: every task runs, and the table shows its memory."""
 
 import benchmark_memory as benchmark
 import numpy as np

@@ -1,4 +1,4 @@
-"""The exported model gives what the model gives, for all lengths, and names the same anchors."""
+"""The exported model agrees with the model, for all lengths, and names the same anchors."""
 
 import export_onnx
 import pytest

@@ -1,4 +1,4 @@
-"""extract_features.py from the outside: its arguments, and several processes that share the work."""
+"""extract_features.py from the command line: its arguments, and several processes that share the work."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Models asked for intents that they were only told about, on tiny models that do not know some of the demo's intents."""
+"""Tests on intents that are only described, with tiny models that do not know some of the demo's intents."""
 
 import csv
 

@@ -1,4 +1,4 @@
-"""Both training scripts, from the command line to the files they leave behind."""
+"""Both training scripts, from the command line to the files that they write."""
 
 import csv
 import errno
@@ -363,7 +363,8 @@ def test_labels_that_train_lacks_are_named(inputs, tmp_path, caplog):
     values = {**inputs["encoder"], **inputs["run"], "dataset_name": "folder", "data_dir": data, "max_steps": 1}
     run_script("run_mir", {**values, "output_dir": tmp_path / "run"}, ("do_train",))
     assert (
-        "the split validation has labels that train lacks, and no clip of them will be right: ['Warn']" in caplog.text
+        "the split validation has labels that train lacks, so their clips cannot be answered correctly: ['Warn']"
+        in caplog.text
     )
 
 

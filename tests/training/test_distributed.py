@@ -1,4 +1,4 @@
-"""Two processes with batches of two are one process with batches of four: gradients, loss parts, weights, answers."""
+"""Two processes with batches of two match one process with batches of four: gradients, loss parts, weights, answers."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Training that is killed and started again ends as if nothing had happened."""
+"""Training that is killed and restarted ends as if it had not been interrupted."""
 
 import json
 import multiprocessing
@@ -197,9 +197,9 @@ def test_cut_checkpoint_is_passed_over(copied, name, damage):
     last = copied / "checkpoint-6"
     assert last_complete_checkpoint(copied) == str(last)
     damage(last / name)
-    assert what_is_missing(last) == f"{name} is missing or cut"
+    assert what_is_missing(last) == f"{name} is missing or truncated"
     assert last_complete_checkpoint(copied) == str(copied / "checkpoint-4")
-    with pytest.raises(ValueError, match=f"checkpoint-6 cannot be resumed from: {name} is missing or cut"):
+    with pytest.raises(ValueError, match=f"checkpoint-6 cannot be resumed from: {name} is missing or truncated"):
         make_trainer(make_arguments(copied)).train(resume_from_checkpoint=str(last))
 
 

@@ -1,4 +1,4 @@
-"""What a run was asked for: all that changes its result, and nothing else."""
+"""The record of a run's settings: all that change its result, and no others."""
 
 import dataclasses
 

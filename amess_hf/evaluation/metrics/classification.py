@@ -143,7 +143,7 @@ def generalized_accuracy(predictions: np.ndarray, references: np.ndarray, unseen
 
 
 def _label_ids(predictions: ArrayLike, references: ArrayLike):
-    """Both as arrays of integers of one length."""
+    """Return both as integer arrays of equal length."""
     predictions, references = np.asarray(predictions), np.asarray(references)
     for name, values in (("predictions", predictions), ("references", references)):
         if values.ndim != 1 or values.size == 0:

@@ -1,4 +1,4 @@
-"""What the modules for `evaluate` share: a metric that calls a function and documents itself with its docstring."""
+"""Base class of the modules for `evaluate`: a metric that calls a function and uses its docstring."""
 
 import inspect
 from collections.abc import Callable

@@ -15,11 +15,11 @@ def compute_oos_metrics(scores: ArrayLike, in_scope: ArrayLike) -> dict[str, flo
     - `auroc`: area under the ROC curve.
     - `aupr_in`, `aupr_out`: area under the precision-recall curve, by the trapezoidal rule (not average precision), with
       in-scope clips as the positives, and with out-of-scope clips as the positives and the score negated.
-    - `fpr95`: share of out-of-scope clips let in at the first (highest) threshold that keeps at least 95 % of the
+    - `fpr95`: share of out-of-scope clips accepted at the first (highest) threshold that keeps at least 95 % of the
       in-scope clips. Clips of equal score pass together; the published loop lets them pass in the order of a sort.
     - `eer`: the false-positive rate at the point of the ROC curve where it is nearest to the false-negative rate.
     - `der`: over the points that keep at least 95 %, the least `share_out * FNR + share_in * FPR`. The published code
-      pairs the shares and the rates this way round; so do the published metrics.
+      pairs the shares and the rates this way; so do the published metrics.
 
     The ROC points for `eer` and `der` are those of scikit-learn's `roc_curve` with its defaults, as published.
 

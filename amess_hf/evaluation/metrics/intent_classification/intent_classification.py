@@ -4,6 +4,6 @@ from amess_hf.evaluation.metrics import compute_classification_metrics, module
 
 
 class IntentClassification(module.ClipMetric):
-    """What papers on multimodal intent recognition report for in-scope utterances: accuracy, F1, precision and recall."""
+    """The metrics of the literature for in-scope utterances: accuracy, F1, precision and recall."""
 
     function = staticmethod(compute_classification_metrics)

@@ -1,4 +1,4 @@
-"""Open intent classification: the known intents and one class for all that is out of scope."""
+"""Open intent classification: the known intents and one class for everything out of scope."""
 
 from amess_hf.evaluation.metrics import compute_open_classification_metrics, module
 
