@@ -314,7 +314,9 @@ def test_disk_that_fills_while_training(inputs, tmp_path, script, monkeypatch):
     values = {**inputs["data"], **inputs["encoder"], **inputs["sizes"], **inputs["run"], "output_dir": tmp_path}
     values |= {"max_steps": 3, "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
     monkeypatch.setattr(module, "write_manifest", full)
-    with pytest.raises(SystemExit, match="checkpoint-2.*; free some space and start again: `--resume_from_checkpoint`"):
+    with pytest.raises(
+        SystemExit, match="checkpoint-2.*; free some space and start again: `--resume_from_checkpoint`"
+    ):
         with one_line_errors():
             run_script(script, values, ("do_train",))
     assert not (tmp_path / "model.safetensors").exists() and not (tmp_path / "all_results.json").exists()
