@@ -1,6 +1,5 @@
 """The JSON result files of runs, and one table from several runs: mean, deviation, paired differences."""
 
-import csv
 import json
 import os
 import re
@@ -9,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..files_amess import write_json, write_text, written_aside
+from ..files_amess import write_json, write_text
+from .tables import markdown_table, write_csv
 
 
 _SEED_FOLDER = "seed-{seed}"
@@ -117,22 +117,18 @@ def _summary(values: Sequence[float]):
 
 
 def paired_difference(
-    first: Mapping[Hashable, float],
-    second: Mapping[Hashable, float],
-    confidence: float = 0.95,
-    num_resamples: int = 10_000,
+    first: Mapping[Hashable, float], second: Mapping[Hashable, float], confidence: float = 0.95
 ) -> dict:
     """Measure how much better the first of two runs is than the second, paired by seed or by clip.
 
-    The interval is the percentile bootstrap over pairs, drawn with a fixed seed. Over three to five seeds it says little
-    more than the smallest and the largest difference; over the clips of a split (see [`correct_clips`]) it says how
-    much the difference depends on which clips the split happens to have.
+    The interval is the percentile bootstrap over pairs, with ten thousand resamples and a fixed seed. Over three to five
+    seeds it says little more than the smallest and the largest difference; over the clips of a split it says how much the
+    difference depends on which clips the split happens to have.
 
     Args:
         first (`dict`): Key -> value, e.g. seed -> accuracy.
         second (`dict`): The same for the second run; keys that only one of them has are left out.
         confidence (`float`, *optional*, defaults to 0.95): Share of resamples inside the interval.
-        num_resamples (`int`, *optional*, defaults to 10000): Resamples of the bootstrap.
 
     Returns:
         `dict`: `mean` of first - second, its sample `deviation` (`None` for one pair), `min`, `max`, `low` and `high` (the
@@ -153,7 +149,7 @@ def paired_difference(
         low, high = bootstrap(
             (differences,),
             np.mean,
-            n_resamples=num_resamples,
+            n_resamples=10_000,
             batch=500,  # ten thousand resamples of a thousand clips at once would take 80 MB
             confidence_level=confidence,
             method="percentile",
@@ -163,38 +159,10 @@ def paired_difference(
     return summary | {"low": float(low), "high": float(high), "pairs": pairs}
 
 
-def correct_clips(predictions_files: Sequence[str | os.PathLike]) -> dict[str, float]:
-    """Compute the share of runs that are right about each clip, for [`paired_difference`] over clips.
-
-    Args:
-        predictions_files (`list[str]`): Paths of `predictions_dev.tsv` files, one for each seed.
-
-    Returns:
-        `dict[str, float]`: clip id -> share of the runs, in [0, 1].
-
-    Raises:
-        ValueError: If a file lacks a column, or the files do not list the same clips.
-    """
-    shares = {}
-    for number, path in enumerate(predictions_files):
-        with open(path, encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-        missing = {"id", "label", "prediction"} - set(rows[0] if rows else ())
-        if missing:
-            raise ValueError(f"`{path}` has no column {', '.join(sorted(missing))}; expected id, label, prediction")
-        if number and {row["id"] for row in rows} != set(shares):
-            raise ValueError(
-                f"`{path}` does not list the same clips as `{predictions_files[0]}`; compare one split at a time"
-            )
-        for row in rows:
-            shares[row["id"]] = shares.get(row["id"], 0) + (row["label"] == row["prediction"]) / len(predictions_files)
-    return shares
-
-
-def format_spread(summary: Mapping, scale: float = 100, digits: int = 1) -> str:
+def format_spread(summary: Mapping) -> str:
     """Format mean and deviation in percent, e.g. `"70.3 ± 0.4"`; the mean alone for a single run."""
-    mean = f"{scale * summary['mean']:.{digits}f}"
-    return mean if summary["deviation"] is None else f"{mean} ± {scale * summary['deviation']:.{digits}f}"
+    mean = f"{100 * summary['mean']:.1f}"
+    return mean if summary["deviation"] is None else f"{mean} ± {100 * summary['deviation']:.1f}"
 
 
 def write_aggregate(aggregate: Mapping[str, Mapping], output_dir: str | os.PathLike) -> str:
@@ -211,20 +179,14 @@ def write_aggregate(aggregate: Mapping[str, Mapping], output_dir: str | os.PathL
     """
     os.makedirs(output_dir, exist_ok=True)
     columns = ["mean", "deviation", "min", "max", "runs"]
-    with (
-        written_aside(os.path.join(output_dir, "aggregate.csv")) as partial,
-        open(partial, "w", encoding="utf-8", newline="") as file,
-    ):
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["metric", *columns])
-        for name, summary in aggregate.items():
-            writer.writerow([name, *("" if summary[column] is None else summary[column] for column in columns)])
-    lines = ["| metric | mean | deviation | min | max | runs |", "| --- | ---: | ---: | ---: | ---: | ---: |"]
+    rows = [[name, *(summary[column] for column in columns)] for name, summary in aggregate.items()]
+    write_csv(os.path.join(output_dir, "aggregate.csv"), ["metric", *columns], rows)
+    cells = []
     for name, summary in aggregate.items():
         as_share = 0 <= summary["min"] and summary["max"] <= 1
-        cells = [_cell(summary[column], as_share) for column in columns[:-1]]
-        lines.append(f"| {name}{' (%)' if as_share else ''} | {' | '.join(cells)} | {summary['runs']} |")
-    text = "\n".join(lines) + "\n"
+        values = [_cell(summary[column], as_share) for column in columns[:-1]]
+        cells.append([f"{name}{' (%)' if as_share else ''}", *values, summary["runs"]])
+    text = markdown_table(["metric", *columns], cells)
     write_text(os.path.join(output_dir, "aggregate.md"), text)
     return text
 

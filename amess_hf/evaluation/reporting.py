@@ -30,6 +30,7 @@ from .metric_names import (
 )
 from .metrics import compute_classification_metrics, compute_oos_metrics, compute_open_classification_metrics
 from .prediction import ClipOutputs, modality_table, predict_clips
+from .tables import markdown_table
 
 
 logger = logging.get_logger(__name__)
@@ -167,9 +168,7 @@ class _ReportWriter:
 
     def table(self, header: list[str], rows: list[list], left: int = 1):
         """Add a table whose first `left` columns are words and the others numbers."""
-        rule = ["---"] * left + ["---:"] * (len(header) - left)
-        lines = [header, rule, *rows]
-        self.parts.append("\n".join(f"| {' | '.join(map(str, line))} |" for line in lines))
+        self.parts.append(markdown_table(header, rows, range(left)).rstrip())
 
     def plot(self, figure: Any, file_name: str, description: str):
         from .plots import save_figure

@@ -48,6 +48,7 @@ from amess_hf import (
 )
 from amess_hf.data.feature_files import SafetensorsFeatures, read_pickle, write_features
 from amess_hf.data.labels import MINTREC_LABELS
+from amess_hf.evaluation.tables import markdown_table
 from amess_hf.padding_amess import encode_texts, pad_features
 from amess_hf.training.adapters import add_lora
 from amess_hf.training.dataloader import ClipBatchSampler
@@ -229,16 +230,16 @@ def make_models(device, variants=tuple(VARIANTS)):
     return models
 
 
-def make_batch(device, batch_size=BATCH_SIZE, text=TEXT_LENGTH, audio=AUDIO_LENGTH, video=VIDEO_LENGTH):
+def make_batch(device, batch_size=BATCH_SIZE):
     """A batch in which every clip has the maximum length."""
     generator = torch.Generator().manual_seed(0)
     batch = {
-        "input_ids": torch.randint(1000, 20000, (batch_size, text), generator=generator),
-        "attention_mask": torch.ones(batch_size, text, dtype=torch.long),
-        "audio_features": torch.randn(batch_size, audio, AUDIO_SIZE, generator=generator),
-        "audio_attention_mask": torch.ones(batch_size, audio, dtype=torch.long),
-        "video_features": torch.randn(batch_size, video, VIDEO_SIZE, generator=generator),
-        "video_attention_mask": torch.ones(batch_size, video, dtype=torch.long),
+        "input_ids": torch.randint(1000, 20000, (batch_size, TEXT_LENGTH), generator=generator),
+        "attention_mask": torch.ones(batch_size, TEXT_LENGTH, dtype=torch.long),
+        "audio_features": torch.randn(batch_size, AUDIO_LENGTH, AUDIO_SIZE, generator=generator),
+        "audio_attention_mask": torch.ones(batch_size, AUDIO_LENGTH, dtype=torch.long),
+        "video_features": torch.randn(batch_size, VIDEO_LENGTH, VIDEO_SIZE, generator=generator),
+        "video_attention_mask": torch.ones(batch_size, VIDEO_LENGTH, dtype=torch.long),
         "labels": torch.randint(0, 20, (batch_size,), generator=generator),
     }
     return {name: value.to(device) for name, value in batch.items()}
@@ -288,14 +289,13 @@ def training_step(model, optimizer, batch, autocast=nullcontext):
     return step
 
 
-def inference(model, batch, autocast=nullcontext):
+def inference(model, batch):
     batch = {name: value for name, value in batch.items() if name != "labels"}
 
     @torch.no_grad()
     def infer():
         model.eval()
-        with autocast():
-            model(**batch)
+        model(**batch)
 
     return infer
 
@@ -482,9 +482,9 @@ def vocabulary():
     return ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(first + second for first in letters for second in letters)]
 
 
-def clip_frames(count, seed=0):
+def clip_frames(count):
     """Frames of sound and picture of `count` clips: 2.4 s in the median, as in MIntRec, at 50 and 25 frames a second."""
-    seconds = np.random.default_rng(seed).lognormal(np.log(2.2), 0.45, count)
+    seconds = np.random.default_rng(0).lognormal(np.log(2.2), 0.45, count)
     audio = np.clip((seconds * 50).astype(int), 1, AUDIO_LENGTH)
     return audio, np.clip((seconds * 25).astype(int), 1, VIDEO_LENGTH)
 
@@ -662,10 +662,7 @@ def as_markdown(results):
     ]
 
     def table(title, note, head, rows):
-        lines.extend([f"## {title}", "", note, "", f"| {' | '.join(head)} |"])
-        lines.append(f"| --- |{' ---: |' * (len(head) - 1)}")
-        lines.extend(f"| {' | '.join(row)} |" for row in rows)
-        lines.append("")
+        lines.extend([f"## {title}", "", note, "", markdown_table(head, rows)])
 
     sections = results["sections"]
     for kind in ("training", "inference") if "step" in sections else ():

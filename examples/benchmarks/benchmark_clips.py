@@ -34,6 +34,7 @@ from transformers import (
 from transformers.utils import logging
 
 from amess_hf import AMESSConfig, AMESSForIntentClassification, AMESSProcessor, IntentRecognitionPipeline
+from amess_hf.evaluation.tables import markdown_table
 
 
 sys.path.append(str(Path(__file__).parents[1] / "demo"))
@@ -161,14 +162,14 @@ def markdown(results: dict[str, Any]) -> str:
         "",
         f"{results['clips']} clips of {results['seconds_of_a_clip']:g} s; {results['encoder_shapes']}; random weights.",
         "",
-        "| part | ms per clip (median) | min to max | share |",
-        "| --- | ---: | ---: | ---: |",
     ]
+    rows = []
     for part in PARTS:
         times = results["seconds_per_clip"][part]
         spread = f"{1e3 * times['min']:.1f} to {1e3 * times['max']:.1f}"
-        lines.append(f"| {part} | {1e3 * times['median']:.1f} | {spread} | {results['share'][part]:.1%} |")
-    lines += ["", f"Decoding takes {results['decoding_share']:.1%} of the time.", ""]
+        rows.append([part, f"{1e3 * times['median']:.1f}", spread, f"{results['share'][part]:.1%}"])
+    lines.append(markdown_table(["part", "ms per clip (median)", "min to max", "share"], rows))
+    lines += [f"Decoding takes {results['decoding_share']:.1%} of the time.", ""]
     for name, key in (("Extraction", "extraction_clips_per_second"), ("The pipeline", "pipeline_clips_per_second")):
         rate = results[key]
         lines.append(f"{name}: {rate['median']:.2f} clips per second ({rate['min']:.2f} to {rate['max']:.2f}).")

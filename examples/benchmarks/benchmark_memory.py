@@ -26,6 +26,7 @@ from transformers import BertConfig, BertTokenizer
 from amess_hf import AMESSConfig, AMESSDataCollator, AMESSForIntentClassification, load_mintrec
 from amess_hf.data.feature_files import SafetensorsFeatures, write_features
 from amess_hf.data.labels import MINTREC2_LABELS
+from amess_hf.evaluation.tables import markdown_table
 
 
 FRAMES_PER_SECOND, MEAN_SECONDS, FEATURE_SIZE = 50, 3.0, 768
@@ -130,8 +131,8 @@ class PeakMemory:
         resident (`int`): Peak bytes, including pages of mapped files.
     """
 
-    def __init__(self, seconds: float = 0.005):
-        self.seconds, self.own, self.resident = seconds, 0, 0
+    def __init__(self):
+        self.own, self.resident = 0, 0
 
     def __enter__(self) -> "PeakMemory":
         self._stopped = threading.Event()
@@ -143,7 +144,7 @@ class PeakMemory:
         process = psutil.Process()
         running = True
         while running:
-            running = not self._stopped.wait(self.seconds)
+            running = not self._stopped.wait(0.005)
             memory = process.memory_info()
             self.own = max(self.own, memory.rss - memory.shared)
             self.resident = max(self.resident, memory.rss)
@@ -153,10 +154,10 @@ class PeakMemory:
         self._thread.join()
 
 
-def measure(folder: Path, cache: Path, tasks=tuple(TASKS)) -> dict[str, dict[str, int]]:
+def measure(folder: Path, cache: Path) -> dict[str, dict[str, int]]:
     """Return {task: {"own": peak bytes, "resident": peak bytes}}, each measured in a fresh process."""
     peaks = {}
-    for task in tasks:
+    for task in TASKS:
         command = [sys.executable, __file__, "--task", task, "--folder", str(folder), "--cache", str(cache)]
         output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         peaks[task] = json.loads(output.splitlines()[-1])
@@ -166,14 +167,13 @@ def measure(folder: Path, cache: Path, tasks=tuple(TASKS)) -> dict[str, dict[str
 
 def table(peaks: dict[str, dict[str, int]], feature_bytes: int) -> str:
     """Return the peaks as Markdown, with the difference to training on words."""
-    header = "| | peak, MiB | above words, MiB | above words / features | with mapped files, MiB |"
-    lines = [header, "| --- | ---: | ---: | ---: | ---: |"]
+    rows = []
     for task, peak in peaks.items():
         above = peak["own"] - peaks["text"]["own"]
-        cells = f"{peak['own'] / 2**20:,.0f} | {above / 2**20:,.0f} | {above / feature_bytes:.2f}"
-        cells += f" | {peak['resident'] / 2**20:,.0f}"
-        lines.append(f"| {TASKS[task]} | {cells} |")
-    return "\n".join(lines)
+        mebibytes = [f"{number / 2**20:,.0f}" for number in (peak["own"], above, peak["resident"])]
+        rows.append([TASKS[task], *mebibytes[:2], f"{above / feature_bytes:.2f}", mebibytes[2]])
+    header = ["", "peak, MiB", "above words, MiB", "above words / features", "with mapped files, MiB"]
+    return markdown_table(header, rows).rstrip()
 
 
 def main() -> None:

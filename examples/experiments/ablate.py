@@ -9,7 +9,6 @@ Takes the arguments of run_mir.py. Each variant and seed has its own folder; one
 Writes ablation.csv, ablation.md and ablation.png.
 """
 
-import csv
 import os
 import sys
 from dataclasses import dataclass, field, replace
@@ -20,6 +19,8 @@ from transformers.utils import logging
 
 from amess_hf import AMESSTrainingArguments
 from amess_hf.evaluation.aggregation import aggregate_runs, format_spread, paired_difference
+from amess_hf.evaluation.tables import markdown_table, write_csv
+from amess_hf.files_amess import write_text
 
 
 sys.path.append(str(Path(__file__).parents[1]))
@@ -104,27 +105,19 @@ def ablation_rows(results, metric):
 
 def write_tables(rows, metric, output_dir):
     """The table as `ablation.csv` and `ablation.md`, and every run as `ablation_runs.csv`; returns the Markdown."""
-    with open(os.path.join(output_dir, "ablation_runs.csv"), "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["variant", "seed", metric])
-        writer.writerows([row["variant"], seed, value] for row in rows for seed, value in row["values"].items())
-    with open(os.path.join(output_dir, "ablation.csv"), "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["variant", "metric", "mean", "deviation", "difference", "difference_deviation", "seeds"])
-        for row in rows:
-            spreads = (row["summary"], row["difference"] or {"mean": None, "deviation": None})
-            numbers = [spread[name] for spread in spreads for name in ("mean", "deviation")]
-            writer.writerow([row["variant"], metric, *numbers, len(row["values"])])
-    lines = [
-        f"| variant | {metric} (%) | difference to full, paired (points) | seeds |",
-        "| --- | ---: | ---: | ---: |",
-    ]
+    runs = [[row["variant"], seed, value] for row in rows for seed, value in row["values"].items()]
+    write_csv(os.path.join(output_dir, "ablation_runs.csv"), ["variant", "seed", metric], runs)
+    numbers, cells = [], []
     for row in rows:
+        spreads = (row["summary"], row["difference"] or {"mean": None, "deviation": None})
+        values = [spread[name] for spread in spreads for name in ("mean", "deviation")]
+        numbers.append([row["variant"], metric, *values, len(row["values"])])
         change = "–" if row["difference"] is None else format_spread(row["difference"])
-        lines.append(f"| {row['variant']} | {format_spread(row['summary'])} | {change} | {len(row['values'])} |")
-    text = "\n".join(lines) + "\n"
-    with open(os.path.join(output_dir, "ablation.md"), "w", encoding="utf-8") as file:
-        file.write(text)
+        cells.append([row["variant"], format_spread(row["summary"]), change, len(row["values"])])
+    header = ["variant", "metric", "mean", "deviation", "difference", "difference_deviation", "seeds"]
+    write_csv(os.path.join(output_dir, "ablation.csv"), header, numbers)
+    text = markdown_table(["variant", f"{metric} (%)", "difference to full, paired (points)", "seeds"], cells)
+    write_text(os.path.join(output_dir, "ablation.md"), text)
     return text
 
 

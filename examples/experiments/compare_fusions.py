@@ -32,6 +32,8 @@ from amess_hf import AMESSDataCollator, AMESSForIntentClassification
 from amess_hf.constants_amess import FEATURE_MODALITIES, MODALITIES
 from amess_hf.data.mintrec import load_mintrec
 from amess_hf.evaluation import compute_anchor_metrics, predict_clips, read_evidence_spans
+from amess_hf.evaluation.tables import markdown_table, write_csv
+from amess_hf.files_amess import write_text
 
 
 sys.path.append(str(Path(__file__).parents[1]))
@@ -125,9 +127,9 @@ def score_model(folder, draws, arguments):
     return {name: np.stack(values) for name, values in right.items()}, logits, anchors
 
 
-def interval(values, resamples, confidence=0.95):
+def interval(values, resamples):
     """
-    Mean of `values` (seeds, draws, clips) and its interval when seeds, draws and clips are drawn again.
+    Mean of `values` (seeds, draws, clips) and its 95 % interval when seeds, draws and clips are drawn again.
 
     Returns:
         `tuple[float, float, float]`: mean, low, high.
@@ -140,8 +142,7 @@ def interval(values, resamples, confidence=0.95):
             weights = random.multinomial(size, np.full(size, 1 / size)) / size
             drawn = np.tensordot(weights, drawn, axes=(0, 0))  # the first of the remaining axes
         means.append(drawn)
-    tail = 100 * (1 - confidence) / 2
-    return float(values.mean()), *(float(bound) for bound in np.percentile(means, [tail, 100 - tail]))
+    return float(values.mean()), *(float(bound) for bound in np.percentile(means, [2.5, 97.5]))
 
 
 def stack(runs, view="all"):
@@ -203,21 +204,21 @@ def compare(runs, draws, weights, arguments):
 
 def write_tables(rows, runs, output_dir):
     """`fusions.csv` (accuracy of every model and draw) and `fusions.md`; returns the Markdown."""
-    with open(os.path.join(output_dir, "fusions.csv"), "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["fusion", "seed", "modalities", "draw", "accuracy"])
-        for name, seeds in runs.items():
-            for seed, (right, *_) in seeds.items():
-                for view, draws in right.items():
-                    writer.writerows([name, seed, view, number, row.mean()] for number, row in enumerate(draws))
-    lines = ["| metric | % or points | 95 % interval |", "| --- | ---: | ---: |"]
-    for name, value, low, high in rows:
-        lines.append(
-            f"| {name} | {100 * value:.1f} | {'' if low is None else f'{100 * low:.1f} to {100 * high:.1f}'} |"
-        )
-    text = "\n".join(lines) + "\n"
-    with open(os.path.join(output_dir, "fusions.md"), "w", encoding="utf-8") as file:
-        file.write(text)
+    scores = [
+        [name, seed, view, number, row.mean()]
+        for name, seeds in runs.items()
+        for seed, (right, *_) in seeds.items()
+        for view, draws in right.items()
+        for number, row in enumerate(draws)
+    ]
+    header = ["fusion", "seed", "modalities", "draw", "accuracy"]
+    write_csv(os.path.join(output_dir, "fusions.csv"), header, scores)
+    cells = [
+        [name, f"{100 * value:.1f}", "" if low is None else f"{100 * low:.1f} to {100 * high:.1f}"]
+        for name, value, low, high in rows
+    ]
+    text = markdown_table(["metric", "% or points", "95 % interval"], cells)
+    write_text(os.path.join(output_dir, "fusions.md"), text)
     return text
 
 

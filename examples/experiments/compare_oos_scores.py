@@ -16,7 +16,6 @@ itself marks as out of scope. Scores are fitted on the known clips of the traini
 of dev.
 """
 
-import csv
 import os
 import sys
 from dataclasses import dataclass, field
@@ -34,6 +33,8 @@ from amess_hf.data.mintrec import load_mintrec
 from amess_hf.evaluation import compute_oos_metrics, fit_detectors, paired_difference, predict_clips
 from amess_hf.evaluation.aggregation import aggregate_runs, format_spread
 from amess_hf.evaluation.metric_names import OOS_METRICS
+from amess_hf.evaluation.tables import markdown_table, write_csv
+from amess_hf.files_amess import write_text
 
 
 sys.path.append(str(Path(__file__).parents[1]))
@@ -112,9 +113,9 @@ def clips_of_another_set(name_and_folder, dataset, model):
     return split.select(rows)
 
 
-def auroc_interval(scores, baseline, in_scope, seed=0):
+def auroc_interval(scores, baseline, in_scope):
     """The 95 % interval over clips of the difference of two scores in AUROC, by the bootstrap, in points."""
-    draw = np.random.default_rng(seed)
+    draw = np.random.default_rng(0)
     ranks = []
     for values in (scores, baseline):
         _, levels = np.unique(values, return_inverse=True)
@@ -168,33 +169,27 @@ def score_model(folder, dataset, arguments):
 
 def write_tables(runs, output_dir):
     """`oos_scores.csv` (every run) and `oos_scores.md` (mean and deviation); returns the Markdown."""
-    with open(os.path.join(output_dir, "oos_scores.csv"), "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["score", "seed", *next(iter(next(iter(runs.values())).values()))])
-        for seed, metrics in runs.items():
-            writer.writerows([method, seed, *values.values()] for method, values in metrics.items())
-    shown = OOS_METRICS | {"caught": "unknown caught", "kept": "known kept"}
-    names = " | ".join(f"{name} (%)" for name in shown.values())
-    lines = [
-        f"| score | {names} | AUROC to {BASELINE}, paired (points) | over clips, 95 % |",
-        f"| --- |{' ---: |' * (len(shown) + 2)}",
-    ]
-    baseline = {seed: metrics[BASELINE]["auroc"] for seed, metrics in runs.items()}
     methods = next(iter(runs.values()))
+    header = ["score", "seed", *next(iter(methods.values()))]
+    rows = [[method, seed, *values.values()] for seed, metrics in runs.items() for method, values in metrics.items()]
+    write_csv(os.path.join(output_dir, "oos_scores.csv"), header, rows)
+    shown = OOS_METRICS | {"caught": "unknown caught", "kept": "known kept"}
+    baseline = {seed: metrics[BASELINE]["auroc"] for seed, metrics in runs.items()}
     means = {method: np.mean([metrics[method]["auroc"] for metrics in runs.values()]) for method in methods}
+    cells = []
     for method in sorted(methods, key=means.get, reverse=True):
         summary = aggregate_runs({seed: metrics[method] for seed, metrics in runs.items()})
         change = paired_difference({seed: metrics[method]["auroc"] for seed, metrics in runs.items()}, baseline)
-        cells = " | ".join(format_spread(summary[key]) for key in shown)
         low, high = (
             np.mean([metrics[method][name] for metrics in runs.values()])
             for name in ("lowest_difference", "highest_difference")
         )
-        change = "– | –" if method == BASELINE else f"{format_spread(change)} | {low:.1f} to {high:.1f}"
-        lines.append(f"| `{method}` | {cells} | {change} |")
-    text = "\n".join(lines) + "\n"
-    with open(os.path.join(output_dir, "oos_scores.md"), "w", encoding="utf-8") as file:
-        file.write(text)
+        changes = ["–", "–"] if method == BASELINE else [format_spread(change), f"{low:.1f} to {high:.1f}"]
+        cells.append([f"`{method}`", *(format_spread(summary[key]) for key in shown), *changes])
+    names = [f"{name} (%)" for name in shown.values()]
+    header = ["score", *names, f"AUROC to {BASELINE}, paired (points)", "over clips, 95 %"]
+    text = markdown_table(header, cells)
+    write_text(os.path.join(output_dir, "oos_scores.md"), text)
     return text
 
 

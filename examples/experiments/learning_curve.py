@@ -10,7 +10,6 @@ Takes the arguments of run_mir.py. Each run has its own folder; one that has its
 learning_curve.csv, learning_curve.md and learning_curve.png.
 """
 
-import csv
 import os
 import sys
 from dataclasses import dataclass, field, replace
@@ -27,6 +26,8 @@ from transformers import AutoModel, HfArgumentParser
 from amess_hf import AMESSTrainingArguments
 from amess_hf.data.combining import few_clips
 from amess_hf.evaluation.aggregation import aggregate_runs, format_spread
+from amess_hf.evaluation.tables import markdown_table, write_csv
+from amess_hf.files_amess import write_text
 from amess_hf.fusion_amess import masked_mean
 from amess_hf.padding_amess import encode_texts
 
@@ -95,20 +96,20 @@ def model_accuracies(model_args, data_args, training_args, folder, counts):
 def write_tables(curves, output_dir):
     """`learning_curve.csv` (every run) and `learning_curve.md`; returns the Markdown."""
     counts = sorted({count for curve in curves.values() for count in curve})
-    with open(os.path.join(output_dir, "learning_curve.csv"), "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["model", "clips_per_intent", "seed", "eval_accuracy"])
-        for name, curve in curves.items():
-            writer.writerows([name, count, seed, share] for count in counts for seed, share in curve[count].items())
-    lines = ["| clips of each intent | " + " | ".join(curves) + " |", "| ---: |" + " ---: |" * len(curves)]
+    runs = [
+        [name, count, seed, share]
+        for name, curve in curves.items()
+        for count in counts
+        for seed, share in curve[count].items()
+    ]
+    header = ["model", "clips_per_intent", "seed", "eval_accuracy"]
+    write_csv(os.path.join(output_dir, "learning_curve.csv"), header, runs)
+    rows = []
     for count in counts:
-        runs = [{seed: {"accuracy": share} for seed, share in curve[count].items()} for curve in curves.values()]
-        lines.append(
-            f"| {count} | " + " | ".join(format_spread(aggregate_runs(one)["accuracy"]) for one in runs) + " |"
-        )
-    text = "\n".join(lines) + "\n"
-    with open(os.path.join(output_dir, "learning_curve.md"), "w", encoding="utf-8") as file:
-        file.write(text)
+        points = [{seed: {"accuracy": share} for seed, share in curve[count].items()} for curve in curves.values()]
+        rows.append([count, *(format_spread(aggregate_runs(point)["accuracy"]) for point in points)])
+    text = markdown_table(["clips of each intent", *curves], rows, left=())
+    write_text(os.path.join(output_dir, "learning_curve.md"), text)
     return text
 
 

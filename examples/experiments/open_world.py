@@ -16,7 +16,6 @@ that the models were trained on (`--trained_on NAME=FOLDER`): clips whose words 
 then left out. `--sentences` sets how many sentences describe each unseen intent.
 """
 
-import csv
 import os
 import sys
 from dataclasses import dataclass, field
@@ -33,6 +32,8 @@ from amess_hf.data.mintrec import load_mintrec
 from amess_hf.descriptions_amess import describe_labels
 from amess_hf.evaluation import predict_clips
 from amess_hf.evaluation.metrics import generalized_accuracy
+from amess_hf.evaluation.tables import markdown_table, write_csv
+from amess_hf.files_amess import write_text
 from amess_hf.training.weight_averaging import encoder_weights, mix_encoder_weights
 
 
@@ -148,29 +149,26 @@ def main(arguments=None):
 def write_tables(table, clips, output_dir):
     """`open_world.csv` (every model) and `open_world.md` (means and deviations over the models)."""
     os.makedirs(output_dir, exist_ok=True)
-    with open(os.path.join(output_dir, "open_world.csv"), "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["model", "answer", "figure", "value"])
-        for folder, rows in table.items():
-            for name, figures in rows.items():
-                writer.writerows(
-                    [os.path.basename(folder), name, figure, round(value, 6)] for figure, value in figures.items()
-                )
-    found = [figure for figure in FIGURES if figure in next(iter(next(iter(table.values())).values()))]
-    lines = [
-        f"| {len(table)} model(s), {clips} clips | {' | '.join(name.replace('_', ' ') for name in found)} |",
-        f"| --- |{' ---: |' * len(found)}",
+    rows = [
+        [os.path.basename(folder), name, metric, round(value, 6)]
+        for folder, answers in table.items()
+        for name, metrics in answers.items()
+        for metric, value in metrics.items()
     ]
-    for name in next(iter(table.values())):
-        cells = []
+    write_csv(os.path.join(output_dir, "open_world.csv"), ["model", "answer", "figure", "value"], rows)
+    answers = next(iter(table.values()))
+    found = [figure for figure in FIGURES if figure in next(iter(answers.values()))]
+    cells = []
+    for name in answers:
+        numbers = []
         for figure in found:
             values = [100 * rows[name][figure] for rows in table.values()]
             spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
-            cells.append(f"{np.mean(values):.1f}{spread}")
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    text = "\n".join(lines) + "\n"
-    with open(os.path.join(output_dir, "open_world.md"), "w", encoding="utf-8") as file:
-        file.write(text)
+            numbers.append(f"{np.mean(values):.1f}{spread}")
+        cells.append([name, *numbers])
+    header = [f"{len(table)} model(s), {clips} clips", *(name.replace("_", " ") for name in found)]
+    text = markdown_table(header, cells)
+    write_text(os.path.join(output_dir, "open_world.md"), text)
     sys.stdout.write(text)
 
 

@@ -32,6 +32,8 @@ from transformers import HfArgumentParser
 from amess_hf import AMESSTrainingArguments
 from amess_hf.data.annotations import READERS, read_rows
 from amess_hf.data.custom_data import CLIP_COLUMNS, FEATURE_COLUMNS
+from amess_hf.evaluation.tables import markdown_table, write_csv
+from amess_hf.files_amess import write_text
 
 
 sys.path.append(str(Path(__file__).parents[1]))
@@ -152,15 +154,10 @@ def regression_accuracies(data_args, rows, column):
 
 def write_tables(records, output_dir):
     """`speaker_folds.csv` (every run) and `speaker_folds.md` (a row per method, means over seeds); returns the Markdown."""
-    with open(os.path.join(output_dir, "speaker_folds.csv"), "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(records[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(records)
+    rows = [record.values() for record in records]
+    write_csv(os.path.join(output_dir, "speaker_folds.csv"), list(records[0]), rows)
     folds = list(dict.fromkeys(record["fold"] for record in records))
-    lines = [
-        "| accuracy (%) on held-out speakers | " + " | ".join(folds) + " | all | seeds |",
-        "| --- |" + " ---: |" * (len(folds) + 2),
-    ]
+    cells = []
     for method in dict.fromkeys(record["method"] for record in records):
         runs = [record for record in records if record["method"] == method]
         means = [np.mean([run["accuracy"] for run in runs if run["fold"] == fold]) for fold in folds]
@@ -168,11 +165,10 @@ def write_tables(records, output_dir):
         for one in runs:
             by_seed[one["seed"]].append(one["accuracy"])
         spread = f" ± {100 * np.std([np.mean(s) for s in by_seed.values()], ddof=1):.1f}" if len(by_seed) > 1 else ""
-        numbers = [*(f"{100 * mean:.1f}" for mean in means), f"{100 * np.mean(means):.1f}{spread}", str(len(by_seed))]
-        lines.append(f"| {method} | " + " | ".join(numbers) + " |")
-    text = "\n".join(lines) + "\n"
-    with open(os.path.join(output_dir, "speaker_folds.md"), "w", encoding="utf-8") as file:
-        file.write(text)
+        numbers = [f"{100 * mean:.1f}" for mean in means]
+        cells.append([method, *numbers, f"{100 * np.mean(means):.1f}{spread}", len(by_seed)])
+    text = markdown_table(["accuracy (%) on held-out speakers", *folds, "all", "seeds"], cells)
+    write_text(os.path.join(output_dir, "speaker_folds.md"), text)
     return text
 
 

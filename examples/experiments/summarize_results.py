@@ -11,6 +11,7 @@ import sys
 from collections import defaultdict
 
 from amess_hf.evaluation.aggregation import aggregate_runs, format_spread, paired_difference
+from amess_hf.evaluation.tables import markdown_table
 
 
 RESULTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "results", "accuracy.csv")
@@ -140,47 +141,41 @@ def load_results(path=RESULTS):
     return values
 
 
-def spread_lines(values):
+def spread_tables(values):
     """The tables of means and deviations, in Markdown."""
     for title, rows in SPREADS.items():
-        yield f"| {title} | accuracy (%) | seeds |"
-        yield "| --- | ---: | ---: |"
-        for what, run, figure in rows:
-            yield f"| {what} | {_spread(values[run, figure])} |"
-        yield ""
+        cells = [[what, *_spread(values[run, figure])] for what, run, figure in rows]
+        yield markdown_table([title, "accuracy (%)", "seeds"], cells)
 
 
 def _spread(by_seed):
-    """Two cells: mean ± deviation of seed → value, and how many seeds."""
+    """Mean ± deviation of seed → value, and how many seeds."""
     spread = aggregate_runs({seed: {ACCURACY: value} for seed, value in by_seed.items()})[ACCURACY]
-    return f"{format_spread(spread)} | {spread['runs']}"
+    return format_spread(spread), spread["runs"]
 
 
-def trial_lines(values):
+def trial_tables(values):
     """The tables of what was tried for the recipe."""
     for title, rows in TRIALS.items():
-        yield f"| tried ({title}) | accuracy (%) | seeds | kept |"
-        yield "| --- | ---: | ---: | --- |"
-        for what, run, kept in rows:
-            yield f"| {what} | {_spread(values[run, ACCURACY])} | {kept} |"
-        yield ""
+        cells = [[what, *_spread(values[run, ACCURACY]), kept] for what, run, kept in rows]
+        yield markdown_table([f"tried ({title})", "accuracy (%)", "seeds", "kept"], cells, left=(0, 3))
 
 
-def difference_lines(values):
+def difference_table(values):
     """The table of differences over the seeds that both runs have, with the interval of a bootstrap over them."""
-    yield "| difference (points) | mean ± deviation | 95 % interval | seeds |"
-    yield "| --- | ---: | ---: | ---: |"
+    cells = []
     for what, run, figure, other, other_figure in DIFFERENCES:
         first, second = values[run, figure], values[other, other_figure]
         common = sorted(set(first) & set(second))
         change = paired_difference({seed: first[seed] for seed in common}, {seed: second[seed] for seed in common})
         interval = f"{100 * change['low']:.1f} to {100 * change['high']:.1f}"
-        yield f"| {what} | {format_spread(change)} | {interval} | {len(common)} |"
+        cells.append([what, format_spread(change), interval, len(common)])
+    return markdown_table(["difference (points)", "mean ± deviation", "95 % interval", "seeds"], cells)
 
 
 def main():
     values = load_results()
-    sys.stdout.write("\n".join([*spread_lines(values), *trial_lines(values), *difference_lines(values)]) + "\n")
+    sys.stdout.write("\n".join([*spread_tables(values), *trial_tables(values), difference_table(values)]))
 
 
 if __name__ == "__main__":

@@ -152,7 +152,7 @@ def test_clips_by_path(load, tmp_path):
         ),
         (
             [{"text": "x", "label": "l", "id": 1}, {"text": "x", "label": "l", "id": "1"}],
-            "train.jsonl:2: clip id 1 again",
+            "train.jsonl:2: clip id 1 appears again",
         ),
         ([{"text": "x", "label": "UNK"}], "no clip of scope='in'"),
     ],

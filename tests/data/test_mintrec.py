@@ -467,7 +467,7 @@ class TestBadInput:
     def test_duplicate_clip(self, load, tmp_path):
         write_mintrec(tmp_path / "data", {"train": [*ROWS["train"], ROWS["train"][0]]})
         message = self.error(load, tmp_path / "data")
-        assert "train.tsv:5: clip id S01_E01_1 again, first at" in message and "train.tsv:2" in message
+        assert "train.tsv:5: clip id S01_E01_1 appears again, first at" in message and "train.tsv:2" in message
 
     def test_bad_time(self, load, tmp_path):
         write_mintrec2(tmp_path / "data", "train", [turn(0, 0, start="soon")])

@@ -293,7 +293,7 @@ def hostile_files(target):
         "a list, not a dict": (pickle.dumps([good]), "a list in place of a dict"),
         "text as features": (pickle.dumps({"a": "text"}), "holds a str"),
         "None as features": (pickle.dumps({"a": None}), "holds a NoneType"),
-        "list of texts": (pickle.dumps({"a": [["1.0", "2.0"]]}), "not of numbers"),
+        "list of texts": (pickle.dumps({"a": [["1.0", "2.0"]]}), "that are not numbers"),
         "ragged list": (pickle.dumps({"a": [[1.0, 2.0], [1.0]]}), "rows of different lengths"),
         "dict of dicts": (pickle.dumps({"a": {"b": good}}), "holds a dict"),
         "wrong magic": (b"GIF89a" + bytes(100), "not a pickle"),

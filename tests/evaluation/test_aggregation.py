@@ -9,7 +9,6 @@ import pytest
 
 from amess_hf.evaluation.aggregation import (
     aggregate_runs,
-    correct_clips,
     format_spread,
     load_seed_results,
     paired_difference,
@@ -84,28 +83,6 @@ class TestPairedDifference:
     def test_nothing_in_common(self):
         with pytest.raises(ValueError, match="no seed or clip in common"):
             paired_difference({0: 1.0}, {1: 1.0})
-
-
-class TestCorrectClips:
-    def write(self, path, rows):
-        path.write_text("id\tlabel\tprediction\tscore\n" + "".join("\t".join(row) + "\n" for row in rows))
-        return path
-
-    def test_share_of_runs(self, tmp_path):
-        first = self.write(tmp_path / "0.tsv", [("a", "Joke", "Joke", "1"), ("b", 'Say "hi"', "Care", "1")])
-        second = self.write(tmp_path / "1.tsv", [("b", 'Say "hi"', 'Say "hi"', "1"), ("a", "Joke", "Joke", "1")])
-        assert correct_clips([first, second]) == pytest.approx({"a": 1.0, "b": 0.5})
-
-    def test_other_clips(self, tmp_path):
-        first = self.write(tmp_path / "0.tsv", [("a", "Joke", "Joke", "1")])
-        second = self.write(tmp_path / "1.tsv", [("c", "Joke", "Joke", "1")])
-        with pytest.raises(ValueError, match="1.tsv` does not list the same clips"):
-            correct_clips([first, second])
-
-    def test_missing_column(self, tmp_path):
-        (tmp_path / "0.tsv").write_text("id\tlabel\na\tJoke\n")
-        with pytest.raises(ValueError, match="0.tsv` has no column prediction"):
-            correct_clips([tmp_path / "0.tsv"])
 
 
 class TestFiles:
