@@ -24,11 +24,14 @@ $(STAMP): setup.cfg pyproject.toml .ci/requirements.txt
 demo: $(STAMP) ## Draw clips, train on them, save, reload and name three intents (a few minutes); leaves the page its model
 	$(BIN)/python examples/demo/run_demo.py --output_dir demo_output
 
-test: $(STAMP) ## Run all tests (no network, no GPU)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+# One thread a worker: tensors of tests are tiny, and threads that wait for one another crawl on a busy machine.
+PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-fast: $(STAMP) ## Run the tests that are not marked slow (under a minute)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+test: $(STAMP) ## Run all tests (no network, no GPU)
+	$(PYTEST)
+
+test-fast: $(STAMP) ## Run the tests that are not marked slow
+	$(PYTEST) -m "not slow"
 
 quality: $(STAMP) tracked ## Check style and that nothing is tracked that should not be
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """What `run_mir.py` and `run_mir_no_trainer.py` share: arguments, clips and model, seeds, and the output of a run."""
 
 import copy
+import errno
 import json
 import os
 import shutil
@@ -42,6 +43,7 @@ from amess_hf.data.dataset_files import NO_FEATURES
 from amess_hf.data.labels import LABELS
 from amess_hf.data.mintrec import with_feature_arrays
 from amess_hf.descriptions_amess import describe_labels
+from amess_hf.evaluation import read_evidence_spans
 from amess_hf.evaluation.aggregation import (
     ALL_RESULTS_NAME,
     aggregate_runs,
@@ -219,6 +221,13 @@ class DataArguments:
         default=0.95, metadata={"help": "Share of the known dev clips that the detector's threshold keeps."}
     )
     report: bool = field(default=False, metadata={"help": "Write report/ with tables and plots."})
+    evidence_spans: str | None = field(
+        default=None,
+        metadata={
+            "help": "Table of the frames that hold the evidence (id, modality, first, end, frames), as simulated data has: "
+            "the report says how many anchors lie there."
+        },
+    )
     seeds: str | None = field(
         default=None, metadata={"help": "Train once for each of these seeds, separated by commas, and aggregate."}
     )
@@ -338,7 +347,10 @@ def one_line_errors() -> Iterator[None]:
         try:
             yield
         except (ValueError, OSError) as error:
-            sys.exit(f"{program}: {' '.join(str(error).split())}")
+            reason = " ".join(str(error).split())
+            if getattr(error, "errno", None) == errno.ENOSPC:
+                reason += "; free some space and start again: `--resume_from_checkpoint` goes on from the last whole checkpoint"
+            sys.exit(f"{program}: {reason}")
         except KeyboardInterrupt:
             terminate(signal.SIGINT, None)
 
@@ -373,6 +385,10 @@ def check_arguments(data_args, training_args):
         raise ValueError(f"`--detector` is {data_args.detector!r}; choose one of {', '.join(OOS_METHODS)}")
     if not 0 < data_args.detector_keep <= 1:
         raise ValueError(f"`--detector_keep` is {data_args.detector_keep}; it must be above 0 and at most 1")
+    if data_args.evidence_spans is not None:
+        if not data_args.report:
+            raise ValueError("`--evidence_spans` is for the report: give `--report` too")
+        read_evidence_spans(data_args.evidence_spans)
     if data_args.train_clips_per_intent is not None and data_args.train_clips_per_intent < 1:
         raise ValueError(f"`--train_clips_per_intent` is {data_args.train_clips_per_intent}; it must be at least 1")
     if data_args.context_turns is not None and data_args.context_turns < 0:
@@ -794,7 +810,7 @@ def score(
                     metrics |= out_of_scope_metrics(outputs[name], detector, in_scope, prefix)
                 path = os.path.join(folder, f"predictions_{short_name}.tsv")
                 write_answers(path, outputs[name], run.model.config.id2label, in_scope)
-        reports = write_reports(run, training_args, outputs, detector) if data_args.report else {}
+        reports = write_reports(run, data_args, training_args, outputs, detector) if data_args.report else {}
         results = update_results(folder, metrics)
         if training_args.do_train:
             write_card(run, data_args, training_args, results, detector, reports)
@@ -870,8 +886,9 @@ def write_answers(path, outputs, names, in_scope=None):
     write_predictions(path, outputs.ids, labels, predictions, scores)
 
 
-def write_reports(run, training_args, outputs, detector):
+def write_reports(run, data_args, training_args, outputs, detector):
     """`report/dev` and `report/test`, for the splits that are scored. Returns split → what `report` returned."""
+    spans = None if data_args.evidence_spans is None else read_evidence_spans(data_args.evidence_spans)
     return {
         short_name: report(
             run.model,
@@ -882,6 +899,7 @@ def write_reports(run, training_args, outputs, detector):
             outputs=outputs[name],
             calibration_outputs=outputs.get("validation"),
             detectors=() if detector is None else (detector,),
+            evidence_spans=spans,
         )
         for option, name, _, short_name in SCORED_SPLITS
         if getattr(training_args, option)
@@ -961,7 +979,10 @@ def alone(training_args, folder):
 
 def what_is_done(run, data_args):
     """The arguments that determine the output of a run, and the clips that it scores."""
-    done = {name: getattr(data_args, name) for name in ("hold_out_intents", "detector", "report")}
+    names = ("hold_out_intents", "detector", "report", "evidence_spans")
+    done = {name: getattr(data_args, name) for name in names}
+    if data_args.detector is not None:
+        done["detector_keep"] = data_args.detector_keep
     for option, name, *_ in SCORED_SPLITS:
         asked = getattr(run.training_args, option)
         done[option] = dataset_digest(run.dataset[name]) if asked else None

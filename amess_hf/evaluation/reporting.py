@@ -1,7 +1,7 @@
 """The evaluation report: one folder with Markdown, plots and the numbers behind them."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -12,6 +12,7 @@ from ..anchors_amess import anchor_spans, scored_anchors, utterance_words
 from ..constants_amess import FEATURE_MODALITIES, MODALITIES, OUT_OF_SCOPE_ID
 from ..files_amess import write_json, write_text
 from ..oos_amess import OOS_METHODS, OutOfScopeDetector
+from .anchor_metrics import compute_anchor_metrics
 from .calibration import (
     confidence_and_correct,
     expected_calibration_error,
@@ -76,6 +77,7 @@ def report(
     outputs: ClipOutputs | None = None,
     calibration_outputs: ClipOutputs | None = None,
     batch_size: int = 32,
+    evidence_spans: Mapping[str, Mapping[str, tuple[int, int, int]]] | None = None,
 ) -> dict:
     """Evaluate a model on one split and write `report.md`, its plots and `metrics.json` into a folder.
 
@@ -97,11 +99,14 @@ def report(
         calibration_outputs ([`ClipOutputs`], *optional*):
             Outputs to fit a temperature on, usually those of the dev split. Without them there is no temperature.
         batch_size (`int`, *optional*, defaults to 32): Clips at a time.
+        evidence_spans (`dict`, *optional*):
+            The frames that hold each clip's evidence, as [`read_evidence_spans`] gives them, to compare the anchors with;
+            ignored for models without anchors.
 
     Returns:
-        `dict`: the content of `metrics.json`: `clips`, `classification` (with `per_class`), `modalities`,
-        `calibration`, and if there are out-of-scope clips `oos_detection` (method -> metrics), with a threshold
-        `open_classification`.
+        `dict`: the content of `metrics.json`: `clips`, `classification` (with `per_class`), `modalities`, `calibration`, if
+        there are out-of-scope clips `oos_detection` (method -> metrics), with a threshold `open_classification`, and with
+        `evidence_spans` `anchors` (see [`compute_anchor_metrics`]).
 
     Raises:
         ValueError: If the split has no in-scope clip, or `outputs` are those of other clips.
@@ -142,6 +147,8 @@ def report(
     _write_map(writer, plots, outputs, names)
     if known.anchor_indices is not None:
         _write_anchors(writer, plots, known, names, clips)
+        if evidence_spans is not None:
+            results["anchors"] = _write_evidence(writer, known, evidence_spans)
     writer.save(results)
     return results
 
@@ -386,6 +393,29 @@ def _write_anchors(
                 f"anchors_{kind}.png",
                 title,
             )
+
+
+def _write_evidence(
+    writer: _ReportWriter, known: ClipOutputs, spans: Mapping[str, Mapping[str, tuple[int, int, int]]]
+):
+    metrics = compute_anchor_metrics(known, spans)
+    writer.heading("Anchors and evidence")
+    writer.text(
+        "Where the evidence of a clip is known: how often its best anchor lies there, which share of all its anchors does, "
+        "and the share of its frames that do (chance). In percent."
+    )
+    writer.table(
+        ["modality", "clips", "best anchor ↑", "all anchors ↑", "chance"],
+        [
+            [
+                MODALITY_NAMES[modality],
+                values["clips"],
+                *(percent(values[key]) for key in ("best_anchor", "all_anchors", "chance")),
+            ]
+            for modality, values in metrics.items()
+        ],
+    )
+    return metrics
 
 
 class _ClipAnchors:

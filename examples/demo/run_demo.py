@@ -10,6 +10,7 @@ and its card, loads it back as the pipeline, shows three clips with the anchors 
 picture), and writes the evaluation report with its plots. `app.py` and `predict_clip.py` take the same model.
 """
 
+import math
 import re
 import sys
 import time
@@ -29,7 +30,14 @@ from amess_hf.data.collator import AMESSDataCollator
 from amess_hf.data.dataset_files import NO_FEATURES
 from amess_hf.data.mintrec import load_mintrec
 from amess_hf.encoders_amess import HOG, LOG_MEL, load_audio_encoder, load_video_encoder
-from amess_hf.evaluation import create_model_card, fit_detectors, modality_table, predict_clips, report
+from amess_hf.evaluation import (
+    compute_anchor_metrics,
+    create_model_card,
+    fit_detectors,
+    modality_table,
+    predict_clips,
+    report,
+)
 from amess_hf.files_amess import write_json
 from amess_hf.hub import save_for_hub
 from amess_hf.training import AMESSTrainer, AMESSTrainingArguments
@@ -43,6 +51,7 @@ from predict_clip import merged_spans
 # Frames of sound and picture that the model takes: those of the longest clip, and some more.
 MAX_AUDIO_LENGTH, MAX_VIDEO_LENGTH = 130, 26
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+ANCHOR_COLUMNS = {"best_anchor": 9, "all_anchors": 9, "chance": 5}
 MODALITY_NAMES = {"text": "words", "audio": "sound", "video": "picture"}
 
 
@@ -152,6 +161,32 @@ def format_table(rows: list[dict], clips: list[CorpusClip]) -> str:
     return "\n".join(lines)
 
 
+def burst_spans(clips: list[CorpusClip]) -> dict[str, dict[str, tuple[int, int, int]]]:
+    """The frames of tone and face of the clips that have one, as `compute_anchor_metrics` takes them."""
+    rates = {"audio": load_audio_encoder(LOG_MEL).frame_rate, "video": load_video_encoder(HOG).frame_rate}
+    spans = {"audio": {}, "video": {}}
+    for clip in clips:
+        scene = clip.scene
+        for modality, shown, (begin, end) in (
+            ("audio", scene.tone, scene.tone_span),
+            ("video", scene.face, scene.face_span),
+        ):
+            if shown is not None:
+                rate = rates[modality]
+                spans[modality][clip.id] = int(begin * rate), math.ceil(end * rate), math.ceil(scene.seconds * rate)
+    return spans
+
+
+def format_anchors(metrics: dict[str, dict[str, float]]) -> str:
+    """How often anchors lie in the burst of tone or face, in per cent."""
+    lines = ["| anchors in the burst | clips | best anchor | all anchors |  chance |"]
+    lines.append("| -------------------- | ----: | ----------: | ----------: | ------: |")
+    for modality, values in metrics.items():
+        shares = (f"{100 * values[key]:{width}.1f} %" for key, width in ANCHOR_COLUMNS.items())
+        lines.append(f"| {MODALITY_NAMES[modality]:20} | {values['clips']:5} | {' | '.join(shares)} |")
+    return "\n".join(lines)
+
+
 def kept_anchors(anchors: list[dict]) -> list[dict]:
     """The anchors that count: those whose gate is at least half of the best one's."""
     best = max((anchor["score"] for anchor in anchors), default=0.0)
@@ -167,10 +202,12 @@ def describe_prediction(clip: CorpusClip, answer: dict) -> str:
         f"    intent   {first}, then {second}; labelled {clip.label}",
         f"    words    {', '.join(words) or 'none'}",
     ]
-    for modality, name, span in (("audio", "sound", clip.scene.tone_span), ("video", "picture", clip.scene.face_span)):
+    scene = clip.scene
+    for modality, shown, span in (("audio", scene.tone, scene.tone_span), ("video", scene.face, scene.face_span)):
         spans = merged_spans(kept_anchors(answer["anchors"][modality]))
         times = ", ".join(f"{begin:.2f}-{end:.2f}" for begin, end in spans) or "none"
-        lines.append(f"    {name:8} {times} s (burst: {span[0]:.2f}-{span[1]:.2f} s)")
+        burst = "nothing happens" if shown is None else f"{shown}: {span[0]:.2f}-{span[1]:.2f} s"
+        lines.append(f"    {MODALITY_NAMES[modality]:8} {times} s ({burst})")
     return "\n".join(lines)
 
 
@@ -224,7 +261,7 @@ def save(folder: Path, model, processor, detector, reports: dict[str, dict], tra
 
 
 def run(arguments: DemoArguments) -> dict:
-    """All of the demo; returns the rows of the table and the accuracy of the reloaded model on the clips' files."""
+    """All of the demo; returns the rows of both tables and the accuracy of the reloaded model on the clips' files."""
     start = time.perf_counter()
     print("1. The corpus: simulated clips in the layout of MIntRec, in which no modality is enough alone.")
     folder, clips = prepare_corpus(arguments)
@@ -245,6 +282,8 @@ def run(arguments: DemoArguments) -> dict:
     outputs = {name: predict_clips(model, rows, collator) for name, rows in dataset.items()}
     table = modality_table(model, dataset["test"], collator, complete=outputs["test"])
     print(format_table(table, clips))
+    anchors = compute_anchor_metrics(outputs["test"], burst_spans(clips))
+    print(f"\n{format_anchors(anchors)}")
 
     saved, reported = arguments.output_dir / "model", arguments.output_dir / "report"
     detectors = fit_detectors(model, outputs["train"], outputs["validation"], methods=("mahalanobis",))
@@ -262,7 +301,7 @@ def run(arguments: DemoArguments) -> dict:
     print(f"\n5. The report {where}\n   The page: python examples/app/app.py --model {saved}")
     print(f"\nDone in {time.perf_counter() - start:.0f} seconds.")
     right = [answer["predictions"][0]["label"] == clip.label for clip, answer in zip(clips, answers, strict=True)]
-    return {"table": table, "reloaded_accuracy": sum(right) / len(right)}
+    return {"table": table, "anchors": anchors, "reloaded_accuracy": sum(right) / len(right)}
 
 
 def main(arguments: list[str] | None = None) -> dict:

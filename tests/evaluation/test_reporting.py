@@ -23,7 +23,7 @@ from utils import TEXT_SIZES, tiny_model
 
 from amess_hf import AMESSConfig, AMESSForIntentClassification
 from amess_hf.data.collator import AMESSDataCollator
-from amess_hf.evaluation import fit_detectors, modality_table, predict_clips, report
+from amess_hf.evaluation import compute_anchor_metrics, fit_detectors, modality_table, predict_clips, report
 from amess_hf.evaluation.calibration import (
     confidence_and_correct,
     expected_calibration_error,
@@ -251,6 +251,22 @@ def write_report(model, dataset, collator, outputs, folder):
 
 
 class TestReport:
+    def test_evidence_spans(self, model, dataset, collator, outputs, tmp_path):
+        """The anchors of the report are those of the metric, and are written as percent."""
+        best = outputs.anchor_indices[:, 1, 0]
+        spans = {"audio": {clip: (int(best[row]), int(best[row]) + 1, 5) for row, clip in enumerate(outputs.ids[:30])}}
+        spans["audio"][outputs.ids[0]] = (int(best[0]) + 1, int(best[0]) + 2, 5)
+        results = report(model, dataset, collator, tmp_path, outputs=outputs, evidence_spans=spans)
+        known = int((outputs.labels[:30] >= 0).sum())
+        assert results["anchors"] == compute_anchor_metrics(outputs.select(outputs.labels >= 0), spans)
+        assert results["anchors"]["audio"]["clips"] == known
+        assert results["anchors"]["audio"]["best_anchor"] == pytest.approx((known - 1) / known)
+        assert known == 30
+        row = next(
+            line for line in (tmp_path / "report.md").read_text().splitlines() if line.startswith("| sound | 30 |")
+        )
+        assert "| 96.67 |" in row and row.endswith("| 20.00 |")
+
     def test_files(self, written):
         folder, results = written
         markdown = (folder / "report.md").read_text(encoding="utf-8")

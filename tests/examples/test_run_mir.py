@@ -1,8 +1,10 @@
 """Both training scripts, from the command line to the files that they write."""
 
 import csv
+import errno
 import importlib.util
 import json
+import os
 import re
 import shutil
 import signal
@@ -21,7 +23,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertModel, BertTokenizer
 from utils import text_config
 
+import amess_hf.training.trainer as trainer_module
 from amess_hf.data.labels import LABELS, MINTREC_LABELS
+from amess_hf.data.mintrec import load_mintrec
 from amess_hf.hub import files_for_hub
 from amess_hf.training.checkpoint_integrity import last_complete_checkpoint
 
@@ -280,6 +284,8 @@ def test_from_the_command_line(inputs, tmp_path):
         ({"seeds": "1,2,1"}, "`--seeds 1,2,1` has 1 twice"),
         ({"seeds": "3,"}, "'' is not a number"),
         ({"seeds": "4294967296"}, "4294967296 is too large"),
+        ({"evidence_spans": "spans.tsv"}, "`--evidence_spans` is for the report: give `--report` too"),
+        ({"evidence_spans": "missing.tsv", "report": True}, "missing.tsv cannot be read"),
         ({"train_clips_per_intent": 0}, "`--train_clips_per_intent` is 0"),
         ({"context_turns": -1}, "`--context_turns` is -1"),
     ],
@@ -292,6 +298,32 @@ def test_bad_input_is_one_line(inputs, tmp_path, change, message, monkeypatch):
         run_script("run_mir", values, ("do_train",))
     assert str(error.value).startswith("run_mir.py: ") and message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_disk_that_fills_while_training(inputs, tmp_path, script, monkeypatch):
+    """The checkpoint before stands alone, and the run goes on from it when there is room."""
+    module = {"run_mir": trainer_module, "run_mir_no_trainer": run_mir_no_trainer}[script]
+    write_manifest = module.write_manifest
+
+    def full(folder):
+        if folder.endswith("checkpoint-2"):
+            raise OSError(errno.ENOSPC, "No space left on device", os.path.join(folder, "checkpoint.manifest"))
+        write_manifest(folder)
+
+    values = {**inputs["data"], **inputs["encoder"], **inputs["sizes"], **inputs["run"], "output_dir": tmp_path}
+    values |= {"max_steps": 3, "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    monkeypatch.setattr(module, "write_manifest", full)
+    with pytest.raises(
+        SystemExit, match="checkpoint-2.*; free some space and start again: `--resume_from_checkpoint`"
+    ):
+        with one_line_errors():
+            run_script(script, values, ("do_train",))
+    assert not (tmp_path / "model.safetensors").exists() and not (tmp_path / "all_results.json").exists()
+    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-1")
+    monkeypatch.setattr(module, "write_manifest", write_manifest)
+    run_script(script, {**values, "resume_from_checkpoint": "True"}, ("do_train",))
+    assert json.loads((tmp_path / "trainer_state.json").read_text())["global_step"] == 3
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -405,8 +437,15 @@ def test_report_detector_and_card(inputs, tmp_path):
     values = {**inputs["data"], **inputs["encoder"], **inputs["sizes"], **inputs["run"], "max_steps": 2}
     values |= {"output_dir": tmp_path / "run", "eval_strategy": "no", "save_strategy": "no", "detector": "max_logit"}
     values |= {"load_best_model_at_end": False}
+    clips = load_mintrec(inputs["data"]["data_dir"])["validation"]["id"]
+    rows = [f"{clip}\t{modality}\t0\t1\t2\n" for clip in clips for modality in ("audio", "video")]
+    (tmp_path / "spans.tsv").write_text("id\tmodality\tfirst\tend\tframes\n" + "".join(rows))
+    values["evidence_spans"] = tmp_path / "spans.tsv"
     results = run_script("run_mir", values, ("do_train", "do_eval", "report"))
-    assert (tmp_path / "run" / "report" / "dev" / "report.md").is_file()
+    assert "## Anchors and evidence" in (tmp_path / "run" / "report" / "dev" / "report.md").read_text()
+    anchors = json.loads((tmp_path / "run" / "report" / "dev" / "metrics.json").read_text())["anchors"]
+    assert {modality: values["clips"] for modality, values in anchors.items()} == dict.fromkeys(anchors, len(clips))
+    assert anchors["audio"]["chance"] == 0.5
     assert (tmp_path / "run" / "oos_detector.json").is_file()
     card = (tmp_path / "run" / "README.md").read_text()
     assert f"{results['eval_accuracy']:.2f}"[:4] in card or str(results["eval_accuracy"]) in card
@@ -422,7 +461,11 @@ def test_report_detector_and_card(inputs, tmp_path):
     answers |= {row["prediction"] for row in read_predictions(tmp_path / "scored" / "predictions_test.tsv")}
     assert answers <= {*MINTREC_LABELS, "UNK"}
     # a detector that was made for other weights does not stay next to new ones
-    run_script("run_mir", {name: value for name, value in values.items() if name != "detector"}, ("do_train",))
+    run_script(
+        "run_mir",
+        {name: value for name, value in values.items() if name not in ("detector", "evidence_spans")},
+        ("do_train",),
+    )
     assert not (tmp_path / "run" / "oos_detector.json").exists()
 
 
