@@ -349,7 +349,7 @@ def one_line_errors() -> Iterator[None]:
         except (ValueError, OSError) as error:
             reason = " ".join(str(error).split())
             if getattr(error, "errno", None) == errno.ENOSPC:
-                reason += "; free some space and start again: `--resume_from_checkpoint` goes on from the last whole checkpoint"
+                reason += "; free some space and start again: `--resume_from_checkpoint` resumes from the last complete checkpoint"
             sys.exit(f"{program}: {reason}")
         except KeyboardInterrupt:
             terminate(signal.SIGINT, None)
