@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from .text_encoders_amess import is_quantized
+
 
 # What peft calls the weights of an adapter, and the layer that it wraps.
 _ADAPTER_WEIGHT = re.compile(r"\.lora_[A-Za-z_]+\.")
@@ -100,7 +102,11 @@ def merged_state_dict(model: nn.Module, state_dict: dict[str, torch.Tensor] | No
     Args:
         model (`nn.Module`): A model that contains a text encoder with an adapter.
         state_dict (`dict[str, torch.Tensor]`, *optional*): Its state, by default the current one.
+
+    Raises:
+        `ValueError`: If the text encoder is quantized.
     """
+    _check_mergeable(model)
     from_peft = _import_peft().tuners.tuners_utils.BaseTunerLayer
     state = dict(model.state_dict() if state_dict is None else state_dict)
     for name, module in model.named_modules():
@@ -112,8 +118,17 @@ def merged_state_dict(model: nn.Module, state_dict: dict[str, torch.Tensor] | No
     }
 
 
+def _check_mergeable(model: nn.Module):
+    if any(is_quantized(module) for module in model.modules()):
+        raise ValueError(
+            "the text encoder is quantized, and an adapter is not merged into rounded weights; save the model with its "
+            "adapter and load it again, which takes the encoder's own weights"
+        )
+
+
 def merge_adapter(text_encoder: nn.Module) -> None:
     """Merge an adapter into the weights, in place; the encoder then has no adapter."""
+    _check_mergeable(text_encoder)
     from_peft = _import_peft().tuners.tuners_utils.BaseTunerLayer
     for name, module in list(text_encoder.named_modules()):
         if isinstance(module, from_peft):

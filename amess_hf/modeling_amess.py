@@ -57,6 +57,7 @@ from .text_encoders_amess import (
     pool,
     shifted,
     text_encoder_fields,
+    unquantized_config,
 )
 from .zero_shot_amess import PROBES, balancing_offset, kept_share
 
@@ -536,6 +537,7 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
         tokenizer: PreTrainedTokenizerBase | None = None,
         dataset: Any = None,
         dtype: str | torch.dtype = torch.float32,
+        quantization_config: Any = None,
         **config_kwargs: Any,
     ) -> "AMESSForIntentClassification":
         """Make a model around a pretrained text encoder; everything else is new.
@@ -556,6 +558,8 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
             dtype (`str` or `torch.dtype`, *optional*, defaults to `torch.float32`):
                 Type of the weights, however they are stored: training in float16 soon ends in NaN. `"auto"` keeps them
                 as stored. For half precision in training, use `bf16` of the training arguments.
+            quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
+                Load the text encoder in 8 or 4 bits; it is then trained with an adapter (`amess_hf.training.add_lora`).
             config_kwargs:
                 Fields of [`AMESSConfig`]; they take precedence over what follows from `dataset`.
 
@@ -581,10 +585,11 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
             raise ValueError("no labels: give `labels`, `dataset`, or `label_descriptions` whose keys are the labels")
         if label_descriptions is not None:
             label_descriptions = describe_labels(list(labels), label_descriptions)
-        text_encoder = load_text_encoder(pretrained_model_name_or_path, dtype=dtype)
+        quantized = {} if quantization_config is None else {"quantization_config": quantization_config}
+        text_encoder = load_text_encoder(pretrained_model_name_or_path, dtype=dtype, **quantized)
         usage = text_encoder_fields(pretrained_model_name_or_path, text_encoder.config)
         config = AMESSConfig(
-            text_config=text_encoder.config,
+            text_config=unquantized_config(text_encoder.config),
             id2label=dict(enumerate(labels)),
             label_descriptions=label_descriptions,
             **{**usage, **config_kwargs},

@@ -1,5 +1,6 @@
 """Text encoders: how each is built and called, and how its tokens are pooled."""
 
+import copy
 import inspect
 import json
 import os
@@ -76,6 +77,19 @@ def load_text_encoder(name: str | os.PathLike, **kwargs: Any) -> nn.Module:
     config = AutoConfig.from_pretrained(name)
     check_text_config(config, os.fspath(name))
     return without_pooler(_auto_class(config).from_pretrained(name, **kwargs))
+
+
+def unquantized_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Return an encoder's configuration as it is without quantization, which concerns only the weights in memory."""
+    config = copy.deepcopy(config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    return config
+
+
+def is_quantized(text_encoder: nn.Module) -> bool:
+    """Whether the weights are quantized, by bitsandbytes for example."""
+    return getattr(text_encoder, "hf_quantizer", None) is not None
 
 
 def without_pooler(text_encoder: nn.Module) -> nn.Module:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import ClassLabel, DatasetDict, load_dataset
-from transformers import AutoTokenizer, HfArgumentParser, set_seed
+from transformers import AutoTokenizer, BitsAndBytesConfig, HfArgumentParser, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
@@ -128,6 +129,12 @@ class ModelArguments:
     )
     lora_rank: int | None = field(
         default=None, metadata={"help": "Train an adapter of this rank instead of the text encoder's weights."}
+    )
+    load_in_4bit: bool = field(
+        default=False, metadata={"help": "Load the frozen text encoder in 4 bits (with `--lora_rank`; bitsandbytes)."}
+    )
+    load_in_8bit: bool = field(
+        default=False, metadata={"help": "Load the frozen text encoder in 8 bits (with `--lora_rank`; bitsandbytes)."}
     )
     lora_target_modules: list[str] | None = field(
         default=None, metadata={"help": "Layers of the text encoder to adapt; all linear ones if not given."}
@@ -346,7 +353,7 @@ def one_line_errors() -> Iterator[None]:
     with on_signal(signal.SIGTERM, terminate):
         try:
             yield
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, ImportError) as error:
             reason = " ".join(str(error).split())
             if getattr(error, "errno", None) == errno.ENOSPC:
                 reason += "; free some space and start again: `--resume_from_checkpoint` resumes from the last complete checkpoint"
@@ -374,7 +381,7 @@ def on_signal(number, handler):
         signal.signal(number, previous)
 
 
-def check_arguments(data_args, training_args):
+def check_arguments(model_args, data_args, training_args):
     """
     Check the arguments before anything is loaded.
 
@@ -393,6 +400,13 @@ def check_arguments(data_args, training_args):
         raise ValueError(f"`--train_clips_per_intent` is {data_args.train_clips_per_intent}; it must be at least 1")
     if data_args.context_turns is not None and data_args.context_turns < 0:
         raise ValueError(f"`--context_turns` is {data_args.context_turns}; it must be at least 0")
+    quantized = [f"--{name}" for name in ("load_in_4bit", "load_in_8bit") if getattr(model_args, name)]
+    if len(quantized) > 1:
+        raise ValueError(f"{' and '.join(quantized)} exclude each other; give one of them")
+    if quantized and (model_args.lora_rank is None or model_args.model_name_or_path is not None):
+        raise ValueError(
+            f"`{quantized[0]}` is for a new model with an adapter; give `--text_model_name_or_path` and `--lora_rank`"
+        )
     if training_args.do_train:
         check_best_metric(training_args, (*CLASSIFICATION_METRICS, "loss"))
 
@@ -432,7 +446,7 @@ def warn_of_unknown_labels(dataset):
 def prepare(model_args, data_args, training_args) -> Run:
     """Clips, model and processor, as the arguments specify."""
     check_output_dir(training_args.output_dir)
-    check_arguments(data_args, training_args)
+    check_arguments(model_args, data_args, training_args)
     left_out = {}
     set_seed(training_args.seed)
     saved_config = None if model_args.model_name_or_path is None else read_saved_config(model_args)
@@ -591,8 +605,16 @@ def new_model(model_args, data_args, dataset, descriptions, tokenizer):
         audio_encoder_layer=data_args.audio_encoder_layer,
         video_encoder=data_args.video_encoder,
         context_turns=data_args.context_turns or 0,
+        quantization_config=quantization_config(model_args),
         **model_args.config_fields(),
     )
+
+
+def quantization_config(model_args):
+    """How the text encoder's weights are rounded: to the 4 bits of QLoRA (arXiv 2305.14314), to 8, or not."""
+    if model_args.load_in_4bit:
+        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    return BitsAndBytesConfig(load_in_8bit=True) if model_args.load_in_8bit else None
 
 
 def read_saved_config(model_args) -> AMESSConfig:
@@ -953,7 +975,7 @@ def run_for_each_seed(run, model_args, data_args, training_args, output_dir=None
     """
     logging.set_verbosity(training_args.get_process_log_level())
     output_dir = training_args.output_dir if output_dir is None else output_dir
-    check_arguments(data_args, training_args)
+    check_arguments(model_args, data_args, training_args)
     seeds = data_args.seed_list()
     if seeds is None:
         check_output_dir(output_dir)

@@ -164,7 +164,7 @@ class TestPretrained:
         tiny_model().save_pretrained(tmp_path)
         with pytest.raises(ValueError, match="is an A-MESS model, not a text encoder"):
             AMESSForIntentClassification.from_text_pretrained(tmp_path, labels=LABELS)
-        with pytest.raises(ValueError, match="bart with a decoder"):
+        with pytest.raises(ValueError, match="bart model with a decoder"):
             check_text_config(BartConfig(), "bart")
 
 

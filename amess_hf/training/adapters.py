@@ -4,6 +4,7 @@ import os
 
 from ..adapters_amess import FINGERPRINT, fingerprint, inject_adapter, merge_adapter
 from ..modeling_amess import AMESSForIntentClassification
+from ..text_encoders_amess import is_quantized
 
 
 def add_lora(
@@ -26,14 +27,15 @@ def add_lora(
         dropout (`float`, *optional*, defaults to 0.1): Dropout before the adapter.
         base_model_name_or_path (`str` or `os.PathLike`, *optional*):
             Where the text encoder was loaded from. If given, checkpoints omit its frozen weights, and loading takes
-            them from there.
+            them from there, not quantized. A quantized encoder needs it.
 
     Returns:
         The same model.
 
     Raises:
         ImportError: If peft is not installed.
-        ValueError: If the model already has an adapter, or an argument does not fit its encoder.
+        ValueError: If the model already has an adapter, an argument does not fit its encoder, or a quantized encoder
+            has no `base_model_name_or_path`.
 
     Example:
         ```python
@@ -46,6 +48,10 @@ def add_lora(
     if rank < 1:
         raise ValueError(f"`rank` is {rank}; it must be at least 1")
     encoder = model.amess.text_encoder
+    if is_quantized(encoder) and base_model_name_or_path is None:
+        raise ValueError(
+            "the text encoder is quantized and its weights are not saved; give `base_model_name_or_path`, where they come from"
+        )
     settings = {
         "peft_type": "LORA",
         "r": rank,
@@ -54,7 +60,9 @@ def add_lora(
         "target_modules": target_modules or "all-linear",
     }
     if base_model_name_or_path is not None:
-        settings |= {"base_model_name_or_path": os.fspath(base_model_name_or_path), FINGERPRINT: fingerprint(encoder)}
+        settings["base_model_name_or_path"] = os.fspath(base_model_name_or_path)
+        if not is_quantized(encoder):
+            settings[FINGERPRINT] = fingerprint(encoder)
     inject_adapter(encoder, settings)
     encoder.train(encoder.training)  # the new layers too
     model.config.text_adapter = settings

@@ -41,7 +41,12 @@ def test_it_prints_the_table_and_three_clips(demo_run):
         assert f"| {100 * row['accuracy']:6.1f} % | {best:5.1f} % |" in printed
     assert printed.count("    words    ") == printed.count("    intent   ") == 3
     assert (
-        len(re.findall(r"    (?:sound|picture)  +(?:[\d.]+-[\d.]+|none).* s \(burst: [\d.]+-[\d.]+ s\)", printed)) == 6
+        len(
+            re.findall(
+                r"    (?:sound|picture)  +(?:[\d.]+-[\d.]+|none).* s \(\w+(?:: [\d.]+-[\d.]+ s| happens)\)", printed
+            )
+        )
+        == 6
     )
 
 

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -284,6 +285,8 @@ def test_from_the_command_line(inputs, tmp_path):
         ({"seeds": "1,2,1"}, "`--seeds 1,2,1` has 1 twice"),
         ({"seeds": "3,"}, "'' is not a number"),
         ({"seeds": "4294967296"}, "4294967296 is too large"),
+        ({"load_in_8bit": True}, "`--load_in_8bit` is for a new model with an adapter"),
+        ({"load_in_8bit": True, "load_in_4bit": True}, "--load_in_4bit and --load_in_8bit exclude each other"),
         ({"evidence_spans": "spans.tsv"}, "`--evidence_spans` is for the report: give `--report` too"),
         ({"evidence_spans": "missing.tsv", "report": True}, "missing.tsv cannot be read"),
         ({"train_clips_per_intent": 0}, "`--train_clips_per_intent` is 0"),
@@ -609,7 +612,11 @@ def test_stopped_from_outside(inputs, script, number, tmp_path):
     values |= {"output_dir": tmp_path, "save_strategy": "steps", "save_steps": 5, "eval_strategy": "no"}
     values |= {"load_best_model_at_end": False, "logging_steps": 1_000_000}
     command = [sys.executable, EXAMPLES / f"{script}.py", *as_options(values), "--do_train"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A shell that runs the tests in the background has them ignore Ctrl-C, and so would the program.
+    unignored = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=unignored
+    )
     try:
         while last_complete_checkpoint(tmp_path) is None:
             assert process.poll() is None, process.stderr.read()

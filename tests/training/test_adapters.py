@@ -9,12 +9,13 @@ import distributed_worker
 import pytest
 import torch
 from encoder_texts import TEXT_ENCODERS, text_encoder_config
-from transformers import AutoModel, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForSequenceClassification, BitsAndBytesConfig
 from utils import random_batch, tiny_model
 
 from amess_hf import AMESSTrainer, AMESSTrainingArguments
 from amess_hf.hub import push_folder, push_to_hub, save_for_hub
 from amess_hf.modeling_amess import AMESSForIntentClassification
+from amess_hf.text_encoders_amess import is_quantized
 from amess_hf.training import add_lora, merge_lora, parameter_groups
 from amess_hf.training.arguments import default_learning_rate
 
@@ -68,7 +69,7 @@ class TestAdapters:
             add_lora(tiny_model(), target_modules=["nowhere"])
         with pytest.raises(ValueError, match="`rank` is 0"):
             add_lora(tiny_model(), rank=0)
-        with pytest.raises(ValueError, match="has an adapter already"):
+        with pytest.raises(ValueError, match="already has an adapter"):
             add_lora(model)
 
     @pytest.mark.parametrize("with_base", [True, False])
@@ -198,6 +199,54 @@ class TestTraining:
         model = peft.get_peft_model(tiny_model(), peft.LoraConfig(target_modules=["query"]))
         with pytest.raises(ValueError, match="would not carry the label embeddings.*add_lora"):
             AMESSTrainer(model, arguments(tmp_path), processing_class=tokenizer)
+
+
+class TestQuantized:
+    """An encoder in 8 bits; those of 4 bits need an accelerator."""
+
+    @pytest.fixture
+    def model(self, tmp_path):
+        pytest.importorskip("bitsandbytes", reason='pip install "amess_hf[quantization]"')
+        torch.manual_seed(0)
+        AutoModel.from_config(text_encoder_config("bert")).save_pretrained(tmp_path / "encoder")
+        distributed_worker.make_tokenizer().save_pretrained(tmp_path / "encoder")
+        return AMESSForIntentClassification.from_text_pretrained(
+            tmp_path / "encoder",
+            labels=["a", "b", "c", "d"],
+            fusion_type="text",
+            quantization_config=BitsAndBytesConfig(load_in_8bit=True),
+        )
+
+    def test_trains_and_loads(self, model, tmp_path):
+        add_lora(model, rank=4, base_model_name_or_path=tmp_path / "encoder")
+        layer = next(module for module in model.modules() if type(module).__name__ == "Linear8bitLt")
+        before = layer.weight.detach().clone()
+        clips = [{"id": str(n), "text": f"w{n % 4} w5", "label": n % 4} for n in range(8)]
+        args = arguments(tmp_path / "run", max_steps=4, eval_strategy="no", load_best_model_at_end=False)
+        trainer = AMESSTrainer(model, args, train_dataset=clips, processing_class=distributed_worker.make_tokenizer())
+        trainer.train()
+        trainer.save_model()
+        assert torch.equal(layer.weight, before)
+        assert not any("encoder.layer" in name and "lora" not in name for name in weight_names(tmp_path / "run"))
+        loaded = AMESSForIntentClassification.from_pretrained(tmp_path / "run")
+        assert not is_quantized(loaded.amess.text_encoder)
+        batch = random_batch(model.config, audio=None, video=None)
+        with torch.no_grad():
+            rounded, whole = (each.eval()(**batch).logits.float() for each in (model, loaded))
+        # Apart from what rounding the frozen weights to 8 bits changes.
+        assert torch.cosine_similarity(rounded, whole).min() > 0.98
+        merge_lora(loaded)
+
+    def test_where_its_weights_are_must_be_known(self, model):
+        with pytest.raises(ValueError, match="is quantized and its weights are not saved; give `base_model_name"):
+            add_lora(model, rank=4)
+
+    def test_it_is_not_merged(self, model, tmp_path):
+        add_lora(model, rank=4, base_model_name_or_path=tmp_path / "encoder")
+        with pytest.raises(ValueError, match="an adapter is not merged into rounded weights"):
+            merge_lora(model)
+        with pytest.raises(ValueError, match="an adapter is not merged into rounded weights"):
+            model.save_pretrained(tmp_path / "merged", merge_adapter=True)
 
 
 def test_every_family_can_be_adapted():
