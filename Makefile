@@ -30,7 +30,7 @@ PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist
 test: $(STAMP) ## Run all tests (no network, no GPU)
 	$(PYTEST)
 
-test-fast: $(STAMP) ## Run the tests that are not marked slow
+test-fast: $(STAMP) ## Run the tests that are not marked slow (about a minute)
 	$(PYTEST) -m "not slow"
 
 quality: $(STAMP) tracked ## Check style and that nothing is tracked that should not be

@@ -247,6 +247,7 @@ class TestModules:
             assert f"`{key}`" in card
 
 
+@pytest.mark.slow
 def test_scoring_libraries_are_imported_when_they_are_needed():
     """`import amess_hf` brings none of them but what transformers brings itself (scipy)."""
     code = """

@@ -2,8 +2,10 @@
 
 import benchmark_memory as benchmark
 import numpy as np
+import pytest
 
 
+@pytest.mark.slow
 def test_every_task_runs(tmp_path):
     feature_bytes = benchmark.simulate(tmp_path / "data", 8)
     assert feature_bytes > 8 * 25 * benchmark.FEATURE_SIZE * 4

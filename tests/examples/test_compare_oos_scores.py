@@ -48,6 +48,7 @@ def compared(tmp_path_factory):
     return folder, result
 
 
+@pytest.mark.slow
 def test_every_score_of_every_seed(compared):
     folder, result = compared
     assert list(result) == [0, 3]
@@ -106,6 +107,7 @@ def test_interval_of_a_difference():
     )
 
 
+@pytest.mark.slow
 def test_clips_of_another_data_set(compared, tmp_path, capsys):
     folder, _ = compared
     result = compare_oos_scores.main(

@@ -58,6 +58,7 @@ def test_with_earlier_turns(tmp_path):
     assert (expected - alike).abs().max() > 1e-2
 
 
+@pytest.mark.slow
 def test_fixed_lengths(tmp_path):
     model = tiny_model(fusion_type="mean", video_feature_size=None)
     sizes = {"batch_size": 2, "text_length": 6, "audio_length": 10, "video_length": 5}

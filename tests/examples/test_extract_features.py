@@ -53,6 +53,7 @@ def test_main_returns_the_number_of_failures(arguments, tmp_path):
     check_complete(tmp_path)
 
 
+@pytest.mark.slow
 def test_two_processes(arguments, tmp_path):
     launch = "-m accelerate.commands.launch --cpu --num_processes 2 --main_process_port 0".split()
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[1])}

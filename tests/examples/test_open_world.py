@@ -45,6 +45,7 @@ def scored(tmp_path_factory):
     return folder, table
 
 
+@pytest.mark.slow
 def test_every_model_and_share(scored):
     folder, table = scored
     names = {"pretrained share 0", "pretrained share 1", "untrained", "chance"}

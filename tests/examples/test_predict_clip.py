@@ -136,6 +136,7 @@ def test_merged_spans():
     assert predict_clip.merged_spans([{"frame": 3, "score": 0.5}]) == []
 
 
+@pytest.mark.slow
 def test_benchmark(tmp_path, capsys):
     arguments = ["--small", "--num_clips", "1", "--seconds", "0.3", "--repeats", "1", "--output_dir", str(tmp_path)]
     figures = benchmark_clips.main(arguments)
