@@ -14,6 +14,17 @@ from .constants_amess import FEATURE_MODALITIES
 POOLINGS = ("logsumexp", "statistics")
 
 
+def frame_size(config: PreTrainedConfig, modality: str) -> int | None:
+    """Return the width of the frames that a fusion reads: of grids, that of what a convolution makes of them.
+
+    Args:
+        config ([`AMESSConfig`]): The model's configuration.
+        modality (`str`): `"audio"` or `"video"`.
+    """
+    size = getattr(config, f"{modality}_feature_size")
+    return config.hidden_size if size and getattr(config, f"{modality}_grid_side", None) else size
+
+
 class AMESSVotes(nn.Linear):
     """Votes for the intents: a linear map without bias, zero before training.
 
@@ -145,7 +156,7 @@ class AMESSEvidence(nn.ModuleDict):
         classes = {"logsumexp": AMESSFrameEvidence, "statistics": AMESSStatisticsEvidence}
         layers = {}
         for name in FEATURE_MODALITIES:
-            size, pooling = getattr(config, f"{name}_feature_size"), getattr(config, f"{name}_pooling")
+            size, pooling = frame_size(config, name), getattr(config, f"{name}_pooling")
             if size:
                 layers[name] = classes[pooling](config, size, 2 ** getattr(config, f"num_{name}_conv_layers"))
         super().__init__(layers)
