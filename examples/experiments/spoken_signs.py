@@ -63,7 +63,7 @@ PHOTOGRAPHS = {
 # Shares of the voices (variants of espeak-ng), of which no two splits have one.
 VOICE_SHARES = {"train": 0.6, "dev": 0.15, "test": 0.25}
 SAMPLING_RATE = 16_000
-FRAME_RATE = 10
+FRAME_RATE = 5
 SECONDS_AT_LEAST = 1.2
 SIZE = (160, 120)
 
@@ -74,8 +74,8 @@ class CorpusArguments:
 
     output_dir: Path = field(metadata={"help": "Folder for the tables and the clips; must not exist."})
     train_clips: int = field(default=3000, metadata={"help": "Clips to train on."})
-    dev_clips: int = field(default=300, metadata={"help": "Clips to choose the best epoch on."})
-    test_clips: int = field(default=600, metadata={"help": "Clips to score."})
+    dev_clips: int = field(default=200, metadata={"help": "Clips to choose the best epoch on."})
+    test_clips: int = field(default=500, metadata={"help": "Clips to score."})
     seed: int = field(default=0, metadata={"help": "Of everything that is drawn."})
 
 
@@ -225,7 +225,7 @@ class Signer(Actor):
         self.photograph = photograph(clip.photograph, random)
         self.hand_size, self.hand_tilt = random.uniform(0.38, 0.48), random.uniform(-0.25, 0.25)
         self.hand_at = np.array([random.uniform(0.40, 0.60), random.uniform(0.60, 0.70)])
-        self.focus = random.uniform(2, 5)
+        self.blur = int(random.integers(5, 11))
         self.sway = random.uniform(0, 0.02, 2), random.uniform(0.3, 1.2), random.uniform(0, 2 * math.pi)
         # The hand rises, stays and sinks again.
         begin = random.uniform(0, 0.25) * seconds
@@ -239,9 +239,10 @@ class Signer(Actor):
 
     def draw(self, time: float) -> np.ndarray:
         """One picture, with the hand, the light and the camera's grain."""
-        from PIL import Image, ImageDraw, ImageFilter
+        from PIL import Image, ImageDraw
 
-        picture = self.draw_large(time).filter(ImageFilter.GaussianBlur(self.focus))
+        picture = self.draw_large(time)
+        picture = picture.reduce(self.blur).resize(picture.size, Image.BICUBIC)
         if self.fingers is not None:
             self.draw_hand(ImageDraw.Draw(picture), time)
         pixels = np.asarray(picture.resize(self.size, Image.BILINEAR), dtype=np.float32) * self.light
@@ -309,7 +310,7 @@ def write_corpus(args: CorpusArguments) -> None:
     if args.output_dir.exists():
         raise ValueError(f"{args.output_dir} exists; give another `--output_dir`")
     names = voices()
-    for split, number in (("train", args.train_clips), ("dev", args.dev_clips), ("test", args.test_clips)):
+    for split, number in (("dev", args.dev_clips), ("test", args.test_clips), ("train", args.train_clips)):
         folder = args.output_dir / split
         folder.mkdir(parents=True)
         with open(args.output_dir / f"{split}.csv", "w", encoding="utf-8", newline="") as file:
