@@ -37,6 +37,7 @@ from amess_hf.data.custom_data import CLIP_COLUMNS, FEATURE_COLUMNS
 sys.path.append(str(Path(__file__).parents[1]))
 
 from mir_common import DataArguments, ModelArguments, load_clips, one_line_errors, run_for_each_seed
+from progress import hide_progress_bars
 from run_mir import run
 
 
@@ -179,6 +180,8 @@ def main():
         (FoldArguments, ModelArguments, DataArguments, AMESSTrainingArguments), description=__doc__
     )
     fold_args, model_args, data_args, training_args = parser.parse_args_into_dataclasses()
+    if training_args.disable_tqdm:
+        hide_progress_bars()
     training_args.do_train = training_args.do_eval = True
     # The speakers kept aside are scored once, by the weights that training ends with.
     training_args.eval_strategy = training_args.save_strategy = "no"
