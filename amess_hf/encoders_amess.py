@@ -360,7 +360,9 @@ class HOGEncoder(VideoEncoder):
             raise ImportError(
                 f'`video_encoder` {HOG!r} needs scikit-image; pip install "amess_hf[video]" (or pip install scikit-image)'
             ) from error
-        self.hog = functools.partial(hog, orientations=9, pixels_per_cell=(4, 4), cells_per_block=(2, 2), feature_vector=False)
+        self.hog = functools.partial(
+            hog, orientations=9, pixels_per_cell=(4, 4), cells_per_block=(2, 2), feature_vector=False
+        )
 
     def __call__(self, clips: list[Iterable[np.ndarray]]) -> list[np.ndarray]:
         """Encode the frames of several clips; see [`VideoEncoder`]."""

@@ -198,6 +198,10 @@ class AMESSTemporalLayer(nn.Module):
         return means.transpose(1, 2) + nn.functional.gelu(self.norm(states)), share[:, 0] > 0
 
 
+class AMESSGridLayer(nn.Conv2d):
+    """A convolution over the places of a grid; it has a name because its weights start in a way of their own."""
+
+
 class AMESSGridConvolution(nn.Module):
     """Pictures that are grids of local features: convolutions find what is anywhere in the grid.
 
@@ -213,7 +217,7 @@ class AMESSGridConvolution(nn.Module):
         quarter = max(1, config.hidden_size // 4)
         widths = (feature_size // side**2, quarter, 2 * quarter, 3 * quarter, config.hidden_size)
         self.conv_layers = nn.ModuleList(
-            [nn.Conv2d(before, after, 3, padding=1) for before, after in zip(widths, widths[1:], strict=False)]
+            [AMESSGridLayer(before, after, 3, padding=1) for before, after in zip(widths, widths[1:], strict=False)]
         )
         self.norms = nn.ModuleList([nn.GroupNorm(1, width, eps=config.layer_norm_eps) for width in widths[1:]])
         self.dropout = nn.Dropout(config.dropout)
@@ -372,7 +376,9 @@ class AMESSFusion(nn.Module):
     def _read_grids(self, features: dict[str, torch.Tensor]):
         """The features, with those that are grids replaced by what a convolution makes of them."""
         dtype = next(self.parameters()).dtype
-        return features | {name: grid(features[name].to(dtype)) for name, grid in self.grids.items() if name in features}
+        return features | {
+            name: grid(features[name].to(dtype)) for name, grid in self.grids.items() if name in features
+        }
 
     def _normalize(self, features: dict[str, torch.Tensor], masks: dict[str, torch.Tensor]):
         """Normalise each frame over its numbers or, where the configuration says so, each number over the clip's frames."""

@@ -34,7 +34,7 @@ from .evidence_amess import AMESSVotes
 from .fusion_amess import (
     FUSIONS,
     AMESSAnchorFusion,
-    AMESSGridConvolution,
+    AMESSGridLayer,
     AMESSLateFusion,
     AMESSModalityEmbedding,
     FusionOutput,
@@ -264,10 +264,9 @@ class AMESSPreTrainedModel(PreTrainedModel):
             # scores of anchors would start uninformative.
             init.normal_(module.projection.weight, std=0.5 * module.projection.in_features**-0.5)
             init.normal_(module.modality_embedding, std=self.config.initializer_range)
-        elif isinstance(module, AMESSGridConvolution):
+        elif isinstance(module, AMESSGridLayer):
             # With the deviation of other weights, and votes that start at zero, hundreds of steps would learn nothing.
-            for conv in module.conv_layers:
-                init.kaiming_normal_(conv.weight, nonlinearity="relu")
+            init.kaiming_normal_(module.weight, nonlinearity="relu")
         elif isinstance(module, AMESSVotes):
             init.zeros_(module.weight)
         elif isinstance(module, AMESSLateFusion):
