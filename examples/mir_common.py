@@ -220,6 +220,12 @@ class DataArguments:
         default=0.95, metadata={"help": "Share of the known dev clips that the detector's threshold keeps."}
     )
     report: bool = field(default=False, metadata={"help": "Write report/ with tables and plots."})
+    license: str | None = field(
+        default=None, metadata={"help": "License of the model in its card, as the Hub names it, e.g. apache-2.0."}
+    )
+    language: str | None = field(
+        default=None, metadata={"help": "Language of the clips in the card, e.g. en; several, with a comma between."}
+    )
     seeds: str | None = field(
         default=None, metadata={"help": "Train once for each seed, with a comma between, and aggregate."}
     )
@@ -904,6 +910,8 @@ def write_card(run, data_args, training_args, results, detector, reports):
             training_args.hub_model_id,
             detector,
             last_report,
+            data_args.license,
+            data_args.language and [code.strip() for code in data_args.language.split(",")],
             training_arguments=training_args.to_dict(),
         )
     except ImportError as error:

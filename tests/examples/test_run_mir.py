@@ -16,6 +16,7 @@ import run_mir
 import run_mir_no_trainer
 import torch
 from demo_corpus import write_demo_corpus
+from huggingface_hub import ModelCard
 from mir_common import one_line_errors, parse_arguments, run_for_each_seed
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertModel, BertTokenizer
@@ -403,11 +404,13 @@ def test_report_detector_and_card(inputs, tmp_path):
     pytest.importorskip("matplotlib")
     values = {**inputs["data"], **inputs["encoder"], **inputs["sizes"], **inputs["run"], "max_steps": 2}
     values |= {"output_dir": tmp_path / "run", "eval_strategy": "no", "save_strategy": "no", "detector": "max_logit"}
-    values |= {"load_best_model_at_end": False}
+    values |= {"load_best_model_at_end": False, "license": "mit", "language": "en, de"}
     results = run_script("run_mir", values, ("do_train", "do_eval", "report"))
     assert (tmp_path / "run" / "report" / "dev" / "report.md").is_file()
     assert (tmp_path / "run" / "oos_detector.json").is_file()
     card = (tmp_path / "run" / "README.md").read_text()
+    metadata = ModelCard(card).data
+    assert (metadata.license, metadata.language) == ("mit", ["en", "de"])
     assert f"{results['eval_accuracy']:.2f}"[:4] in card or str(results["eval_accuracy"]) in card
     # the saved detector answers when the model is only scored, and calls some clips out of scope
     answers = {row["prediction"] for row in read_predictions(tmp_path / "run" / "predictions_dev.tsv")}
