@@ -144,7 +144,7 @@ class AMESSConfig(PreTrainedConfig):
             Frames that a temporal convolution sees at once; odd.
         audio_pooling, video_pooling (`str`, *optional*, defaults to `"logsumexp"`):
             How the evidence of a modality is pooled over time: `"logsumexp"` of the votes of its frames, or `"statistics"`
-            (mean and deviation).
+            (mean, deviation and maximum).
         modality_loss_weight (`float`, *optional*, defaults to 1.0):
             Weight of the cross-entropies of words, sound and picture by themselves (`fusion_type` `"anchor"` and `"late"`).
         projection_dim (`int`, *optional*, defaults to 256):
