@@ -52,6 +52,18 @@ class TestVotes:
         outputs = fresh(**random_batch(model.config))
         assert (outputs.evidence == 0).all()
 
+    def test_a_maximum_finds_a_word_anywhere(self):
+        evidence = AMESSStatisticsEvidence(tiny_config(dropout=0.0), 6).eval()
+        for votes in evidence.children():
+            if isinstance(votes, AMESSVotes):
+                torch.nn.init.zeros_(votes.weight)
+        torch.nn.init.ones_(evidence.peak_votes.weight)
+        tokens, mask = torch.zeros(3, 7, 16), lengths_mask(7, 3, 0)
+        tokens[0, 5], tokens[1, 1], tokens[1, 4], tokens[2, 0] = 2.0, 2.0, 9.0, 9.0  # the last two are padding
+        frames = torch.zeros(3, 7, 6)
+        votes, _ = evidence(frames, mask, tokens, mask)
+        assert (votes[0] == votes[1]).all() and (votes[0] == 32).all() and (votes[2] == 0).all()
+
     def test_other_labels(self):
         votes = AMESSVotes(3, 2)
         before = votes.weight.detach().clone()

@@ -15,7 +15,7 @@ EXAMPLES = Path(progress.__file__).parent
 WITHOUT_BARS = {
     "app_view.py", "benchmark_clips.py", "benchmark_memory.py", "clip_corpus.py", "clip_writer.py", "demo_clips.py",
     "demo_corpus.py", "demo_examples.py", "predict_clip.py", "run_demo.py", "spoken_signs.py", "summarize_results.py",
-    "whisper_from_ctranslate2.py", "mir_common.py", "progress.py", "app.py", "accuracy_by_evidence.py",
+    "whisper_from_ctranslate2.py", "mir_common.py", "progress.py", "app.py",
 }  # fmt: skip
 
 
