@@ -135,13 +135,16 @@ class AMESSConfig(PreTrainedConfig):
             format 1) or `"text"` (no fusion); see `fusion_amess.py`.
         audio_feature_norm, video_feature_norm (`str`, *optional*, defaults to `"frame"`):
             `"frame"` normalises each frame over its numbers, `"clip"` each number over the frames of the clip.
+        video_grid_side (`int`, *optional*):
+            Places along each side of the square grid that a video feature is, whose local patterns a convolution reads, the
+            same everywhere; `None` where features are no grid.
         num_audio_conv_layers, num_video_conv_layers (`int`, *optional*, defaults to 0):
             Temporal convolutions over the frames of a modality, each of which halves the number of tokens.
         conv_kernel_size (`int`, *optional*, defaults to 5):
             Frames that a temporal convolution sees at once; odd.
         audio_pooling, video_pooling (`str`, *optional*, defaults to `"logsumexp"`):
             How the evidence of a modality is pooled over time: `"logsumexp"` of the votes of its frames, or `"statistics"`
-            (mean and deviation).
+            (mean, deviation and maximum).
         modality_loss_weight (`float`, *optional*, defaults to 1.0):
             Weight of the separate cross-entropies of words, sound and picture (`fusion_type` `"anchor"` and `"late"`).
         projection_dim (`int`, *optional*, defaults to 256):
@@ -258,6 +261,7 @@ class AMESSConfig(PreTrainedConfig):
     fusion_type: str = "anchor"
     audio_feature_norm: str = "frame"
     video_feature_norm: str = "frame"
+    video_grid_side: int | None = _optional_size(default=None)
     num_audio_conv_layers: int = interval(min=0, max=8)(default=0)
     num_video_conv_layers: int = interval(min=0, max=8)(default=0)
     conv_kernel_size: int = _count(default=5)
@@ -372,6 +376,9 @@ class AMESSConfig(PreTrainedConfig):
             for name, allowed in choices.items():
                 if getattr(self, name) not in allowed:
                     self._refuse(name, f"one of {', '.join(allowed)}")
+        side, size = self.video_grid_side, self.video_feature_size
+        if side and size and size % side**2:
+            self._refuse("video_grid_side", f"the side of a grid: its square divides `video_feature_size` ({size})")
         if self.conv_kernel_size % 2 == 0:
             self._refuse("conv_kernel_size", "an odd number")
         if self.hidden_size % self.num_attention_heads:

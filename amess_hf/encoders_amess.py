@@ -330,11 +330,12 @@ class FrameDifferenceEncoder(VideoEncoder):
 
 
 class HOGEncoder(VideoEncoder):
-    """Shape and motion of each frame: 580 numbers, 10 times a second.
+    """Shape and motion of each frame: a grid of 15 x 15 places with 10 numbers each, 10 times a second.
 
     The shape is histograms of oriented gradients (Dalal and Triggs, 2005) of the grey frame at 64 x 64 pixels, by
-    scikit-image: nine directions in cells of 16 x 16, normalised in blocks of 2 x 2 cells. The motion is the change of the
-    grey frame at 16 x 16 pixels since the previous one, as in [`FrameDifferenceEncoder`].
+    scikit-image: nine directions in cells of 4 x 4, each normalised with its three neighbours to the right and below. The
+    motion is the change of the grey frame at 15 x 15 pixels since the previous one. The numbers of a place lie next to each
+    other, and the model reads the grid by a convolution (`config.video_grid_side`).
 
     Args:
         frame_rate (`float`, *optional*): Frames per second, defaults to 10.
@@ -346,8 +347,8 @@ class HOGEncoder(VideoEncoder):
     name = HOG
     default_frame_rate = 10.0
     side = 64
-    motion_side = 16
-    feature_size = 3 * 3 * 2 * 2 * 9 + motion_side**2
+    grid_side = 15
+    feature_size = grid_side**2 * (9 + 1)
     frame_size = (side, side)
     gray = True
 
@@ -359,7 +360,9 @@ class HOGEncoder(VideoEncoder):
             raise ImportError(
                 f'`video_encoder` {HOG!r} needs scikit-image; pip install "amess_hf[video]" (or pip install scikit-image)'
             ) from error
-        self.hog = functools.partial(hog, orientations=9, pixels_per_cell=(16, 16), cells_per_block=(2, 2))
+        self.hog = functools.partial(
+            hog, orientations=9, pixels_per_cell=(4, 4), cells_per_block=(2, 2), feature_vector=False
+        )
 
     def __call__(self, clips: list[Iterable[np.ndarray]]) -> list[np.ndarray]:
         """Encode the frames of several clips; see [`VideoEncoder`]."""
@@ -370,12 +373,14 @@ class HOGEncoder(VideoEncoder):
         for frame in frames:
             if frame is not last:  # a slow clip shows one picture several times
                 last, grey = frame, _grey(frame, self.frame_size)
-                shape, tiny = self.hog(grey), _shrink(grey, (self.motion_side, self.motion_side)).ravel()
+                shape, tiny = self.hog(grey)[:, :, 0, 0], _shrink(grey, (self.grid_side, self.grid_side))
             shapes.append(shape)
             small.append(tiny)
         if not shapes:
             return np.zeros((0, self.feature_size), dtype=np.float32)
-        return np.concatenate([np.stack(shapes).astype(np.float32), _change(np.stack(small))], axis=1)
+        motion = _change(np.stack(small))[..., None]
+        grid = np.concatenate([np.stack(shapes).astype(np.float32), motion], axis=-1)
+        return grid.reshape(len(grid), self.feature_size)
 
 
 # Front ends for video by name; any other name is a Hub model.

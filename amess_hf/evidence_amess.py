@@ -14,6 +14,17 @@ from .constants_amess import FEATURE_MODALITIES
 POOLINGS = ("logsumexp", "statistics")
 
 
+def frame_size(config: PreTrainedConfig, modality: str) -> int | None:
+    """Return the width of the frames that a fusion reads: of grids, that of what a convolution makes of them.
+
+    Args:
+        config ([`AMESSConfig`]): The model's configuration.
+        modality (`str`): `"audio"` or `"video"`.
+    """
+    size = getattr(config, f"{modality}_feature_size")
+    return config.hidden_size if size and getattr(config, f"{modality}_grid_side", None) else size
+
+
 class AMESSVotes(nn.Linear):
     """Votes for the intents: a linear map without bias, zero before training.
 
@@ -105,9 +116,10 @@ class AMESSFrameEvidence(nn.Module):
 
 
 class AMESSStatisticsEvidence(nn.Module):
-    """Evidence of mean and deviation over time: for evidence that lies in the whole clip, such as a tone of voice.
+    """Evidence of mean, deviation and maximum over time: for a tone of voice, or a word that is somewhere in the clip.
 
-    A linear map of the statistics of the frames (which contains the usual logistic regression) and of the tokens.
+    A linear map of the statistics of the frames (which contains the usual logistic regression) and of the tokens, whose
+    maximum finds what is anywhere in the clip.
 
     Args:
         config ([`AMESSConfig`]): The model's configuration.
@@ -121,6 +133,7 @@ class AMESSStatisticsEvidence(nn.Module):
         self.frame_votes = AMESSVotes(2 * feature_size, config.num_labels)
         self.token_votes = AMESSVotes(config.hidden_size, config.num_labels)
         self.deviation_votes = AMESSVotes(config.hidden_size, config.num_labels)
+        self.peak_votes = AMESSVotes(config.hidden_size, config.num_labels)
 
     def forward(
         self, frames: torch.Tensor, mask: torch.Tensor, tokens: torch.Tensor, token_mask: torch.Tensor
@@ -130,6 +143,9 @@ class AMESSStatisticsEvidence(nn.Module):
         statistics = torch.cat(masked_statistics(frames.to(tokens.dtype), mask), dim=-1)
         evidence = self.frame_votes(self.dropout(statistics)) + self.token_votes(self.dropout(mean))
         evidence = evidence + self.deviation_votes(self.dropout(deviation))
+        peak = tokens.masked_fill(~token_mask.unsqueeze(-1), torch.finfo(tokens.dtype).min).amax(1)
+        peak = peak.where(token_mask.any(1, keepdim=True), 0.0)  # of nothing
+        evidence = evidence + self.peak_votes(self.dropout(peak))
         scores = self.token_votes(tokens).float().logsumexp(-1)
         return evidence.float() * mask.any(1, keepdim=True), scores
 
@@ -145,7 +161,7 @@ class AMESSEvidence(nn.ModuleDict):
         classes = {"logsumexp": AMESSFrameEvidence, "statistics": AMESSStatisticsEvidence}
         layers = {}
         for name in FEATURE_MODALITIES:
-            size, pooling = getattr(config, f"{name}_feature_size"), getattr(config, f"{name}_pooling")
+            size, pooling = frame_size(config, name), getattr(config, f"{name}_pooling")
             if size:
                 layers[name] = classes[pooling](config, size, 2 ** getattr(config, f"num_{name}_conv_layers"))
         super().__init__(layers)

@@ -22,7 +22,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .constants_amess import FEATURE_MODALITIES, MODALITIES, NO_ANCHOR
-from .evidence_amess import AMESSEvidence, AMESSVotes, masked_statistics
+from .evidence_amess import AMESSEvidence, AMESSVotes, frame_size, masked_statistics
 
 
 @dataclass
@@ -198,6 +198,48 @@ class AMESSTemporalLayer(nn.Module):
         return means.transpose(1, 2) + nn.functional.gelu(self.norm(states)), share[:, 0] > 0
 
 
+class AMESSGridLayer(nn.Conv2d):
+    """A convolution over the places of a grid; it has a name because its weights start in a way of their own."""
+
+
+class AMESSGridConvolution(nn.Module):
+    """Pictures that are grids of local features: convolutions find what is anywhere in the grid.
+
+    Args:
+        config ([`AMESSConfig`]): The model's configuration.
+        feature_size (`int`): Width of the features.
+        side (`int`): Places along each side of the grid; a place's numbers lie next to each other.
+    """
+
+    def __init__(self, config: PreTrainedConfig, feature_size: int, side: int):
+        super().__init__()
+        self.side = side
+        quarter = max(1, config.hidden_size // 4)
+        widths = (feature_size // side**2, quarter, 2 * quarter, 3 * quarter, config.hidden_size)
+        self.conv_layers = nn.ModuleList(
+            [AMESSGridLayer(before, after, 3, padding=1) for before, after in zip(widths, widths[1:], strict=False)]
+        )
+        self.norms = nn.ModuleList([nn.GroupNorm(1, width, eps=config.layer_norm_eps) for width in widths[1:]])
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        """Read each frame by itself.
+
+        Args:
+            frames (`torch.Tensor` of shape `(batch_size, length, feature_size)`): Features.
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size, length, hidden_size)`: The strongest answer anywhere in the grid.
+        """
+        batch_size, length = frames.shape[:2]
+        grid = frames.reshape(batch_size * length, self.side, self.side, -1).permute(0, 3, 1, 2)
+        for number, (conv, norm) in enumerate(zip(self.conv_layers, self.norms, strict=True)):
+            grid = nn.functional.gelu(norm(conv(grid)))
+            if number in (1, 2):
+                grid = nn.functional.max_pool2d(grid, 2, ceil_mode=True)
+        return self.dropout(grid.amax((2, 3))).reshape(batch_size, length, -1)
+
+
 class AMESSModalityEmbedding(nn.Module):
     """Project the features of one modality to the fusion's width; add embeddings of the modality and of the position.
 
@@ -246,8 +288,8 @@ class AMESSModalityEmbeddings(nn.ModuleDict):
     def __init__(self, config: PreTrainedConfig):
         sizes = {
             "text": (config.text_config.hidden_size, 0),
-            "audio": (config.audio_feature_size, config.num_audio_conv_layers),
-            "video": (config.video_feature_size, config.num_video_conv_layers),
+            "audio": (frame_size(config, "audio"), config.num_audio_conv_layers),
+            "video": (frame_size(config, "video"), config.num_video_conv_layers),
         }
         super().__init__({name: AMESSModalityEmbedding(config, *size) for name, size in sizes.items() if size[0]})
 
@@ -326,6 +368,17 @@ class AMESSFusion(nn.Module):
         super().__init__()
         self.config = config
         self.num_labels = config.num_labels
+        grid = config.video_feature_size and config.video_grid_side
+        self.grids = nn.ModuleDict(
+            {"video": AMESSGridConvolution(config, config.video_feature_size, config.video_grid_side)} if grid else {}
+        )
+
+    def _read_grids(self, features: dict[str, torch.Tensor]):
+        """The features, with those that are grids replaced by what a convolution makes of them."""
+        dtype = next(self.parameters()).dtype
+        return features | {
+            name: grid(features[name].to(dtype)) for name, grid in self.grids.items() if name in features
+        }
 
     def _normalize(self, features: dict[str, torch.Tensor], masks: dict[str, torch.Tensor]):
         """Normalise each frame over its numbers or, where the configuration says so, each number over the clip's frames."""
@@ -368,7 +421,7 @@ class AMESSTokenFusion(AMESSFusion):
 
     def _embed(self, features: dict[str, torch.Tensor], masks: dict[str, torch.Tensor]):
         """Tokens and their masks by modality, (batch, tokens, hidden_size) and (batch, tokens)."""
-        return self.embeddings(self._normalize(features, masks), masks)
+        return self.embeddings(self._normalize(self._read_grids(features), masks), masks)
 
     def _concatenate(self, states: dict[str, torch.Tensor], summary: torch.Tensor):
         """Concatenate one state (batch, hidden_size) for each modality, with zeros for those that are absent."""
@@ -449,6 +502,7 @@ class AMESSAnchorFusion(AMESSTokenFusion):
         self, features: dict[str, torch.Tensor], masks: dict[str, torch.Tensor], summary: torch.Tensor
     ) -> FusionOutput:
         """Fuse; see [`AMESSFusion`]."""
+        features = self._read_grids(features)
         normalized = self._normalize(features, masks)
         tokens, token_masks = self.embeddings(normalized, masks)
         # Statistics of a clip preserve how loud it is.
@@ -534,7 +588,7 @@ class AMESSLateFusion(AMESSFusion):
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__(config)
-        sizes = {name: getattr(config, f"{name}_feature_size") for name in FEATURE_MODALITIES}
+        sizes = {name: frame_size(config, name) for name in FEATURE_MODALITIES}
         sizes = {name: size for name, size in sizes.items() if size}
         self.votes = nn.ModuleDict({name: AMESSVotes(size, config.num_labels) for name, size in sizes.items()})
         self.scales = nn.ParameterDict({name: nn.Parameter(torch.ones(1)) for name in sizes})
@@ -543,7 +597,7 @@ class AMESSLateFusion(AMESSFusion):
         self, features: dict[str, torch.Tensor], masks: dict[str, torch.Tensor], summary: torch.Tensor
     ) -> FusionOutput:
         """Fuse; see [`AMESSFusion`]."""
-        normalized = self._normalize(features, masks)
+        normalized = self._normalize(self._read_grids(features), masks)
         evidence = {}
         for name, votes in self.votes.items():
             if name in features:

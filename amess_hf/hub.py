@@ -252,6 +252,7 @@ def _write_card(
     model: AMESSForIntentClassification,
     repo_id: str | None,
     detector: OutOfScopeDetector | None = None,
+    **metadata: Any,
 ) -> None:
     """Write a card with the metrics and the hyperparameters of the folder's JSON files, where they exist."""
     from .evaluation.model_card import create_model_card
@@ -262,7 +263,7 @@ def _write_card(
     )
     try:
         create_model_card(
-            model, metrics, model_id=repo_id, detector=detector, training_arguments=training_arguments
+            model, metrics, model_id=repo_id, detector=detector, training_arguments=training_arguments, **metadata
         ).save(Path(folder, CARD_NAME))
     except ImportError as error:
         logger.warning(f"no model card is written: {error}")
@@ -291,6 +292,8 @@ class PushesToHub:
         revision: str | None = None,
         private: bool | None = None,
         repo_id: str | None = None,
+        language: str | list[str] | None = None,
+        license: str | None = None,
         **kwargs: Any,
     ) -> CommitInfo | Future | None:
         """Save the model in the output folder and upload the files that belong on the Hub, as one commit.
@@ -306,6 +309,8 @@ class PushesToHub:
             repo_id (`str`, *optional*):
                 The repository, which is created if needed; by default `hub_model_id` of the training arguments, or the
                 output folder's name. Later pushes of this Trainer go there too.
+            language (`str` or `list[str]`, *optional*): For the card, where there is none yet.
+            license (`str`, *optional*): The same.
             kwargs: Other arguments of [`~transformers.Trainer.push_to_hub`]; ignored.
 
         Returns:
@@ -329,7 +334,7 @@ class PushesToHub:
             self.init_hf_repo(token=token, private=private)
         has_card = Path(folder, CARD_NAME).exists() or api.file_exists(self.hub_model_id, CARD_NAME, revision=revision)
         if not has_card:
-            _write_card(folder, self.model, self.hub_model_id)
+            _write_card(folder, self.model, self.hub_model_id, language=language, license=license)
         return push_folder(folder, self.hub_model_id, token, revision, commit_message, not blocking)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:

@@ -34,6 +34,7 @@ from .evidence_amess import AMESSVotes
 from .fusion_amess import (
     FUSIONS,
     AMESSAnchorFusion,
+    AMESSGridLayer,
     AMESSLateFusion,
     AMESSModalityEmbedding,
     FusionOutput,
@@ -266,6 +267,9 @@ class AMESSPreTrainedModel(PreTrainedModel):
             # scores of anchors would start uninformative.
             init.normal_(module.projection.weight, std=0.5 * module.projection.in_features**-0.5)
             init.normal_(module.modality_embedding, std=self.config.initializer_range)
+        elif isinstance(module, AMESSGridLayer):
+            # With the deviation of other weights, and votes that start at zero, hundreds of steps would learn nothing.
+            init.kaiming_normal_(module.weight, nonlinearity="relu")
         elif isinstance(module, AMESSVotes):
             init.zeros_(module.weight)
         elif isinstance(module, AMESSLateFusion):
@@ -687,8 +691,17 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
                 The text encoder's tokenizer; loaded from the model's own folder if not given.
 
         Raises:
-            `ValueError`: If an intent has no description, or no tokenizer can be found.
+            `ValueError`: If an intent has no description, no tokenizer can be found, or the model was trained without
+                descriptions and an intent is none of its own.
         """
+        knows = self.knows_descriptions()
+        unknown = [name for name in label_descriptions if name not in self.config.label2id]
+        if unknown and not knows:
+            raise ValueError(
+                f"`label_descriptions` has {', '.join(map(repr, unknown))}, but this model was trained without descriptions "
+                f"of intents and knows its own alone: {', '.join(self.config.label2id)}; train with `label_descriptions` to "
+                "choose among others"
+            )
         if tokenizer is None:
             if not self.config._name_or_path:
                 raise ValueError("this model was not loaded from a folder that has a tokenizer; pass `tokenizer`")
@@ -724,7 +737,8 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
         self.label_embeds = label_embeds.to(self.label_embeds)
         self.config.id2label = dict(enumerate(descriptions))
         self.config.label2id = {name: index for index, name in enumerate(descriptions)}
-        self.config.label_descriptions = descriptions
+        # Of a model that was trained without, they would say nothing.
+        self.config.label_descriptions = descriptions if knows else None
         self.config.zero_shot_labels = [name for name in descriptions if name not in trained] or None
         self.config.zero_shot_offset = offset
 
@@ -752,6 +766,11 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
         scores = self._known_scores(class_logits[list(places)], similarities[:, known])
         targets = torch.tensor([known.index(row) for row in rows], device=scores.device)
         return balancing_offset(scores, similarities[:, described], targets, kept_share(len(known), len(described)))
+
+    def knows_descriptions(self) -> bool:
+        """Tell whether the model has learned to compare clips with descriptions, or has the encoder's own way to do so."""
+        learned = self.config.label_triplet_loss_weight > 0 or self.config.label_contrastive_loss_weight > 0
+        return (self.config.label_descriptions is not None and learned) or not self._trained_labels()
 
     def _trained_labels(self):
         """List the ids of the labels that the classifier was trained on."""

@@ -211,7 +211,7 @@ class IntentRecognitionPipeline(Pipeline):
                 f"`candidate_labels` is {candidates!r}; give {{name: description, ...}} or a list of names, all strings"
             )
         unknown = [name for name in candidates if name not in self.model.config.label2id]
-        if unknown and not self._knows_descriptions():
+        if unknown and not self.model.knows_descriptions():
             raise ValueError(
                 f"`candidate_labels` has {', '.join(map(repr, unknown))}, but this model was trained without descriptions "
                 f"of intents and knows only its own: {', '.join(self.model.config.label2id)}; train with "
@@ -226,12 +226,6 @@ class IntentRecognitionPipeline(Pipeline):
                     f"`candidate_labels` has {texts!r} for {name!r}; give a sentence or a list of sentences"
                 )
         return {name: [texts] if isinstance(texts, str) else list(texts) for name, texts in candidates.items()}
-
-    def _knows_descriptions(self) -> bool:
-        """Tell whether the model has learned to compare clips with descriptions."""
-        config = self.model.config
-        learned = config.label_triplet_loss_weight > 0 or config.label_contrastive_loss_weight > 0
-        return config.label_descriptions is not None and learned
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
         """Name the intent of one input or of several.
@@ -487,8 +481,6 @@ class IntentRecognitionPipeline(Pipeline):
             shared = {id(parameter): parameter for parameter in self.model.parameters()}
             model = copy.deepcopy(self.model, shared)  # other modules, the same weights
             model.set_label_descriptions(candidates, self.processor.tokenizer)
-            if not self._knows_descriptions():  # some of its own intents, whose descriptions are untrained
-                model.config.label_descriptions = None
             self._described = described = key, model
         return described[1]
 

@@ -22,6 +22,7 @@ import sys
 from dataclasses import dataclass, field
 
 import torch
+from progress import ProgressArguments, hide_progress_bars
 from transformers import HfArgumentParser
 from transformers.utils import logging
 
@@ -190,7 +191,10 @@ def largest_difference(model, path, arguments):
 
 
 def main(arguments=None):
-    (arguments,) = HfArgumentParser(ExportArguments, description=__doc__).parse_args_into_dataclasses(arguments)
+    parser = HfArgumentParser((ExportArguments, ProgressArguments), description=__doc__)
+    arguments, progress = parser.parse_args_into_dataclasses(arguments)
+    if progress.disable_tqdm:
+        hide_progress_bars()
     model = AMESSForIntentClassification.from_pretrained(arguments.model_name_or_path)
     difference = export(model, arguments)
     size = os.path.getsize(arguments.output_file) / 2**20

@@ -14,6 +14,7 @@ import sys
 from dataclasses import asdict, dataclass, field
 
 from accelerate import PartialState
+from progress import ProgressArguments, hide_progress_bars
 from transformers import HfArgumentParser
 
 from amess_hf.data.feature_extraction import extract_features
@@ -61,7 +62,10 @@ class ExtractionArguments:
 
 def main(arguments: list[str] | None = None) -> int:
     """Extract the features; returns the number of clips that could not be read."""
-    args = HfArgumentParser(ExtractionArguments, description=__doc__).parse_args_into_dataclasses(arguments)[0]
+    parser = HfArgumentParser((ExtractionArguments, ProgressArguments), description=__doc__)
+    args, progress = parser.parse_args_into_dataclasses(arguments)
+    if progress.disable_tqdm:
+        hide_progress_bars()
     failures = extract_features(**asdict(args))
     PartialState().destroy_process_group()
     return len(failures)

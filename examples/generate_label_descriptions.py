@@ -31,6 +31,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
+from progress import ProgressArguments, hide_progress_bars
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser, set_seed
 from transformers.utils import logging
@@ -358,7 +359,8 @@ def generate(arguments: DescriptionArguments) -> list[str]:
     ask = local_model(arguments) if arguments.backend == "local" else remote_model(arguments)
     writer = DescriptionWriter(arguments, labels, examples, known, ask)
     done = sum(min(len(known.get(label, [])), arguments.num_sentences) for label in labels)
-    with tqdm(total=len(labels) * arguments.num_sentences, initial=done, unit="sentence") as progress:
+    hidden, total = not logging.is_progress_bar_enabled(), len(labels) * arguments.num_sentences
+    with tqdm(total=total, initial=done, unit="sentence", disable=hidden) as progress:
         for label in short():
             progress.set_description(label)
             writer.describe(label, progress)
@@ -369,7 +371,10 @@ def generate(arguments: DescriptionArguments) -> list[str]:
 
 
 def main(arguments: list[str] | None = None):
-    (arguments,) = HfArgumentParser(DescriptionArguments).parse_args_into_dataclasses(arguments)
+    parser = HfArgumentParser((DescriptionArguments, ProgressArguments))
+    arguments, progress = parser.parse_args_into_dataclasses(arguments)
+    if progress.disable_tqdm:
+        hide_progress_bars()
     short = generate(arguments)
     if short:
         names = ", ".join(f"`{label}`" for label in short)

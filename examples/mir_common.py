@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import ClassLabel, DatasetDict, load_dataset
+from progress import progress_bars
 from transformers import AutoTokenizer, BitsAndBytesConfig, HfArgumentParser, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -235,6 +236,12 @@ class DataArguments:
             "the report says how many anchors lie there."
         },
     )
+    license: str | None = field(
+        default=None, metadata={"help": "License of the model in its card, as the Hub names it, e.g. apache-2.0."}
+    )
+    language: str | None = field(
+        default=None, metadata={"help": "Language of the clips in the card, e.g. en; several, with a comma between."}
+    )
     seeds: str | None = field(
         default=None, metadata={"help": "Train once for each of these seeds, separated by commas, and aggregate."}
     )
@@ -245,7 +252,7 @@ class DataArguments:
     on_error: str = field(
         default="raise",
         metadata={
-            "help": f"stop at a raw clip that cannot be read, or skip it and list it in {LEFT_OUT}.",
+            "help": f"stop at a raw clip that is missing or cannot be read, or skip it and list it in {LEFT_OUT}.",
             "choices": ["raise", "skip"],
         },
     )
@@ -746,6 +753,7 @@ def load_from_folder(name, folder, data_args, left_out=None):
         video_features=NO_FEATURES if data_args.video_encoder else data_args.video_features,
         context_turns=data_args.context_turns or 0,
         allow_missing_features=data_args.allow_missing_features,
+        allow_missing_clips=data_args.on_error == "skip",
     )
     return add_clip_features(
         dataset,
@@ -753,7 +761,7 @@ def load_from_folder(name, folder, data_args, left_out=None):
         data_args.video_encoder,
         folder,
         audio_encoder_layer=data_args.audio_encoder_layer,
-        on_error="skip" if data_args.on_error == "skip" else "raise",
+        on_error=data_args.on_error,
         failures=left_out,
     )
 
@@ -943,6 +951,8 @@ def write_card(run, data_args, training_args, results, detector, reports):
             training_args.hub_model_id,
             detector,
             last_report,
+            data_args.license,
+            data_args.language and [code.strip() for code in data_args.language.split(",")],
             training_arguments=training_args.to_dict(),
         )
     except ImportError as error:
@@ -974,7 +984,12 @@ def run_for_each_seed(run, model_args, data_args, training_args, output_dir=None
     resumes from its last complete checkpoint. No other process may work in the folder at the same time.
     """
     logging.set_verbosity(training_args.get_process_log_level())
-    output_dir = training_args.output_dir if output_dir is None else output_dir
+    with progress_bars(hidden=training_args.disable_tqdm):
+        return run_seeds(run, model_args, data_args, training_args, output_dir or training_args.output_dir)
+
+
+def run_seeds(run, model_args, data_args, training_args, output_dir):
+    """See [`run_for_each_seed`]."""
     check_arguments(model_args, data_args, training_args)
     seeds = data_args.seed_list()
     if seeds is None:

@@ -7,11 +7,12 @@ import torch
 from utils import random_batch, tiny_config, tiny_model
 
 from amess_hf.evidence_amess import AMESSFrameEvidence, AMESSStatisticsEvidence, AMESSVotes, pool_votes
-from amess_hf.fusion_amess import AMESSTemporalLayer, choose_anchors
+from amess_hf.fusion_amess import AMESSGridConvolution, AMESSTemporalLayer, choose_anchors
 
 
 TONE = {"audio_feature_norm": "clip", "num_audio_conv_layers": 2, "audio_pooling": "statistics"}
 PICTURE = {"num_video_conv_layers": 1, "conv_kernel_size": 3}
+GRID = {"video_feature_size": 5 * 5 * 2, "video_grid_side": 5}
 
 
 def lengths_mask(*lengths):
@@ -51,6 +52,18 @@ class TestVotes:
         outputs = fresh(**random_batch(model.config))
         assert (outputs.evidence == 0).all()
 
+    def test_a_maximum_finds_a_word_anywhere(self):
+        evidence = AMESSStatisticsEvidence(tiny_config(dropout=0.0), 6).eval()
+        for votes in evidence.children():
+            if isinstance(votes, AMESSVotes):
+                torch.nn.init.zeros_(votes.weight)
+        torch.nn.init.ones_(evidence.peak_votes.weight)
+        tokens, mask = torch.zeros(3, 7, 16), lengths_mask(7, 3, 0)
+        tokens[0, 5], tokens[1, 1], tokens[1, 4], tokens[2, 0] = 2.0, 2.0, 9.0, 9.0  # the last two are padding
+        frames = torch.zeros(3, 7, 6)
+        votes, _ = evidence(frames, mask, tokens, mask)
+        assert (votes[0] == votes[1]).all() and (votes[0] == 32).all() and (votes[2] == 0).all()
+
     def test_other_labels(self):
         votes = AMESSVotes(3, 2)
         before = votes.weight.detach().clone()
@@ -85,7 +98,32 @@ class TestTemporalLayer:
         torch.testing.assert_close(states[1, :2], alone[0])
 
 
-@pytest.mark.parametrize("fields", [{}, TONE, PICTURE, {**TONE, **PICTURE}, {"fusion_type": "late"}])
+class TestGrids:
+    def test_a_pattern_is_found_wherever_it_is(self):
+        convolution = AMESSGridConvolution(tiny_config(), 48 * 48 * 2, 48).eval()
+        here, there = torch.zeros(2, 48, 48, 2)
+        pattern = torch.randn(3, 3, 2)
+        here[20:23, 20:23], there[20:23, 24:27] = pattern, pattern
+        nothing = torch.zeros(1, 3, 48 * 48 * 2)
+        found = convolution(torch.stack([here, there, here.flip(2)]).reshape(1, 3, -1))
+        torch.testing.assert_close(found[0, 0], found[0, 1], atol=1e-5, rtol=1e-5)
+        assert (found[0, 2] - found[0, 0]).abs().max() > 0.01 < (found - convolution(nothing)).abs().max()
+
+    def test_a_frame_is_read_by_itself(self):
+        convolution = AMESSGridConvolution(tiny_config(), 5 * 5 * 2, 5).eval()
+        frames = torch.randn(2, 4, 50)
+        together = convolution(frames)
+        torch.testing.assert_close(convolution(frames[1:, 2:3])[0, 0], together[1, 2])
+        assert together.shape == (2, 4, 16)
+
+    def test_no_grid(self):
+        with pytest.raises(ValueError, match=r"`video_grid_side` is 5; .* divides `video_feature_size` \(24\)"):
+            tiny_config(video_feature_size=24, video_grid_side=5)
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, TONE, PICTURE, {**TONE, **PICTURE}, GRID, {"fusion_type": "late", **GRID}, {"fusion_type": "late"}]
+)
 class TestClipAlone:
     def test_padding_and_neighbours_change_nothing(self, fields):
         model = tiny_model(**fields)

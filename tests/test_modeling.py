@@ -423,6 +423,27 @@ class TestDescriptions:
         with pytest.raises(ValueError, match="no intent is described"):
             tiny_model().set_label_descriptions({}, tokenizer)
 
+    @pytest.mark.parametrize(
+        "fields",
+        [{"label_descriptions": None}, {"label_triplet_loss_weight": 0.0, "label_contrastive_loss_weight": 0.0}],
+    )
+    def test_a_model_that_was_trained_without(self, tokenizer, fields):
+        model = tiny_model(**fields, label_similarity_weight=0.0)
+        with pytest.raises(ValueError, match="has 'Dance', but this model was trained without descriptions") as error:
+            model.set_label_descriptions({"Thank": "thanks you", "Dance": "box"}, tokenizer)
+        assert "\n" not in str(error.value) and model.config.num_labels == 4
+        batch = random_batch(model.config, labels=False)
+        batch = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        before = model(**batch).logits[:, [LABELS.index("Thank"), LABELS.index("Greet")]]
+        model.set_label_descriptions({"Thank": "thanks you", "Greet": "hello"}, tokenizer)
+        assert model.config.label_descriptions is None
+        close(model(**batch).logits.softmax(-1), before.softmax(-1))
+
+    def test_an_untrained_model_compares(self, tokenizer):
+        model = tiny_model(label_descriptions=None, zero_shot_labels=LABELS)
+        model.set_label_descriptions({"Dance": "box"}, tokenizer)
+        assert model.config.label_descriptions == {"Dance": ["box"]}
+
     def test_no_tokenizer_to_be_found(self):
         with pytest.raises(ValueError, match="tokenizer"):
             tiny_model().set_label_descriptions({"Dance": "hello"})

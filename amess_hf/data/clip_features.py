@@ -73,7 +73,9 @@ class EncodedClip:
     error: str | None = None
 
 
-def clip_jobs(rows: Iterable[dict[str, Any]], data_dir: str | Path | None = None) -> list[ClipJob]:
+def clip_jobs(
+    rows: Iterable[dict[str, Any]], data_dir: str | Path | None = None, allow_missing: bool = False
+) -> list[ClipJob]:
     """Return what to read for each row of a data set.
 
     Args:
@@ -81,6 +83,7 @@ def clip_jobs(rows: Iterable[dict[str, Any]], data_dir: str | Path | None = None
             `start` and `end` are a span of the file, unless the row has a `dialogue_id`: then they are times of the
             episode that the clip was cut from (MIntRec2.0).
         data_dir (`str` or `Path`, *optional*): Where to look for the clips of rows without a path.
+        allow_missing (`bool`): Give a job without a file for a row that has no clip; otherwise it is an error.
 
     Raises:
         ValueError: If rows have no clip; they are listed.
@@ -98,7 +101,7 @@ def clip_jobs(rows: Iterable[dict[str, Any]], data_dir: str | Path | None = None
             missing.append(row["id"])
         span = {} if row.get("dialogue_id") is not None else {"start": row.get("start"), "end": row.get("end")}
         jobs.append(ClipJob(row["id"], audio, video, **span))
-    if missing:
+    if missing and not allow_missing:
         raise ValueError(
             f"{data_dir or 'the data'}: no raw clip for {len(missing)} of {len(jobs)} rows: {first_of(missing)}; "
             f"put the clips into `{RAW_CLIPS_FOLDER}/` there, or give their paths in a column `clip`"
@@ -126,7 +129,7 @@ def encode_jobs(
         `list[EncodedClip]`: In the order of `jobs`. A clip that cannot be read has its `error` set and does not affect
         the others.
     """
-    results = [EncodedClip(job) for job in jobs]
+    results = [EncodedClip(job, error=None if job.audio or job.video else "the row has no clip") for job in jobs]
     if audio_encoder is not None:
         sounds = [_sound(result, audio_encoder, max_audio_length) for result in results]
         for result, features in zip(results, audio_encoder(sounds), strict=True):
@@ -207,7 +210,7 @@ def add_clip_features(
     encoded, unusable = {}, {}
     for name, split in dataset.items():
         paths = split.select_columns([column for column in JOB_COLUMNS if column in split.column_names])
-        jobs = clip_jobs(paths.with_format(None), data_dir)
+        jobs = clip_jobs(paths.with_format(None), data_dir, allow_missing=on_error == "skip")
         encoded[name] = _encode_split(split, name, jobs, audio, video, limits, on_error, unusable)
     if unusable:
         logger.warning(

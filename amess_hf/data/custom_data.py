@@ -13,7 +13,7 @@ CLIP_COLUMNS = ("clip", "video", "audio")
 FEATURE_COLUMNS = tuple(f"{modality}_features" for modality in FEATURE_MODALITIES)
 
 
-def read_custom_table(path: Path, split: str) -> list[Clip]:
+def read_custom_table(path: Path, split: str, allow_missing_clips: bool = False) -> list[Clip]:
     """Read a table of custom data.
 
     Columns: `text`, `label`; optionally `id`, those of `annotations.OPTIONAL_FIELDS`, `clip`, `video`, `audio` (paths
@@ -24,6 +24,7 @@ def read_custom_table(path: Path, split: str) -> list[Clip]:
     Args:
         path (`Path`): The table: tsv, csv, jsonl or parquet.
         split (`str`): Its split, for the ids of clips without one.
+        allow_missing_clips (`bool`): Keep the paths of raw clips that do not exist; otherwise they are an error.
 
     Raises:
         ValueError: If a column is missing, a label is empty or -1, a cell holds several values, or a file is missing.
@@ -42,19 +43,20 @@ def read_custom_table(path: Path, split: str) -> list[Clip]:
         fields = optional_fields(row, where)
         for column in (*CLIP_COLUMNS, *FEATURE_COLUMNS):
             if row.get(column) not in (None, ""):
-                fields[column] = _resolve(row[column], column, path, where)
+                optional = allow_missing_clips and column in CLIP_COLUMNS
+                fields[column] = _resolve(row[column], column, path, where, optional)
         clips.append(Clip(clip_id, need_text(row, "text", where), label, where, fields))
     return clips
 
 
-def _resolve(value: Any, column: str, table: Path, where: str) -> Path:
+def _resolve(value: Any, column: str, table: Path, where: str, optional: bool) -> Path:
     if not isinstance(value, str) or "\0" in value:
         raise ValueError(
             f"{where}: `{column}` holds a {type(value).__name__}, not a path; "
             "a table that holds the features themselves loads with `datasets.load_dataset`"
         )
     path = table.parent / value
-    if not path.is_file():
+    if not path.is_file() and not optional:
         raise ValueError(f"{where}: `{column}` {value} does not exist; correct the path")
     return path.resolve()
 

@@ -71,6 +71,7 @@ class MIntRecConfig(datasets.BuilderConfig):
     video_features: str | None = None
     context_turns: int = 0
     allow_missing_features: bool = False
+    allow_missing_clips: bool = False
     dtype: str = "float32"
 
     def find_files(self) -> DatasetFiles:
@@ -94,7 +95,7 @@ class MIntRecConfig(datasets.BuilderConfig):
         files = self.find_files()
         paths = files.paths()
         if self.name == "folder":
-            clips = read_clips(files, self.name)
+            clips = read_clips(files, self.name, self.allow_missing_clips)
             paths += [clip.fields[column] for clip in clips for column in FEATURE_COLUMNS if column in clip.fields]
         state = [fingerprint(paths), sorted(files.clips.items())]
         return super().create_config_id({**config_kwargs, "fingerprint": Hasher.hash(state)}, custom_features)
@@ -122,15 +123,15 @@ class BuildPlan:
         return [clip for clips in self.splits.values() for clip in clips]
 
 
-def read_clips(files: DatasetFiles, name: str) -> list[Clip]:
+def read_clips(files: DatasetFiles, name: str, allow_missing_clips: bool = False) -> list[Clip]:
     """Read all annotation tables of the data set `name`."""
-    return [clip for split, path in files.tables for clip in read_table(path, name, split)]
+    return [clip for split, path in files.tables for clip in read_table(path, name, split, allow_missing_clips)]
 
 
-def read_table(path: Path, name: str, split: str) -> list[Clip]:
+def read_table(path: Path, name: str, split: str, allow_missing_clips: bool = False) -> list[Clip]:
     """Read one annotation table of the data set `name`; every clip knows its split."""
     readers = {"mintrec": read_mintrec, "mintrec2.0": read_mintrec2}
-    clips = readers[name](path) if name in readers else read_custom_table(path, split)
+    clips = readers[name](path) if name in readers else read_custom_table(path, split, allow_missing_clips)
     for clip in clips:
         clip.split = split
     return clips
@@ -147,7 +148,7 @@ def make_plan(config: MIntRecConfig, cache_dir: Path) -> BuildPlan:
         ValueError: If anything is wrong with the files, naming file and row.
     """
     files = config.find_files()
-    clips = read_clips(files, config.name)
+    clips = read_clips(files, config.name, config.allow_missing_clips)
     labels = LABELS[config.name] if config.name in LABELS else label_names(clips)
     resolve_labels(clips, labels)
     splits = {split: [clip for clip in clips if clip.split == split] for split, _ in files.tables}
@@ -332,6 +333,7 @@ def load_mintrec(
     video_features: str | None = None,
     context_turns: int = 0,
     allow_missing_features: bool = False,
+    allow_missing_clips: bool = False,
     dtype: str = "float32",
     cache_dir: str | os.PathLike | None = None,
 ) -> datasets.DatasetDict:
@@ -351,6 +353,7 @@ def load_mintrec(
         video_features (`str`, *optional*): The same for video (`"swin_roi"`, `"swin_feats"`, `"video_feats"`).
         context_turns (`int`): Number of earlier turns of the dialogue to give as the column `context`.
         allow_missing_features (`bool`): Treat a clip without features as one of zero frames; otherwise it is an error.
+        allow_missing_clips (`bool`): Keep paths of raw clips that do not exist; otherwise they are an error.
         dtype (`str`): How features are stored, `"float32"` or `"float16"` (half the space; rows come back as float32).
         cache_dir (`str` or `os.PathLike`, *optional*): Where the built data set is kept; by default in the cache of
             `datasets`.
@@ -379,6 +382,7 @@ def load_mintrec(
         "video_features": video_features,
         "context_turns": context_turns,
         "allow_missing_features": allow_missing_features,
+        "allow_missing_clips": allow_missing_clips,
         "dtype": dtype,
     }
     try:

@@ -55,6 +55,11 @@ from amess_hf.training.dataloader import ClipBatchSampler
 from amess_hf.training.description_sampling import label_turns
 
 
+sys.path.append(str(Path(__file__).parents[1]))
+
+from progress import ProgressArguments, hide_progress_bars
+
+
 TEXT_LENGTH, VIDEO_LENGTH, AUDIO_LENGTH = 30, 230, 480
 VIDEO_SIZE, AUDIO_SIZE = 256, 768
 BATCH_SIZE = 16
@@ -796,7 +801,10 @@ def machine(device, threads):
 
 
 def main(arguments=None):
-    (arguments,) = HfArgumentParser(BenchmarkArguments, description=__doc__).parse_args_into_dataclasses(arguments)
+    parser = HfArgumentParser((BenchmarkArguments, ProgressArguments), description=__doc__)
+    arguments, progress = parser.parse_args_into_dataclasses(arguments)
+    if progress.disable_tqdm:
+        hide_progress_bars()
     torch.set_num_threads(arguments.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if arguments.peak_of is not None:

@@ -147,10 +147,23 @@ class Actor:
 
     def draw(self, time: float) -> np.ndarray:
         """One picture, shape `(height, width, 3)`, `uint8`."""
-        from PIL import Image, ImageDraw
+        from PIL import Image
+
+        picture = self.draw_large(time)
+        return np.asarray(picture.resize(self.size, Image.LANCZOS))
+
+    def backdrop(self, size: tuple[int, int]):
+        """The room behind the speaker, a `PIL.Image.Image` of this width and height."""
+        from PIL import Image
+
+        return Image.new("RGB", size, self.room)
+
+    def draw_large(self, time: float):
+        """The picture before it is shrunk, a `PIL.Image.Image`."""
+        from PIL import ImageDraw
 
         width, height = (OVERSAMPLING * side for side in self.size)
-        picture = Image.new("RGB", (width, height), self.room)
+        picture = self.backdrop((width, height))
         pen = ImageDraw.Draw(picture)
         pose = self.pose(time)
         smile, cos, sin = pose["smile"], math.cos(pose["tilt"]), math.sin(pose["tilt"])
@@ -205,7 +218,7 @@ class Actor:
                 )
         stroke([(0, 0.02), (0.03, 0.15), (-0.01, 0.16)], _shade(self.skin, 0.75), 0.03)
         self._draw_mouth(pen, point, time, smile)
-        return np.asarray(picture.resize(self.size, Image.LANCZOS))
+        return picture
 
     def _draw_mouth(self, pen, point, time: float, smile: float) -> None:
         first = int(time * SAMPLING_RATE)

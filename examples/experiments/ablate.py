@@ -26,6 +26,7 @@ from amess_hf.files_amess import write_text
 sys.path.append(str(Path(__file__).parents[1]))
 
 from mir_common import DataArguments, ModelArguments, one_line_errors, run_for_each_seed
+from progress import hide_progress_bars
 from run_mir import run
 
 
@@ -133,6 +134,8 @@ def main():
         (AblationArguments, ModelArguments, DataArguments, AMESSTrainingArguments), description=__doc__
     )
     ablation_args, model_args, data_args, training_args = parser.parse_args_into_dataclasses()
+    if training_args.disable_tqdm:
+        hide_progress_bars()
     if data_args.seeds is None:
         raise ValueError("give `--seeds`, e.g. `--seeds 0,1,2`: one run says little about a difference")
     training_args.do_train = training_args.do_eval = True

@@ -39,6 +39,7 @@ from amess_hf.files_amess import write_text
 sys.path.append(str(Path(__file__).parents[1]))
 
 from mir_common import one_line_errors
+from progress import ProgressArguments, hide_progress_bars
 
 
 WORDS, OBSERVER = "text", "observer"
@@ -232,7 +233,10 @@ def model_folders(path):
 
 
 def main(arguments=None):
-    (arguments,) = HfArgumentParser(FusionArguments, description=__doc__).parse_args_into_dataclasses(arguments)
+    parser = HfArgumentParser((FusionArguments, ProgressArguments), description=__doc__)
+    arguments, progress = parser.parse_args_into_dataclasses(arguments)
+    if progress.disable_tqdm:
+        hide_progress_bars()
     logging.set_verbosity_warning()
     folders = {name: model_folders(path) for name, _, path in (model.partition("=") for model in arguments.models)}
     if WORDS not in folders:

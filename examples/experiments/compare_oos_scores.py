@@ -40,6 +40,7 @@ from amess_hf.files_amess import write_text
 sys.path.append(str(Path(__file__).parents[1]))
 
 from mir_common import one_line_errors
+from progress import ProgressArguments, hide_progress_bars
 
 
 BASELINE = "msp"
@@ -194,7 +195,10 @@ def write_tables(runs, output_dir):
 
 
 def main(arguments=None):
-    (arguments,) = HfArgumentParser(ScoreArguments, description=__doc__).parse_args_into_dataclasses(arguments)
+    parser = HfArgumentParser((ScoreArguments, ProgressArguments), description=__doc__)
+    arguments, progress = parser.parse_args_into_dataclasses(arguments)
+    if progress.disable_tqdm:
+        hide_progress_bars()
     logging.set_verbosity_warning()
     folders = model_folders(arguments.model_name_or_path)
     turns = arguments.context_turns

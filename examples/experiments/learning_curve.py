@@ -35,6 +35,7 @@ from amess_hf.padding_amess import encode_texts
 sys.path.append(str(Path(__file__).parents[1]))
 
 from mir_common import DataArguments, ModelArguments, load_clips, load_tokenizer, one_line_errors, run_for_each_seed
+from progress import hide_progress_bars
 from run_mir import run
 
 
@@ -120,6 +121,8 @@ def main():
         (CurveArguments, ModelArguments, DataArguments, AMESSTrainingArguments), description=__doc__
     )
     curve_args, model_args, data_args, training_args = parser.parse_args_into_dataclasses()
+    if training_args.disable_tqdm:
+        hide_progress_bars()
     if data_args.seeds is None:
         raise ValueError("give `--seeds`, e.g. `--seeds 0,1,2`: which clips are drawn matters most")
     training_args.do_train = training_args.do_eval = True

@@ -40,6 +40,7 @@ from amess_hf.training.weight_averaging import encoder_weights, mix_encoder_weig
 sys.path.append(str(Path(__file__).parents[1]))
 
 from mir_common import one_line_errors
+from progress import ProgressArguments, hide_progress_bars
 
 
 FIGURES = ("accuracy", "seen_accuracy", "unseen_accuracy", "harmonic_accuracy")
@@ -125,7 +126,10 @@ def score_fold(folder, split, descriptions, pretrained, arguments):
 
 
 def main(arguments=None):
-    (arguments,) = HfArgumentParser(OpenWorldArguments, description=__doc__).parse_args_into_dataclasses(arguments)
+    parser = HfArgumentParser((OpenWorldArguments, ProgressArguments), description=__doc__)
+    arguments, progress = parser.parse_args_into_dataclasses(arguments)
+    if progress.disable_tqdm:
+        hide_progress_bars()
     logging.set_verbosity_error()
     split = clips_to_score(arguments)
     labels = labels_of({"validation": split})

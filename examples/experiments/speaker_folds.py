@@ -39,6 +39,7 @@ from amess_hf.files_amess import write_text
 sys.path.append(str(Path(__file__).parents[1]))
 
 from mir_common import DataArguments, ModelArguments, load_clips, one_line_errors, run_for_each_seed
+from progress import hide_progress_bars
 from run_mir import run
 
 
@@ -177,6 +178,8 @@ def main():
         (FoldArguments, ModelArguments, DataArguments, AMESSTrainingArguments), description=__doc__
     )
     fold_args, model_args, data_args, training_args = parser.parse_args_into_dataclasses()
+    if training_args.disable_tqdm:
+        hide_progress_bars()
     training_args.do_train = training_args.do_eval = True
     # The held-out speakers are scored once, with the final weights.
     training_args.eval_strategy = training_args.save_strategy = "no"

@@ -1,5 +1,6 @@
 """Training from raw clips in which only the sound, or only the movement, distinguishes the intents."""
 
+import csv
 import json
 import shutil
 import subprocess
@@ -257,6 +258,22 @@ class TestClipJobs:
             (folder / f"{clip}.mp4").write_text("no clip")
         with pytest.raises(ValueError, match="none of the clips of train can be used: .*cannot be decoded"):
             add_clip_features(dataset, "log-mel", data_dir=folder, on_error="skip")
+
+    def test_rows_without_a_clip_are_left_out(self, corpus, tmp_path):
+        clip = next(iter(find_clips(corpus).values()))
+        rows = [("hello", "Greet", clip), ("hello", "Greet", "missing.mp4"), ("thanks", "Thank", "")]
+        with open(tmp_path / "train.csv", "w", newline="") as file:
+            csv.writer(file).writerows([("text", "label", "video"), *rows])
+        with pytest.raises(ValueError, match="`video` missing.mp4 does not exist"):
+            load_mintrec(tmp_path, name="folder")
+        dataset = load_mintrec(tmp_path, name="folder", allow_missing_clips=True)
+        with pytest.raises(ValueError, match="no raw clip for 1 of 3 rows: train-2"):
+            add_clip_features(dataset, "log-mel")
+        failures = {}
+        encoded = add_clip_features(dataset, "log-mel", "frame-difference", on_error="skip", failures=failures)
+        assert encoded["train"]["id"] == ["train-0"] and len(encoded["train"][0]["audio_features"])
+        assert list(failures) == ["train-1", "train-2"] and failures["train-2"] == "the row has no clip"
+        assert "missing.mp4" in failures["train-1"]
 
     def test_layers_are_cached_apart(self, few, tmp_path):
         folder, dataset = few

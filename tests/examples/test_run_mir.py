@@ -19,6 +19,7 @@ import run_mir
 import run_mir_no_trainer
 import torch
 from demo_corpus import write_demo_corpus
+from huggingface_hub import ModelCard
 from mir_common import one_line_errors, parse_arguments, run_for_each_seed
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertModel, BertTokenizer
@@ -439,7 +440,7 @@ def test_report_detector_and_card(inputs, tmp_path):
     pytest.importorskip("matplotlib")
     values = {**inputs["data"], **inputs["encoder"], **inputs["sizes"], **inputs["run"], "max_steps": 2}
     values |= {"output_dir": tmp_path / "run", "eval_strategy": "no", "save_strategy": "no", "detector": "max_logit"}
-    values |= {"load_best_model_at_end": False}
+    values |= {"load_best_model_at_end": False, "license": "mit", "language": "en, de"}
     clips = load_mintrec(inputs["data"]["data_dir"])["validation"]["id"]
     rows = [f"{clip}\t{modality}\t0\t1\t2\n" for clip in clips for modality in ("audio", "video")]
     (tmp_path / "spans.tsv").write_text("id\tmodality\tfirst\tend\tframes\n" + "".join(rows))
@@ -451,6 +452,8 @@ def test_report_detector_and_card(inputs, tmp_path):
     assert anchors["audio"]["chance"] == 0.5
     assert (tmp_path / "run" / "oos_detector.json").is_file()
     card = (tmp_path / "run" / "README.md").read_text()
+    metadata = ModelCard(card).data
+    assert (metadata.license, metadata.language) == ("mit", ["en", "de"])
     assert f"{results['eval_accuracy']:.2f}"[:4] in card or str(results["eval_accuracy"]) in card
     # the saved detector answers when the model is only scored, and calls some clips out of scope
     answers = {row["prediction"] for row in read_predictions(tmp_path / "run" / "predictions_dev.tsv")}
