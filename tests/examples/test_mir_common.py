@@ -29,6 +29,8 @@ class TestModelArguments:
             "model_name_or_path",
             "lora_rank",
             "lora_target_modules",
+            "load_in_4bit",
+            "load_in_8bit",
             "teacher_model_name_or_path",
         }
 
