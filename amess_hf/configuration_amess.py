@@ -206,7 +206,7 @@ class AMESSConfig(PreTrainedConfig):
         audio_encoder_layer (`int`, *optional*):
             The layer of `audio_encoder` whose states they are, 1 for the first; `None` for the model's output.
         video_encoder (`str`, *optional*):
-            What turned frames into `video_features`: a Hub model, `"hog"`, `"frame-difference"`, or `None`.
+            What turned frames into `video_features`: a Hub model, `"hog"`, `"hog-grid"`, `"frame-difference"`, or `None`.
         format_version (`int`, *optional*, defaults to 2):
             Version of the checkpoint format.
 

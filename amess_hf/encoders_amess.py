@@ -20,6 +20,7 @@ from .clips_amess import iter_frames, read_sound
 
 LOG_MEL = "log-mel"
 HOG = "hog"
+HOG_GRID = "hog-grid"
 FRAME_DIFFERENCE = "frame-difference"
 
 # Sound is encoded in windows of this many features (20 s at 50 a second): attention over a long clip would need memory
@@ -330,12 +331,11 @@ class FrameDifferenceEncoder(VideoEncoder):
 
 
 class HOGEncoder(VideoEncoder):
-    """Shape and motion of each frame: a grid of 15 x 15 places with 10 numbers each, 10 times a second.
+    """Shape and motion of each frame: 580 numbers, 10 times a second.
 
     The shape is histograms of oriented gradients (Dalal and Triggs, 2005) of the grey frame at 64 x 64 pixels, by
-    scikit-image: nine directions in cells of 4 x 4, each normalised with its three neighbours to the right and below. The
-    motion is the change of the grey frame at 15 x 15 pixels since the previous one. The numbers of a place lie next to each
-    other, and the model reads the grid by a convolution (`config.video_grid_side`).
+    scikit-image: nine directions in cells of 16 x 16, normalised in blocks of 2 x 2 cells. The motion is the change of the
+    grey frame at 16 x 16 pixels since the previous one, as in [`FrameDifferenceEncoder`].
 
     Args:
         frame_rate (`float`, *optional*): Frames per second, defaults to 10.
@@ -347,8 +347,9 @@ class HOGEncoder(VideoEncoder):
     name = HOG
     default_frame_rate = 10.0
     side = 64
-    grid_side = 15
-    feature_size = grid_side**2 * (9 + 1)
+    motion_side = 16
+    cell_side = 16
+    feature_size = 3 * 3 * 2 * 2 * 9 + motion_side**2
     frame_size = (side, side)
     gray = True
 
@@ -358,10 +359,11 @@ class HOGEncoder(VideoEncoder):
             from skimage.feature import hog
         except ImportError as error:
             raise ImportError(
-                f'`video_encoder` {HOG!r} needs scikit-image; pip install "amess_hf[video]" (or pip install scikit-image)'
+                f'`video_encoder` {self.name!r} needs scikit-image; pip install "amess_hf[video]" (or pip install scikit-image)'
             ) from error
+        cell = (self.cell_side, self.cell_side)
         self.hog = functools.partial(
-            hog, orientations=9, pixels_per_cell=(4, 4), cells_per_block=(2, 2), feature_vector=False
+            hog, orientations=9, pixels_per_cell=cell, cells_per_block=(2, 2), feature_vector=False
         )
 
     def __call__(self, clips: list[Iterable[np.ndarray]]) -> list[np.ndarray]:
@@ -373,18 +375,43 @@ class HOGEncoder(VideoEncoder):
         for frame in frames:
             if frame is not last:  # a slow clip shows one picture several times
                 last, grey = frame, _grey(frame, self.frame_size)
-                shape, tiny = self.hog(grey)[:, :, 0, 0], _shrink(grey, (self.grid_side, self.grid_side))
+                shape, tiny = self.hog(grey), _shrink(grey, (self.motion_side, self.motion_side))
             shapes.append(shape)
             small.append(tiny)
         if not shapes:
             return np.zeros((0, self.feature_size), dtype=np.float32)
-        motion = _change(np.stack(small))[..., None]
-        grid = np.concatenate([np.stack(shapes).astype(np.float32), motion], axis=-1)
-        return grid.reshape(len(grid), self.feature_size)
+        joined = self._join(np.stack(shapes).astype(np.float32), _change(np.stack(small)))
+        return joined.reshape(len(joined), self.feature_size)
+
+    def _join(self, shapes: np.ndarray, motion: np.ndarray) -> np.ndarray:
+        return np.concatenate([shapes.reshape(len(shapes), -1), motion.reshape(len(motion), -1)], axis=1)
+
+
+class HOGGridEncoder(HOGEncoder):
+    """The same as a grid of 15 x 15 places with 10 numbers each, in which a shape is found wherever it is.
+
+    Nine directions in cells of 4 x 4 pixels, each normalised with its three neighbours to the right and below, and the
+    change of the grey frame at 15 x 15 pixels. The numbers of a place lie next to each other, and the model reads the
+    grid by a convolution (`config.video_grid_side`).
+
+    Args:
+        frame_rate (`float`, *optional*): Frames per second, defaults to 10.
+
+    Raises:
+        ImportError: scikit-image is not installed.
+    """
+
+    name = HOG_GRID
+    cell_side = 4
+    motion_side = grid_side = 15
+    feature_size = grid_side**2 * (9 + 1)
+
+    def _join(self, shapes: np.ndarray, motion: np.ndarray) -> np.ndarray:
+        return np.concatenate([shapes[:, :, :, 0, 0], motion[..., None]], axis=-1)
 
 
 # Front ends for video by name; any other name is a Hub model.
-VIDEO_FRONT_ENDS = {encoder.name: encoder for encoder in (HOGEncoder, FrameDifferenceEncoder)}
+VIDEO_FRONT_ENDS = {encoder.name: encoder for encoder in (HOGEncoder, HOGGridEncoder, FrameDifferenceEncoder)}
 
 
 def _grey(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:

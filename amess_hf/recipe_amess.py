@@ -25,11 +25,11 @@ USUAL_LIMITS = {
 
 
 # What suits the features of a front end: a filterbank keeps how loud a frame is, which says much about a tone of
-# voice, and has no local pattern before a convolution reads it; nor have histograms of gradients, whose patterns lie
+# voice, and has no local pattern before a convolution reads it; nor has a grid of histograms, whose patterns lie
 # side by side.
 FRONT_END_FIELDS = {
     ("audio", "log-mel"): {"audio_feature_norm": "clip", "num_audio_conv_layers": 2, "audio_pooling": "statistics"},
-    ("video", "hog"): {"video_grid_side": 15},
+    ("video", "hog-grid"): {"video_grid_side": 15},
 }
 
 

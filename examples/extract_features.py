@@ -48,7 +48,7 @@ class ExtractionArguments:
         },
     )
     video_encoder: str | None = field(
-        default=None, metadata={"help": "A Swin, ViT, ResNet or VideoMAE model, hog or frame-difference."}
+        default=None, metadata={"help": "A Swin, ViT, ResNet or VideoMAE model, hog, hog-grid or frame-difference."}
     )
     video_frame_rate: float | None = field(
         default=None, metadata={"help": "Frames per second; the encoder's own if not given."}

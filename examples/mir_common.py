@@ -195,7 +195,9 @@ class DataArguments:
     )
     video_encoder: str | None = field(
         default=None,
-        metadata={"help": "Make video features from raw clips: hog, frame-difference, or a model on the Hub."},
+        metadata={
+            "help": "Make video features from raw clips: hog, hog-grid, frame-difference, or a model on the Hub."
+        },
     )
     allow_missing_features: bool = field(
         default=False, metadata={"help": "Treat a clip without features as one without sound or picture."}

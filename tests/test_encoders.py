@@ -12,6 +12,7 @@ from amess_hf.encoders_amess import (
     WINDOW_FEATURES,
     FrameDifferenceEncoder,
     HOGEncoder,
+    HOGGridEncoder,
     LogMelEncoder,
     VideoEncoder,
     load_audio_encoder,
@@ -256,6 +257,44 @@ class TestHOG:
 
         frames = pictures(3, 64, 64)[..., 0]
         features = load_video_encoder("hog")([frames])[0]
+        assert features.shape == (3, 580) and features.dtype == np.float32
+        for frame, row in zip(frames, features, strict=True):
+            expected = hog(frame / 255, orientations=9, pixels_per_cell=(16, 16), cells_per_block=(2, 2))
+            np.testing.assert_allclose(row[:324], expected, atol=1e-5)
+        change = FrameDifferenceEncoder()([frames])[0][:, 256:]
+        np.testing.assert_allclose(features[:, 324:], change, atol=1e-6)
+        assert np.abs(features[1:, 324:]).max() > 0 and not features[0, 324:].any()
+
+    def test_it_sees_shape_where_the_mean_brightness_is_the_same(self):
+        bars = np.zeros((1, 64, 64), dtype=np.uint8)
+        bars[:, :, ::8] = 255
+        upright, lying = (HOGEncoder()([frames])[0][0, :324] for frames in (bars, bars.transpose(0, 2, 1)))
+        assert upright @ lying < 0.1 * upright @ upright
+
+    def test_frames_of_any_size_and_pictures_that_stay(self):
+        encoder = HOGEncoder()
+        assert encoder.reading == {"frame_rate": 10.0, "size": (64, 64), "gray": True}
+        assert encoder([[]])[0].shape == (0, 580) and encoder([pictures(2, 90, 40)])[0].shape == (2, 580)
+        frame = pictures(1, 64, 64)[0, ..., 0]
+        twice, copied = encoder([[frame, frame], [frame, frame.copy()]])
+        np.testing.assert_array_equal(twice, copied)
+
+    def test_without_the_library(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "skimage.feature", None)
+        with pytest.raises(ImportError, match=r"needs scikit-image; pip install \"amess_hf\[video\]\""):
+            load_video_encoder("hog")
+
+
+class TestHOGGrid:
+    @pytest.fixture(autouse=True)
+    def library(self):
+        pytest.importorskip("skimage")
+
+    def test_the_librarys_histograms_and_the_change(self):
+        from skimage.feature import hog
+
+        frames = pictures(3, 64, 64)[..., 0]
+        features = load_video_encoder("hog-grid")([frames])[0]
         assert features.shape == (3, 15 * 15 * 10) and features.dtype == np.float32
         grids = features.reshape(3, 15, 15, 10)
         for frame, grid in zip(frames, grids, strict=True):
@@ -266,24 +305,9 @@ class TestHOG:
         np.testing.assert_allclose(grids[2, -1, -1, 9], change[-5:, -5:].mean(), atol=1e-5)
         assert not grids[0, ..., 9].any()
 
-    def test_it_sees_shape_where_the_mean_brightness_is_the_same(self):
-        bars = np.zeros((1, 64, 64), dtype=np.uint8)
-        bars[:, :, ::8] = 255
-        upright, lying = (HOGEncoder()([frames])[0][0] for frames in (bars, bars.transpose(0, 2, 1)))
-        assert upright @ lying < 0.1 * upright @ upright
-
-    def test_frames_of_any_size_and_pictures_that_stay(self):
-        encoder = HOGEncoder()
-        assert encoder.reading == {"frame_rate": 10.0, "size": (64, 64), "gray": True}
+    def test_no_frames_and_pictures_of_any_size(self):
+        encoder = HOGGridEncoder()
         assert encoder([[]])[0].shape == (0, 2250) and encoder([pictures(2, 90, 40)])[0].shape == (2, 2250)
-        frame = pictures(1, 64, 64)[0, ..., 0]
-        twice, copied = encoder([[frame, frame], [frame, frame.copy()]])
-        np.testing.assert_array_equal(twice, copied)
-
-    def test_without_the_library(self, monkeypatch):
-        monkeypatch.setitem(sys.modules, "skimage.feature", None)
-        with pytest.raises(ImportError, match=r"needs scikit-image; pip install \"amess_hf\[video\]\""):
-            load_video_encoder("hog")
 
 
 def test_the_base_class_encodes_nothing():

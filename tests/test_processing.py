@@ -215,7 +215,7 @@ class TestSaving:
     def test_layer_and_histograms(self, tokenizer, clip, tmp_path):
         pytest.importorskip("skimage")
         names = {"audio_encoder": save_whisper(tmp_path / "whisper"), "audio_encoder_layer": 2, "video_encoder": "hog"}
-        config = tiny_config(**{**FRONT_ENDS, **names, "audio_feature_size": 32, "video_feature_size": 2250})
+        config = tiny_config(**{**FRONT_ENDS, **names, "audio_feature_size": 32, "video_feature_size": 580})
         processor = AMESSProcessor.for_model(config, tokenizer)
         assert (processor.audio_sampling_rate, processor.video_frame_rate) == (16000, 10.0)
         expected = processor(clip=clip)

@@ -40,7 +40,6 @@ from amess_hf.evaluation import (
 )
 from amess_hf.files_amess import write_json
 from amess_hf.hub import save_for_hub
-from amess_hf.recipe_amess import front_end_fields
 from amess_hf.training import AMESSTrainer, AMESSTrainingArguments
 
 
@@ -120,8 +119,6 @@ def build_model(arguments: DemoArguments, labels: list[str], tokenizer: BertToke
         num_anchors=4,
         id2label=dict(enumerate(labels)),
         label_descriptions=demo_label_descriptions(),
-        # Not those of log-mel: a tone is a short burst here, for which frames vote one by one.
-        **front_end_fields(video=HOG),
     )
     return AMESSForIntentClassification(config)
 
