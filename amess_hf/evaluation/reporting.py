@@ -105,8 +105,9 @@ def report(
 
     Returns:
         `dict`: the content of `metrics.json`: `clips`, `classification` (with `per_class`), `modalities`, `calibration`, if
-        there are out-of-scope clips `oos_detection` (method -> metrics), with a threshold `open_classification`, and with
-        `evidence_spans` `anchors` (see [`compute_anchor_metrics`]).
+        there are out-of-scope clips `oos_detection` (method -> metrics), with a threshold `kept_in_scope`,
+        `caught_out_of_scope` (shares of clips) and `open_classification`, and with `evidence_spans` `anchors` (see
+        [`compute_anchor_metrics`]).
 
     Raises:
         ValueError: If the split has no in-scope clip, or `outputs` are those of other clips.
@@ -321,6 +322,8 @@ def _write_oos(
     if accepted is not None:
         open_predictions = np.where(accepted, outputs.predictions, OUT_OF_SCOPE_ID)
         results["open_classification"] = compute_open_classification_metrics(open_predictions, outputs.labels)
+        results["caught_out_of_scope"] = float(1 - accepted[~in_scope].mean())
+        writer.text(f"It catches {percent(results['caught_out_of_scope'])} % of the out-of-scope clips.")
         writer.text("Known intents and one open class for what the detector rejects:")
         writer.table(
             [f"{label} ↑" for label in OPEN_METRICS.values()],

@@ -277,6 +277,13 @@ class TestReport:
         assert json.loads((folder / "metrics.json").read_text()) == results
         assert str(folder) not in markdown
 
+    def test_share_of_unknown_clips_that_is_caught(self, written, model, outputs):
+        folder, results = written
+        (detector,) = fit_detectors(model, outputs, outputs, methods=("energy",))
+        caught = sum(float(score) < detector.threshold for score in detector.score(outputs.as_model_outputs())[45:])
+        assert results["caught_out_of_scope"] == pytest.approx(caught / 15)
+        assert f"It catches {100 * caught / 15:.2f} % of the out-of-scope clips." in (folder / "report.md").read_text()
+
     def test_metrics_of_the_split(self, written, outputs):
         _, results = written
         assert (results["clips"], results["out_of_scope_clips"]) == (45, 15)
