@@ -6,12 +6,16 @@ before it has learned something, and have no bias: frames say nothing about how 
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig
 
 from .constants_amess import FEATURE_MODALITIES
 
 
 POOLINGS = ("logsumexp", "statistics")
+
+# Above so many labels the votes of the frames take more memory than all else of the fusion.
+MANY_LABELS = 256
 
 
 def frame_size(config: PreTrainedConfig, modality: str) -> int | None:
@@ -108,10 +112,18 @@ class AMESSFrameEvidence(nn.Module):
             `tuple`: the evidence `(batch_size, num_labels)`, float32, zero for a clip that lacks the modality; and how much
             each token says `(batch_size, tokens)`, float32.
         """
-        votes = self.votes(frames).float()
-        scores = votes.logsumexp(-1).masked_fill(~mask, torch.finfo(torch.float32).min)
+        if self.training and self.votes.out_features > MANY_LABELS and not torch.compiler.is_compiling():
+            # A vote of each frame for each of thousands of labels is quicker made again than kept for the backward pass.
+            evidence, scores = checkpoint(self._vote, frames, mask, use_reentrant=False)
+        else:
+            evidence, scores = self._vote(frames, mask)
         if self.frames_per_token > 1:  # a token says what the best of its frames says
             scores = nn.functional.max_pool1d(scores, self.frames_per_token, ceil_mode=True)
+        return evidence, scores
+
+    def _vote(self, frames: torch.Tensor, mask: torch.Tensor):
+        votes = self.votes(frames).float()
+        scores = votes.logsumexp(-1).masked_fill(~mask, torch.finfo(torch.float32).min)
         return pool_votes(votes, mask), scores
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from utils import random_batch, tiny_config, tiny_model
 
+from amess_hf import evidence_amess
 from amess_hf.evidence_amess import AMESSFrameEvidence, AMESSStatisticsEvidence, AMESSVotes, pool_votes
 from amess_hf.fusion_amess import AMESSGridConvolution, AMESSTemporalLayer, choose_anchors
 
@@ -167,3 +168,20 @@ class TestClipAlone:
 
 def _kind(name):
     return "a" if name.startswith("audio") else "v" if name.startswith("video") else "i"
+
+
+def test_votes_for_many_labels_are_made_again(monkeypatch):
+    """The same losses and gradients, whether votes are kept for the backward pass or not."""
+
+    def gradients():
+        model = tiny_model(modality_dropout=0.0, dropout=0.0).train()
+        loss = model(**random_batch(model.config)).loss
+        loss.backward()
+        return loss, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+    kept, expected = gradients()
+    monkeypatch.setattr(evidence_amess, "MANY_LABELS", 1)
+    made_again, found = gradients()
+    assert torch.equal(kept, made_again) and set(found) == set(expected)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=0, atol=0, msg=name)
