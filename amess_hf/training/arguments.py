@@ -14,10 +14,10 @@ from ..configuration_amess import AMESSConfig
 
 logger = logging.get_logger(__name__)
 
-# The recipe's epochs for a data set of usual size, and the minimum number of clips that training sees: 500 steps of
-# 16. From 1,334 clips on (MIntRec's) the former decides.
+# The recipe's epochs for a data set of usual size, and the minimum number of clips that training sees: 300 steps of
+# 16. From 800 clips on the former decides.
 USUAL_EPOCHS = 6.0
-CLIPS_SEEN_AT_LEAST = 8000
+CLIPS_SEEN_AT_LEAST = 4800
 # Maximum for a few clips: the number of steps where an epoch is a single step.
 EPOCHS_AT_MOST = 300
 # Evaluations (and checkpoints) while training on few clips: one after every short epoch would mostly evaluate and
@@ -26,7 +26,7 @@ EVALUATIONS_AT_MOST = 30
 
 
 def default_epochs(num_clips: int) -> float:
-    """Return 6 epochs, and more for fewer than 1,334 clips, so that training takes hundreds of steps.
+    """Return 6 epochs, and more for fewer than 800 clips, so that training takes hundreds of steps.
 
     Args:
         num_clips (`int`): Training clips.
@@ -74,7 +74,7 @@ class AMESSTrainingArguments(TrainingArguments):
             for models that are to recognise intents that are only described; it costs a little accuracy on the trained
             ones.
         num_train_epochs (`float`, *optional*):
-            Epochs. By default 6, and more for fewer than 1,334 training clips; see
+            Epochs. By default 6, and more for fewer than 800 training clips; see
             [`default_epochs`].
         early_stopping_patience (`int`, *optional*):
             Evaluations without a better `metric_for_best_model` after which training stops.

@@ -57,7 +57,7 @@ class TestEpochs:
 
     @pytest.mark.parametrize(
         ("clips", "epochs"),
-        [(1, 300), (16, 300), (100, 80), (368, 22), (600, 14), (800, 10), (1333, 7), (1334, 6), (9304, 6)],
+        [(1, 300), (16, 300), (100, 48), (368, 14), (600, 8), (799, 7), (800, 6), (1334, 6), (9304, 6)],
     )
     def test_default(self, clips, epochs):
         assert default_epochs(clips) == epochs
@@ -72,9 +72,9 @@ class TestEpochs:
 
     def test_few_clips(self, tmp_path, caplog):
         args = arguments(tmp_path).for_model(tiny_config(), True, 40)
-        assert args.num_train_epochs == 200 and "40 training clips are few: 200 epochs, 600 steps" in caplog.text
-        # 29 evaluations in place of 200
-        assert (args.eval_strategy, args.eval_steps, args.save_steps) == ("steps", 21, 21)
+        assert args.num_train_epochs == 120 and "40 training clips are few: 120 epochs, 360 steps" in caplog.text
+        # 30 evaluations in place of 120
+        assert (args.eval_strategy, args.eval_steps, args.save_steps) == ("steps", 12, 12)
         assert args.load_best_model_at_end
 
     @pytest.mark.parametrize("given", [{"num_train_epochs": 2}, {"max_steps": 5}])
