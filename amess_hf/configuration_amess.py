@@ -136,8 +136,8 @@ class AMESSConfig(PreTrainedConfig):
         audio_feature_norm, video_feature_norm (`str`, *optional*, defaults to `"frame"`):
             `"frame"` normalises each frame over its numbers, `"clip"` each number over the frames of the clip.
         video_grid_side (`int`, *optional*):
-            Places along each side of the square grid that a video feature is, whose local patterns a convolution reads, the
-            same everywhere; `None` where features are no grid.
+            Side of the square grid that each video feature is, whose local patterns a convolution reads; `None` where
+            features are not grids.
         num_audio_conv_layers, num_video_conv_layers (`int`, *optional*, defaults to 0):
             Temporal convolutions over the frames of a modality, each of which halves the number of tokens.
         conv_kernel_size (`int`, *optional*, defaults to 5):

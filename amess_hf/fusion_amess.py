@@ -199,7 +199,7 @@ class AMESSTemporalLayer(nn.Module):
 
 
 class AMESSGridLayer(nn.Conv2d):
-    """A convolution over the places of a grid; it has a name because its weights start in a way of their own."""
+    """A convolution over the places of a grid; a separate class because it is initialised differently."""
 
 
 class AMESSGridConvolution(nn.Module):

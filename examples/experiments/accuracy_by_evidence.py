@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """
 How many clips of a corpus that spoken_signs.py wrote a run of run_mir.py answered right: of all, and of those that sound,
-picture or both tell; with a logistic regression on the mean frames next to it.
+picture or both tell; with encoders given, next to a logistic regression on the same frames.
 
     python examples/experiments/accuracy_by_evidence.py --data_dir my_clips --run_dir runs/mine --split test \
         --audio_encoder log-mel --video_encoder hog
@@ -18,6 +18,8 @@ from pathlib import Path
 
 import numpy as np
 from transformers import HfArgumentParser
+
+from amess_hf.evaluation.tables import markdown_table, write_csv
 
 
 sys.path.append(str(Path(__file__).parents[1]))
@@ -61,7 +63,7 @@ def by_evidence(right, tells):
 
 
 def regression_answers(data_args, split):
-    """Whether a logistic regression on the training clips' mean frames is right, by clip of the split."""
+    """Whether a logistic regression on mean and deviation of the frames is right, by clip of the split."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -86,13 +88,14 @@ def main(arguments=None):
     figures = {"A-MESS": by_evidence({row["id"]: row["label"] == row["prediction"] for row in predictions}, tells)}
     if data_args.audio_encoder or data_args.video_encoder:
         figures["logistic regression"] = by_evidence(regression_answers(data_args, arguments.split), tells)
-    with open(os.path.join(arguments.run_dir, "accuracy_by_evidence.csv"), "w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file, lineterminator="\n")
-        table.writerow(["method", "split", "tells", "clips", "accuracy"])
-        for method, groups in figures.items():
-            for kind, (clips, accuracy) in groups.items():
-                table.writerow([method, arguments.split, kind, clips, round(accuracy, 4)])
-                print(f"{method:20} {arguments.split} {kind:8} {clips:5} clips {100 * accuracy:5.1f} %")
+    rows = [
+        [method, arguments.split, kind, clips, round(accuracy, 4)]
+        for method, groups in figures.items()
+        for kind, (clips, accuracy) in groups.items()
+    ]
+    header = ["method", "split", "tells", "clips", "accuracy"]
+    write_csv(os.path.join(arguments.run_dir, "accuracy_by_evidence.csv"), header, rows)
+    print(markdown_table(header, rows, left=(0, 1, 2)))
     return figures
 
 
