@@ -135,9 +135,13 @@ class AMESSConfig(PreTrainedConfig):
             format 1) or `"text"` (no fusion); see `fusion_amess.py`.
         audio_feature_norm, video_feature_norm (`str`, *optional*, defaults to `"frame"`):
             `"frame"` normalises each frame over its numbers, `"clip"` each number over the frames of the clip.
+        audio_band_shift (`int`, *optional*, defaults to 0):
+            Bands at most by which training moves a clip's filterbank up or down, for speakers that it does not have.
         video_grid_side (`int`, *optional*):
             Side of the square grid that each video feature is, whose local patterns a convolution reads; `None` where
             features are not grids.
+        video_grid_shift (`int`, *optional*, defaults to 0):
+            Places at most by which training moves a clip's grids across and down.
         num_audio_conv_layers, num_video_conv_layers (`int`, *optional*, defaults to 0):
             Temporal convolutions over the frames of a modality, each of which halves the number of tokens.
         conv_kernel_size (`int`, *optional*, defaults to 5):
@@ -261,7 +265,9 @@ class AMESSConfig(PreTrainedConfig):
     fusion_type: str = "anchor"
     audio_feature_norm: str = "frame"
     video_feature_norm: str = "frame"
+    audio_band_shift: int = interval(min=0)(default=0)
     video_grid_side: int | None = _optional_size(default=None)
+    video_grid_shift: int = interval(min=0)(default=0)
     num_audio_conv_layers: int = interval(min=0, max=8)(default=0)
     num_video_conv_layers: int = interval(min=0, max=8)(default=0)
     conv_kernel_size: int = _count(default=5)
@@ -379,6 +385,8 @@ class AMESSConfig(PreTrainedConfig):
         side, size = self.video_grid_side, self.video_feature_size
         if side and size and size % side**2:
             self._refuse("video_grid_side", f"the side of a grid: its square divides `video_feature_size` ({size})")
+        if self.video_grid_shift and not side:
+            self._refuse("video_grid_shift", "0 where there is no `video_grid_side`")
         if self.conv_kernel_size % 2 == 0:
             self._refuse("conv_kernel_size", "an odd number")
         if self.hidden_size % self.num_attention_heads:

@@ -83,6 +83,24 @@ def pool_votes(votes: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return (votes.logsumexp(1) - count.clamp(min=1).log()).where(count > 0, 0.0)
 
 
+def support(votes: torch.Tensor, evidence: torch.Tensor) -> torch.Tensor:
+    """Return how much each frame supports what its modality says: its votes for the likely intents, above its mean vote.
+
+    A frame that only stands out (a breath, a cut) votes for some intents that the rest of the clip rules out, and scores
+    low; no frame scores anything where the modality says nothing.
+
+    Args:
+        votes (`torch.FloatTensor` of shape `(batch_size, length, num_labels)`): Votes of the frames.
+        evidence (`torch.FloatTensor` of shape `(batch_size, num_labels)`): What the modality says.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch_size, length)`.
+    """
+    likely = evidence.softmax(-1) - 1 / evidence.shape[-1]
+    # Not a matrix product, which autocast would make in half precision.
+    return (votes * likely.unsqueeze(1)).sum(-1)
+
+
 class AMESSFrameEvidence(nn.Module):
     """Evidence of single frames, pooled by log-sum-exp: for evidence that lies in a part of the clip.
 
@@ -123,8 +141,8 @@ class AMESSFrameEvidence(nn.Module):
 
     def _vote(self, frames: torch.Tensor, mask: torch.Tensor):
         votes = self.votes(frames).float()
-        scores = votes.logsumexp(-1).masked_fill(~mask, torch.finfo(torch.float32).min)
-        return pool_votes(votes, mask), scores
+        evidence = pool_votes(votes, mask)
+        return evidence, support(votes, evidence).masked_fill(~mask, torch.finfo(torch.float32).min)
 
 
 class AMESSStatisticsEvidence(nn.Module):
@@ -158,8 +176,8 @@ class AMESSStatisticsEvidence(nn.Module):
         peak = tokens.masked_fill(~token_mask.unsqueeze(-1), torch.finfo(tokens.dtype).min).amax(1)
         peak = peak.where(token_mask.any(1, keepdim=True), 0.0)  # of nothing
         evidence = evidence + self.peak_votes(self.dropout(peak))
-        scores = self.token_votes(tokens).float().logsumexp(-1)
-        return evidence.float() * mask.any(1, keepdim=True), scores
+        evidence = evidence.float() * mask.any(1, keepdim=True)
+        return evidence, support(self.token_votes(tokens).float(), evidence)
 
 
 class AMESSEvidence(nn.ModuleDict):

@@ -198,6 +198,10 @@ class AMESSTemporalLayer(nn.Module):
         return means.transpose(1, 2) + nn.functional.gelu(self.norm(states)), share[:, 0] > 0
 
 
+# The larger, the nearer is the soft maximum over a grid to its maximum.
+GRID_SHARPNESS = 4.0
+
+
 class AMESSGridLayer(nn.Conv2d):
     """A convolution over the places of a grid; a separate class because it is initialised differently."""
 
@@ -229,7 +233,7 @@ class AMESSGridConvolution(nn.Module):
             frames (`torch.Tensor` of shape `(batch_size, length, feature_size)`): Features.
 
         Returns:
-            `torch.Tensor` of shape `(batch_size, length, hidden_size)`: The strongest answer anywhere in the grid.
+            `torch.Tensor` of shape `(batch_size, length, hidden_size)`: A soft maximum of the answers all over the grid.
         """
         batch_size, length = frames.shape[:2]
         grid = frames.reshape(batch_size * length, self.side, self.side, -1).permute(0, 3, 1, 2)
@@ -237,7 +241,60 @@ class AMESSGridConvolution(nn.Module):
             grid = nn.functional.gelu(norm(conv(grid)))
             if number in (1, 2):
                 grid = nn.functional.max_pool2d(grid, 2, ceil_mode=True)
-        return self.dropout(grid.amax((2, 3))).reshape(batch_size, length, -1)
+        # Unlike those of a maximum, the gradients reach every place.
+        places = (GRID_SHARPNESS * grid.flatten(2)).logsumexp(-1) / GRID_SHARPNESS
+        return self.dropout(places).reshape(batch_size, length, -1)
+
+
+def shifted_places(size: int, most: int, batch_size: int, device: torch.device) -> torch.Tensor:
+    """Return `0 … size - 1`, moved by a random number of places for each clip; the outermost fill what is left free.
+
+    Args:
+        size (`int`): Number of places.
+        most (`int`): Places at most, in either direction.
+        batch_size (`int`): Number of clips.
+        device (`torch.device`): Where the result is.
+
+    Returns:
+        `torch.LongTensor` of shape `(batch_size, size)`.
+    """
+    steps = torch.randint(-most, most + 1, (batch_size, 1), device=device)
+    return (torch.arange(size, device=device) + steps).clamp(0, size - 1)
+
+
+def shift_bands(frames: torch.Tensor, most: int) -> torch.Tensor:
+    """Move each clip's filterbank up or down by a random number of bands, as if another throat had spoken.
+
+    A simple form of vocal tract length perturbation (Jaitly & Hinton, ICML workshop on deep learning for audio, 2013).
+
+    Args:
+        frames (`torch.Tensor` of shape `(batch_size, length, bands)`): Frames of a filterbank.
+        most (`int`): Bands at most, in either direction.
+
+    Returns:
+        `torch.Tensor`: of the same shape.
+    """
+    batch_size, length, width = frames.shape
+    bands = shifted_places(width, most, batch_size, frames.device)
+    return frames.gather(2, bands.unsqueeze(1).expand(-1, length, -1))
+
+
+def shift_grid(frames: torch.Tensor, side: int, most: int) -> torch.Tensor:
+    """Move each clip's pictures by a random number of places across and down, as if the camera had stood elsewhere.
+
+    Args:
+        frames (`torch.Tensor` of shape `(batch_size, length, side * side * width)`): Grids of features.
+        side (`int`): Places along each side of the grid.
+        most (`int`): Places at most, in each direction.
+
+    Returns:
+        `torch.Tensor`: of the same shape.
+    """
+    batch_size, length = frames.shape[:2]
+    rows, columns = (shifted_places(side, most, batch_size, frames.device) for _ in range(2))
+    clips = torch.arange(batch_size, device=frames.device)[:, None, None]
+    grid = frames.reshape(batch_size, length, side, side, -1).permute(0, 2, 3, 1, 4)
+    return grid[clips, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2, 4).reshape(frames.shape)
 
 
 class AMESSModalityEmbedding(nn.Module):
@@ -373,9 +430,19 @@ class AMESSFusion(nn.Module):
             {"video": AMESSGridConvolution(config, config.video_feature_size, config.video_grid_side)} if grid else {}
         )
 
-    def _read_grids(self, features: dict[str, torch.Tensor]):
-        """The features, with those that are grids replaced by what a convolution makes of them."""
+    def _shift(self, features: dict[str, torch.Tensor]):
+        """The features with bands and grids moved, as far as the configuration says so."""
+        config, shifted = self.config, {}
+        if config.audio_band_shift and "audio" in features:
+            shifted["audio"] = shift_bands(features["audio"], config.audio_band_shift)
+        if config.video_grid_shift and "video" in features:
+            shifted["video"] = shift_grid(features["video"], config.video_grid_side, config.video_grid_shift)
+        return features | shifted
+
+    def _read_features(self, features: dict[str, torch.Tensor]):
+        """The features, augmented in training, with grids replaced by what a convolution makes of them."""
         dtype = next(self.parameters()).dtype
+        features = self._shift(features) if self.training else features
         return features | {
             name: grid(features[name].to(dtype)) for name, grid in self.grids.items() if name in features
         }
@@ -421,7 +488,7 @@ class AMESSTokenFusion(AMESSFusion):
 
     def _embed(self, features: dict[str, torch.Tensor], masks: dict[str, torch.Tensor]):
         """Tokens and their masks by modality, (batch, tokens, hidden_size) and (batch, tokens)."""
-        return self.embeddings(self._normalize(self._read_grids(features), masks), masks)
+        return self.embeddings(self._normalize(self._read_features(features), masks), masks)
 
     def _concatenate(self, states: dict[str, torch.Tensor], summary: torch.Tensor):
         """Concatenate one state (batch, hidden_size) for each modality, with zeros for those that are absent."""
@@ -502,7 +569,7 @@ class AMESSAnchorFusion(AMESSTokenFusion):
         self, features: dict[str, torch.Tensor], masks: dict[str, torch.Tensor], summary: torch.Tensor
     ) -> FusionOutput:
         """Fuse; see [`AMESSFusion`]."""
-        features = self._read_grids(features)
+        features = self._read_features(features)
         normalized = self._normalize(features, masks)
         tokens, token_masks = self.embeddings(normalized, masks)
         # Statistics of a clip preserve how loud it is.
@@ -597,7 +664,7 @@ class AMESSLateFusion(AMESSFusion):
         self, features: dict[str, torch.Tensor], masks: dict[str, torch.Tensor], summary: torch.Tensor
     ) -> FusionOutput:
         """Fuse; see [`AMESSFusion`]."""
-        normalized = self._normalize(self._read_grids(features), masks)
+        normalized = self._normalize(self._read_features(features), masks)
         evidence = {}
         for name, votes in self.votes.items():
             if name in features:

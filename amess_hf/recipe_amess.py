@@ -28,8 +28,13 @@ USUAL_LIMITS = {
 # voice, and has no local pattern before a convolution reads it; nor has a grid of histograms, whose patterns lie
 # side by side.
 FRONT_END_FIELDS = {
-    ("audio", "log-mel"): {"audio_feature_norm": "clip", "num_audio_conv_layers": 2, "audio_pooling": "statistics"},
-    ("video", "hog-grid"): {"video_grid_side": 15},
+    ("audio", "log-mel"): {
+        "audio_feature_norm": "clip",
+        "audio_band_shift": 3,
+        "num_audio_conv_layers": 2,
+        "audio_pooling": "statistics",
+    },
+    ("video", "hog-grid"): {"video_grid_side": 15, "video_grid_shift": 1},
 }
 
 
