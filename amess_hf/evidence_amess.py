@@ -149,7 +149,8 @@ class AMESSStatisticsEvidence(nn.Module):
     """Evidence of mean, deviation and maximum over time: for a tone of voice, or a word that is somewhere in the clip.
 
     A linear map of the statistics of the frames (which contains the usual logistic regression) and of the tokens, whose
-    maximum finds what is anywhere in the clip.
+    maximum finds what is anywhere in the clip. The statistics of the frames are standardised with those of the training
+    clips, as for a logistic regression: without that, the wide range of a few would hide the others.
 
     Args:
         config ([`AMESSConfig`]): The model's configuration.
@@ -160,6 +161,8 @@ class AMESSStatisticsEvidence(nn.Module):
     def __init__(self, config: PreTrainedConfig, feature_size: int, frames_per_token: int = 1):
         super().__init__()
         self.dropout = nn.Dropout(config.dropout)
+        self.register_buffer("mean", torch.zeros(2 * feature_size))
+        self.register_buffer("deviation", torch.ones(2 * feature_size))
         self.frame_votes = AMESSVotes(2 * feature_size, config.num_labels)
         self.token_votes = AMESSVotes(config.hidden_size, config.num_labels)
         self.deviation_votes = AMESSVotes(config.hidden_size, config.num_labels)
@@ -170,7 +173,7 @@ class AMESSStatisticsEvidence(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Vote by statistics; see [`AMESSFrameEvidence.forward`]. `frames` keep their original loudness."""
         mean, deviation = masked_statistics(tokens, token_mask)
-        statistics = torch.cat(masked_statistics(frames.to(tokens.dtype), mask), dim=-1)
+        statistics = self.frame_statistics(frames.to(tokens.dtype), mask)
         evidence = self.frame_votes(self.dropout(statistics)) + self.token_votes(self.dropout(mean))
         evidence = evidence + self.deviation_votes(self.dropout(deviation))
         peak = tokens.masked_fill(~token_mask.unsqueeze(-1), torch.finfo(tokens.dtype).min).amax(1)
@@ -178,6 +181,29 @@ class AMESSStatisticsEvidence(nn.Module):
         evidence = evidence + self.peak_votes(self.dropout(peak))
         evidence = evidence.float() * mask.any(1, keepdim=True)
         return evidence, support(self.token_votes(tokens).float(), evidence)
+
+    def frame_statistics(self, frames: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Return mean and deviation of the frames over time, standardised: `(batch_size, 2 * feature_size)`."""
+        return (torch.cat(masked_statistics(frames, mask), dim=-1) - self.mean) / self.deviation
+
+    @property
+    def is_standardised(self) -> bool:
+        """Whether it has the statistics of training clips."""
+        return bool((self.deviation != 1).any())
+
+    @torch.no_grad()
+    def standardise(self, statistics: torch.Tensor) -> None:
+        """Standardise with the statistics of training clips.
+
+        Args:
+            statistics (`torch.Tensor` of shape `(clips, 2 * feature_size)`): What [`frame_statistics`] returns for them
+                before this is called.
+        """
+        deviation, mean = torch.std_mean(statistics.double(), dim=0, correction=0)
+        # A number that never changes says nothing, and must not be divided by its rounding error.
+        varies = deviation > 1e-6 * (1 + mean.abs())
+        self.mean.copy_(mean)
+        self.deviation.copy_(deviation.where(varies, 1.0))
 
 
 class AMESSEvidence(nn.ModuleDict):

@@ -30,7 +30,7 @@ from .constants_amess import (
 )
 from .descriptions_amess import describe_labels
 from .distributed_amess import gather_clips, mean_over_processes
-from .evidence_amess import AMESSVotes
+from .evidence_amess import AMESSStatisticsEvidence, AMESSVotes
 from .fusion_amess import (
     FUSIONS,
     AMESSAnchorFusion,
@@ -272,6 +272,9 @@ class AMESSPreTrainedModel(PreTrainedModel):
             init.kaiming_normal_(module.weight, nonlinearity="relu")
         elif isinstance(module, AMESSVotes):
             init.zeros_(module.weight)
+        elif isinstance(module, AMESSStatisticsEvidence):
+            init.zeros_(module.mean)
+            init.ones_(module.deviation)
         elif isinstance(module, AMESSLateFusion):
             for scale in module.scales.values():
                 init.ones_(scale)

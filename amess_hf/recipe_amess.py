@@ -36,6 +36,8 @@ FRONT_END_FIELDS = {
     },
     ("video", "hog-grid"): {"video_grid_side": 15, "video_grid_shift": 1},
 }
+# Any other encoder of sound is pretrained: its states, averaged over time, tell a tone of voice.
+PRETRAINED_FIELDS = {"audio": {"audio_pooling": "statistics"}, "video": {}}
 
 
 def front_end_fields(**encoders: str | None) -> dict[str, Any]:
@@ -44,11 +46,11 @@ def front_end_fields(**encoders: str | None) -> dict[str, Any]:
     Args:
         encoders (`str`, *optional*): `audio` and `video`: what makes the features, as in [`AMESSConfig`].
     """
-    return {
-        field: value
-        for modality, encoder in encoders.items()
-        for field, value in FRONT_END_FIELDS.get((modality, encoder), {}).items()
-    }
+    fields = {}
+    for modality, encoder in encoders.items():
+        if encoder is not None:
+            fields |= FRONT_END_FIELDS.get((modality, encoder), PRETRAINED_FIELDS[modality])
+    return fields
 
 
 def label_names(dataset: Any) -> list[str]:

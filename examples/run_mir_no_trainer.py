@@ -54,6 +54,7 @@ from amess_hf.training.divergence import DivergenceGuard
 from amess_hf.training.parameter_groups import freeze_word_embeddings
 from amess_hf.training.preemption import Preemption
 from amess_hf.training.run_record import check_checkpoint, training_request, write_record
+from amess_hf.training.standardisation import standardise_statistics
 from amess_hf.training.train_loss import TrainLoss
 from amess_hf.training.trainer import check_best_metric
 from amess_hf.training.weight_averaging import averaged_weights, encoder_weights, mix_encoder_weights
@@ -114,6 +115,7 @@ class Training:
         self.pretrained = encoder_weights(self.model) if args.pretrained_share else None
         self.request = training_request(model, args, train_dataset, eval_dataset, WRITTEN_BY)
         start_label_embeds(self.model, self.tokenizer)
+        standardise_statistics(self.model, train_dataset, self.collator)
         self.loader = training_dataloader(
             train_dataset, self.collator, args, accelerator, self.tokenizer, self.model.config
         )

@@ -7,8 +7,14 @@ import torch
 from utils import random_batch, tiny_config, tiny_model
 
 from amess_hf import evidence_amess
-from amess_hf.evidence_amess import AMESSFrameEvidence, AMESSStatisticsEvidence, AMESSVotes, pool_votes
-from amess_hf.fusion_amess import AMESSGridConvolution, AMESSTemporalLayer, choose_anchors
+from amess_hf.evidence_amess import AMESSFrameEvidence, AMESSStatisticsEvidence, AMESSVotes, pool_votes, support
+from amess_hf.fusion_amess import (
+    AMESSGridConvolution,
+    AMESSTemporalLayer,
+    choose_anchors,
+    shift_bands,
+    shift_grid,
+)
 
 
 TONE = {"audio_feature_norm": "clip", "num_audio_conv_layers": 2, "audio_pooling": "statistics"}
@@ -73,6 +79,63 @@ class TestVotes:
         assert votes(torch.ones(5, 3)).shape == (5, 3)
 
 
+class TestSupport:
+    def test_by_hand(self):
+        # The modality says the first of two intents, three to one: a frame scores a quarter of the votes' difference.
+        evidence = torch.tensor([[math.log(3.0), 0.0]])
+        scores = support(torch.tensor([[[2.0, 0.0], [0.0, 2.0], [5.0, 5.0]]]), evidence)
+        torch.testing.assert_close(scores, torch.tensor([[0.5, -0.5, 0.0]]))
+
+    def test_slow_loop(self):
+        votes, evidence = torch.randn(2, 5, 3), torch.randn(2, 3)
+        scores = support(votes, evidence)
+        for clip in range(2):
+            total = sum(math.exp(value) for value in evidence[clip])
+            for frame in range(5):
+                likely = sum(math.exp(evidence[clip, k]) / total * float(votes[clip, frame, k]) for k in range(3))
+                assert scores[clip, frame] == pytest.approx(likely - float(votes[clip, frame].mean()), abs=1e-5)
+
+    def test_a_frame_that_votes_for_what_the_clip_rules_out_is_no_anchor(self):
+        config = tiny_config(dropout=0.0)
+        evidence = AMESSFrameEvidence(config, config.num_labels)
+        torch.nn.init.eye_(evidence.votes.weight)
+        frames = torch.zeros(1, 6, config.num_labels)
+        frames[0, :3, 0], frames[0, 4, 1] = 3.0, 3.5  # three frames agree, and one stands out
+        says, scores = evidence(frames, lengths_mask(6), frames, lengths_mask(6))
+        assert says[0].argmax() == 0 and scores[0].argmax() in (0, 1, 2)
+
+
+class TestShifts:
+    """Training moves the bands of the sound and the grids of the picture, each clip by its own step."""
+
+    def test_bands(self):
+        frames = torch.arange(1.0, 7).repeat(64, 2, 1)
+        moved = shift_bands(frames, 2)
+        steps = moved[:, 0, 2] - frames[:, 0, 2]
+        assert set(steps.tolist()) == {-2, -1, 0, 1, 2}
+        for clip, step in enumerate(steps):
+            assert torch.equal(moved[clip], (frames[clip] + step).clamp(1, 6))
+
+    def test_grid(self):
+        rows, columns = torch.meshgrid(torch.arange(4.0), torch.arange(4.0), indexing="ij")
+        frames = torch.stack([rows, columns], dim=-1).reshape(1, 1, -1).repeat(64, 3, 1)
+        moved = shift_grid(frames, 4, 1).reshape(64, 3, 4, 4, 2)
+        steps = moved[:, 0, 1, 1] - 1
+        assert len({tuple(step.tolist()) for step in steps}) == 9
+        for clip, (down, across) in enumerate(steps):
+            expected = torch.stack([(rows + down).clamp(0, 3), (columns + across).clamp(0, 3)], dim=-1)
+            assert torch.equal(moved[clip], expected.expand(3, -1, -1, -1))
+
+    def test_only_in_training(self):
+        model = tiny_model(**GRID, video_grid_shift=1, audio_band_shift=2, dropout=0.0, modality_dropout=0.0)
+        batch = random_batch(model.config)
+        with torch.no_grad():
+            once, again = model(**batch).logits, model(**batch).logits
+            assert torch.equal(once, again)
+            model.amess.fusion.train()
+            assert not torch.equal(model(**batch).logits, once)
+
+
 class TestAnchors:
     def test_most_votes_first(self):
         scores, mask = torch.tensor([[1.0, 3.0, 2.0, 9.0], [0.0, 5.0, 0.0, 0.0]]), lengths_mask(3, 0, 4)[:2]
@@ -109,6 +172,12 @@ class TestGrids:
         found = convolution(torch.stack([here, there, here.flip(2)]).reshape(1, 3, -1))
         torch.testing.assert_close(found[0, 0], found[0, 1], atol=1e-4, rtol=1e-4)
         assert (found[0, 2] - found[0, 0]).abs().max() > 0.01 < (found - convolution(nothing)).abs().max()
+
+    def test_gradients_reach_every_place(self):
+        convolution = AMESSGridConvolution(tiny_config(), 5 * 5 * 2, 5).eval()
+        frames = torch.randn(1, 1, 50, requires_grad=True)
+        convolution(frames).sum().backward()
+        assert (frames.grad != 0).all()
 
     def test_a_frame_is_read_by_itself(self):
         convolution = AMESSGridConvolution(tiny_config(), 5 * 5 * 2, 5).eval()

@@ -44,6 +44,7 @@ from .parameter_groups import freeze_word_embeddings, parameter_groups
 from .preemption import Preemption
 from .run_lock import locked
 from .run_record import check_checkpoint, training_request, write_record
+from .standardisation import standardise_statistics
 from .train_loss import TrainLoss
 from .weight_averaging import WeightAverage, averaged_weights, encoder_weights, mix_encoder_weights
 
@@ -269,6 +270,7 @@ class AMESSTrainer(PushesToHub, Trainer):
             check_checkpoint(checkpoint, request)
         if self.args.should_save:
             check_free_space(self.args, self.model)
+        standardise_statistics(self.model, self.train_dataset, self.data_collator)
         if self.args.weight_averaging:
             self.average = WeightAverage(self.model, self.args.weight_averaging)
         pretrained = self._pretrained

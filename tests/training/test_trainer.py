@@ -65,6 +65,12 @@ class TestEpochs:
     def test_at_least_three_hundred_steps(self):
         assert all(default_epochs(clips) * -(-clips // 16) >= 300 for clips in range(1, 3000))
 
+    @pytest.mark.parametrize("field", ["num_audio_conv_layers", "num_video_conv_layers"])
+    def test_convolutions_learn_longer(self, field):
+        config = tiny_config(**{field: 1})
+        assert [default_epochs(clips, config) for clips in (10, 600, 2000, 9304)] == [300, 27, 8, 6]
+        assert default_epochs(600, tiny_config()) == 8
+
     def test_usual_size_is_as_before(self, tmp_path, caplog):
         args = arguments(tmp_path).for_model(tiny_config(), True, 1334)
         assert (args.num_train_epochs, args.eval_strategy, args.save_strategy) == (6, "epoch", "epoch")

@@ -1,0 +1,65 @@
+"""Statistics of the training clips' features, with which evidence by statistics is standardised."""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from ..evidence_amess import AMESSStatisticsEvidence
+from ..modeling_amess import AMESSForIntentClassification
+
+
+BATCH_SIZE = 32
+# Of a stream, whose length is unknown, the first clips stand for all.
+STREAMED_BATCHES = 64
+INPUTS = ("audio_features", "audio_attention_mask", "video_features", "video_attention_mask")
+
+
+def _unstandardised(model: AMESSForIntentClassification):
+    """The layers that take statistics of fixed features, as far as they have none of training clips yet."""
+    fusion = model.amess.fusion
+    layers = getattr(fusion, "evidence", {})
+    return [
+        layer
+        for name, layer in layers.items()
+        if isinstance(layer, AMESSStatisticsEvidence) and name not in fusion.grids and not layer.is_standardised
+    ]
+
+
+@torch.no_grad()
+def standardise_statistics(model: AMESSForIntentClassification, dataset: Any, collator: Callable) -> None:
+    """Standardise a new model's evidence by statistics with those of its training clips; other models stay as they are.
+
+    Args:
+        model ([`AMESSForIntentClassification`]): The model, before training.
+        dataset (`datasets.Dataset`): Training clips; of a stream, the first 2,048.
+        collator (`Callable`): Makes batches of them.
+    """
+    layers = _unstandardised(model)
+    if not layers:
+        return
+    found = {layer: [] for layer in layers}
+
+    def keep(layer: AMESSStatisticsEvidence, inputs: tuple[torch.Tensor, ...]):
+        frames, mask = inputs[:2]
+        found[layer].append(layer.frame_statistics(frames, mask)[mask.any(1)].cpu())
+
+    hooks = [layer.register_forward_pre_hook(keep) for layer in layers]
+    was_training = model.training
+    model.eval()
+    # A generator of its own, so that it draws nothing from that of the training.
+    batches = DataLoader(dataset, BATCH_SIZE, collate_fn=collator, generator=torch.Generator())
+    try:
+        for batch in itertools.islice(batches, STREAMED_BATCHES if isinstance(dataset, IterableDataset) else None):
+            inputs = {name: batch[name].to(model.device) for name in INPUTS if name in batch}
+            if inputs:
+                model.amess(**inputs)
+    finally:
+        model.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    for layer, statistics in found.items():
+        if sum(map(len, statistics)) > 1:
+            layer.standardise(torch.cat(statistics))
