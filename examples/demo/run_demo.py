@@ -6,7 +6,7 @@
 writes the demo corpus, mp4 files of drawn faces and made-up voices (clip_corpus.py says how they are made), turns them into
 features (log-mel and histograms of oriented gradients), builds a vocabulary from the training split, trains A-MESS with a
 small text encoder from scratch, and shows what each modality adds. Then it saves the model with an out-of-scope detector
-and its card, loads it back as the pipeline, shows three clips with the anchors that decided (words, and times in sound and
+and its card, loads it back as the pipeline, shows three clear clips with the anchors that decided (words, and times in sound and
 picture), and writes the evaluation report with its plots. `app.py` and `predict_clip.py` take the same model.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import datasets
 import torch
-from clip_corpus import CLIPS_PER_SPLIT, CorpusClip, corpus_clips, write_clip_corpus
+from clip_corpus import CLEAR, CLIPS_PER_SPLIT, CorpusClip, corpus_clips, write_clip_corpus
 from demo_corpus import best_attainable_accuracy, demo_label_descriptions
 from transformers import BertConfig, BertTokenizer, HfArgumentParser, pipeline, set_seed
 from transformers.utils import logging
@@ -40,6 +40,7 @@ from amess_hf.evaluation import (
 )
 from amess_hf.files_amess import write_json
 from amess_hf.hub import save_for_hub
+from amess_hf.recipe_amess import front_end_fields
 from amess_hf.training import AMESSTrainer, AMESSTrainingArguments
 
 
@@ -119,6 +120,8 @@ def build_model(arguments: DemoArguments, labels: list[str], tokenizer: BertToke
         num_anchors=4,
         id2label=dict(enumerate(labels)),
         label_descriptions=demo_label_descriptions(),
+        # Over the frames of a clip, a raised tone would change the level of all the others too.
+        **front_end_fields(audio=LOG_MEL, video=HOG) | {"audio_feature_norm": "frame", "audio_band_shift": 0},
     )
     return AMESSForIntentClassification(config)
 
@@ -212,10 +215,10 @@ def describe_prediction(clip: CorpusClip, answer: dict) -> str:
 
 
 def choose_examples(clips: list[CorpusClip], count: int) -> list[CorpusClip]:
-    """The first clips whose words leave the intent open, no two of the same intent."""
+    """The first clips whose words leave the intent open and whose tone and face are clear, no two of the same intent."""
     chosen = {}
     for clip in clips:
-        if not clip.plain:
+        if not clip.plain and min(clip.scene.tone_strength, clip.scene.face_strength) >= CLEAR[0]:
             chosen.setdefault(clip.label, clip)
     return list(chosen.values())[:count]
 

@@ -23,12 +23,15 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import wave
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from tqdm.auto import tqdm
 from transformers import HfArgumentParser
+from transformers.utils.logging import is_progress_bar_enabled
 
 
 sys.path.append(str(Path(__file__).parents[1]))
@@ -300,9 +303,21 @@ def photograph(name: str, random: np.random.Generator):
     return picture.crop((int(left), int(top), int(left + width), int(top + height)))
 
 
+def write_split(folder: Path, split: str, clips: list[SpokenSign]) -> None:
+    """Write the table and the clips of a split into `folder`."""
+    (folder / split).mkdir()
+    with open(folder / f"{split}.csv", "w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["id", "text", "label", "video", "speaker", "tells"])
+        for index, clip in enumerate(tqdm(clips, desc=f"Clips of {split}", disable=not is_progress_bar_enabled())):
+            sound, name = voice_samples(clip), f"{split}/{index:04}.mp4"
+            write_clip(folder / name, Signer(clip, sound).frames(FRAME_RATE), sound, FRAME_RATE, SAMPLING_RATE)
+            table.writerow([f"{split}-{index:04}", clip.text, clip.label, name, clip.voice, clip.tells])
+
+
 def write_corpus(args: CorpusArguments) -> None:
     """
-    Write the tables and the clips.
+    Write the tables and the clips; the folder gets its name when it is complete.
 
     Raises:
         ValueError: The folder is there already, or espeak-ng is not installed.
@@ -310,18 +325,16 @@ def write_corpus(args: CorpusArguments) -> None:
     if args.output_dir.exists():
         raise ValueError(f"{args.output_dir} exists; give another `--output_dir`")
     names = voices()
-    for split, number in (("dev", args.dev_clips), ("test", args.test_clips), ("train", args.train_clips)):
-        folder = args.output_dir / split
-        folder.mkdir(parents=True)
-        with open(args.output_dir / f"{split}.csv", "w", encoding="utf-8", newline="") as file:
-            table = csv.writer(file, lineterminator="\n")
-            table.writerow(["id", "text", "label", "video", "speaker", "tells"])
-            for index, clip in enumerate(draw_clips(split, number, args.seed, names[split])):
-                sound = voice_samples(clip)
-                path = folder / f"{index:04}.mp4"
-                write_clip(path, Signer(clip, sound).frames(FRAME_RATE), sound, FRAME_RATE, SAMPLING_RATE)
-                row = [f"{split}-{index:04}", clip.text, clip.label, path.relative_to(args.output_dir), clip.voice]
-                table.writerow([*row, clip.tells])
+    args.output_dir.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{args.output_dir.name}.", dir=args.output_dir.parent))
+    try:
+        for split, number in (("dev", args.dev_clips), ("test", args.test_clips), ("train", args.train_clips)):
+            write_split(partial, split, draw_clips(split, number, args.seed, names[split]))
+        partial.chmod(0o755)
+        partial.rename(args.output_dir)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 if __name__ == "__main__":
