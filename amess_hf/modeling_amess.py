@@ -972,7 +972,9 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
             # Detached: sound and picture have separate losses; the words, which fit the training clips within two
             # epochs, would leave them no gradient (Wang et al., CVPR 2020).
             class_logits = class_logits + outputs.evidence.sum(1).detach()
-        values = classification_loss(class_logits, labels, config.label_smoothing, candidate_mask)
+        # With smoothing, the fused state would learn to contradict the evidence, whose sum is surer than that allows.
+        smoothing = config.label_smoothing if outputs.evidence is None else 0.0
+        values = classification_loss(class_logits, labels, smoothing, candidate_mask)
         parts = [("classification_loss", 1.0, self._mean(values, labelled))]
         if outputs.evidence is not None and (weight := config.modality_loss_weight):
             parts += self._modality_losses(outputs, labels, candidate_mask, weight)
