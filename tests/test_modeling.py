@@ -308,6 +308,17 @@ class TestTraining:
         close(outputs.loss, torch.nn.functional.cross_entropy(outputs.logits, batch["labels"]))
         assert outputs.label_triplet_loss is None
 
+    def test_only_the_words_are_smoothed_where_evidence_is_added(self):
+        """Evidence that is sure would be contradicted by the fused state, which the words' loss cannot see."""
+        batch = random_batch(tiny_config())
+        for fusion_type, smoothed in (("anchor", False), ("late", False), ("mean", True), ("text", True)):
+            plain, other = (tiny_model(fusion_type=fusion_type, label_smoothing=value) for value in (0.0, 0.3))
+            other.load_state_dict(plain.state_dict())
+            losses = [model(**batch).classification_loss for model in (plain, other)]
+            assert torch.equal(*losses) != smoothed, fusion_type
+            if not smoothed:
+                assert not torch.equal(plain(**batch).text_loss, other(**batch).text_loss)
+
     def test_without_descriptions(self):
         model = tiny_model(label_descriptions=None)
         outputs = model(**random_batch(model.config))
