@@ -558,7 +558,7 @@ def load_video_encoder(
     """Load a video encoder.
 
     Args:
-        name (`str`): `"hog"` or `"frame-difference"`, or a Hub id or folder of a Swin, ViT, ResNet or VideoMAE model.
+        name (`str`): `"hog"`, `"hog-grid"` or `"frame-difference"`, or a Hub id or folder of a Swin, ViT, ResNet or VideoMAE model.
         frame_rate (`float`, *optional*): Frames per second; defaults to the encoder's own.
         device (`str` or `torch.device`): Where it runs.
         dtype (`torch.dtype`, *optional*): As in [`AudioModelEncoder`].
