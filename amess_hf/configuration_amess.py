@@ -383,6 +383,8 @@ class AMESSConfig(PreTrainedConfig):
                 if getattr(self, name) not in allowed:
                     self._refuse(name, f"one of {', '.join(allowed)}")
         side, size = self.video_grid_side, self.video_feature_size
+        if side and side < 5:
+            self._refuse("video_grid_side", "at least 5 (convolutions shrink the grid to a quarter of its side)")
         if side and size and size % side**2:
             self._refuse("video_grid_side", f"the side of a grid: its square divides `video_feature_size` ({size})")
         if self.video_grid_shift and not side:

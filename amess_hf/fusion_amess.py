@@ -223,7 +223,8 @@ class AMESSGridConvolution(nn.Module):
         self.conv_layers = nn.ModuleList(
             [AMESSGridLayer(before, after, 3, padding=1) for before, after in zip(widths, widths[1:], strict=False)]
         )
-        self.norms = nn.ModuleList([nn.GroupNorm(1, width, eps=config.layer_norm_eps) for width in widths[1:]])
+        # Each channel over the places of its frame: normalised together, hundreds of steps would learn nothing.
+        self.norms = nn.ModuleList([nn.GroupNorm(width, width, eps=config.layer_norm_eps) for width in widths[1:]])
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
