@@ -138,7 +138,7 @@ class AMESSConfig(PreTrainedConfig):
         audio_band_shift (`int`, *optional*, defaults to 0):
             Bands at most by which training moves a clip's filterbank up or down, for speakers that it does not have.
         video_grid_side (`int`, *optional*):
-            Side of the square grid that each video feature is, whose local patterns a convolution reads; `None` where
+            Side (at least 5) of the square grid that each video feature is, whose local patterns a convolution reads; `None` where
             features are not grids.
         video_grid_shift (`int`, *optional*, defaults to 0):
             Places at most by which training moves a clip's grids across and down.

@@ -54,6 +54,9 @@ class TestValues:
             ("text_config", BartConfig(), "without a decoder"),
             ("triplet_margin", float("inf"), "smaller than inf"),
             ("context_turns", -1, "greater or equal to 0"),
+            ("audio_band_shift", -1, "greater or equal to 0"),
+            ("video_grid_side", 3, "at least 5"),
+            ("video_grid_shift", 1, "no `video_grid_side`"),
         ],
     )
     def test_bad_value_is_refused(self, field, value, allowed):
