@@ -97,8 +97,9 @@ def support(votes: torch.Tensor, evidence: torch.Tensor) -> torch.Tensor:
         `torch.FloatTensor` of shape `(batch_size, length)`.
     """
     likely = evidence.softmax(-1) - 1 / evidence.shape[-1]
-    # Not a matrix product, which autocast would make in half precision.
-    return (votes * likely.unsqueeze(1)).sum(-1)
+    # In full precision also under autocast, and without a copy of the votes, which are many where labels are.
+    with torch.autocast(votes.device.type, enabled=False):
+        return torch.einsum("btl,bl->bt", votes, likely)
 
 
 class AMESSFrameEvidence(nn.Module):
