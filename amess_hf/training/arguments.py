@@ -18,9 +18,9 @@ logger = logging.get_logger(__name__)
 # 16. From 800 clips on the former decides.
 USUAL_EPOCHS = 6.0
 CLIPS_SEEN_AT_LEAST = 4800
-# The same where convolutions learn to hear and see from nothing: 2,000 steps. On 600 clips of spoken words and hand
-# signs, speakers of dev unseen, sound and picture together were right in 82.0 % after 1,000 steps and 89.5 % after 2,000.
-CLIPS_SEEN_BY_CONVOLUTIONS = 32_000
+# The same where convolutions learn to hear and see from nothing: 1,000 steps. Twice as many on 600 clips of spoken words
+# and hand signs fitted the pictures of the training clips so well that the sound of others was overruled.
+CLIPS_SEEN_BY_CONVOLUTIONS = 16_000
 # Maximum for a few clips: the number of steps where an epoch is a single step.
 EPOCHS_AT_MOST = 300
 # Evaluations (and checkpoints) while training on few clips: one after every short epoch would mostly evaluate and
@@ -29,7 +29,7 @@ EVALUATIONS_AT_MOST = 30
 
 
 def default_epochs(num_clips: int, config: AMESSConfig | None = None) -> float:
-    """Return 6 epochs, and more for few clips, so that training takes hundreds of steps: 300, or 2,000 with convolutions.
+    """Return 6 epochs, and more for few clips, so that training takes hundreds of steps: 300, or 1,000 with convolutions.
 
     Args:
         num_clips (`int`): Training clips.
