@@ -224,7 +224,9 @@ class AMESSGridConvolution(nn.Module):
             [AMESSGridLayer(before, after, 3, padding=1) for before, after in zip(widths, widths[1:], strict=False)]
         )
         # Each channel over the places of its frame: normalised together, hundreds of steps would learn nothing.
-        self.norms = nn.ModuleList([nn.InstanceNorm2d(width, eps=config.layer_norm_eps, affine=True) for width in widths[1:]])
+        self.norms = nn.ModuleList(
+            [nn.InstanceNorm2d(width, eps=config.layer_norm_eps, affine=True) for width in widths[1:]]
+        )
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
