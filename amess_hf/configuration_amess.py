@@ -180,7 +180,8 @@ class AMESSConfig(PreTrainedConfig):
             Weight of the cross-entropy to the uniform distribution on out-of-scope training clips (label -1;
             Outlier Exposure, arXiv 1812.04606).
         label_smoothing (`float`, *optional*, defaults to 0.1):
-            Label smoothing of the words' cross-entropy; that of all modalities together has none.
+            Label smoothing of the cross-entropies; where a fusion adds the evidence of sound and picture (`"anchor"`,
+            `"late"`), that of all modalities together has none.
         label_similarity_weight (`float`, *optional*, defaults to 0.3):
             Share of the similarity to descriptions in the logits at inference: 0 is the classifier alone, 1 the
             similarity alone.

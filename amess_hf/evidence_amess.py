@@ -172,7 +172,7 @@ class AMESSStatisticsEvidence(nn.Module):
     def forward(
         self, frames: torch.Tensor, mask: torch.Tensor, tokens: torch.Tensor, token_mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Vote by statistics; see [`AMESSFrameEvidence.forward`]. `frames` keep their original loudness."""
+        """Vote by statistics; see [`AMESSFrameEvidence.forward`]. Frames normalised by clip come here as they were before."""
         mean, deviation = masked_statistics(tokens, token_mask)
         statistics = self.frame_statistics(frames.to(tokens.dtype), mask)
         evidence = self.frame_votes(self.dropout(statistics)) + self.token_votes(self.dropout(mean))

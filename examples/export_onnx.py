@@ -27,6 +27,7 @@ from transformers import HfArgumentParser
 from transformers.utils import logging
 
 from amess_hf import AMESSForIntentClassification
+from amess_hf.files_amess import written_aside
 
 
 logger = logging.get_logger("amess_hf.export_onnx")
@@ -147,26 +148,24 @@ def export(model, arguments):
     lengths = input_sizes(model.config, arguments)
     inputs = example_inputs(model.config, arguments.batch_size or 3, lengths)
     names = ["logits"] if model.config.fusion_type != "anchor" else ["logits", "anchor_indices", "anchor_scores"]
-    partial = f"{arguments.output_file}.partial"
-    torch.onnx.export(
-        ForONNX(model),
-        kwargs=inputs,
-        f=partial,
-        input_names=list(inputs),
-        output_names=names,
-        dynamic_shapes=dynamic_axes(inputs, arguments),
-        opset_version=OPSET,
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-    )
-    difference = largest_difference(model, partial, arguments)
-    if difference > TOLERANCE:
-        os.remove(partial)
-        raise ValueError(
-            f"onnxruntime differs from the model by {difference:.1e}, more than {TOLERANCE}; nothing was exported"
+    with written_aside(arguments.output_file) as partial:
+        torch.onnx.export(
+            ForONNX(model),
+            kwargs=inputs,
+            f=partial,
+            input_names=list(inputs),
+            output_names=names,
+            dynamic_shapes=dynamic_axes(inputs, arguments),
+            opset_version=OPSET,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
         )
-    os.replace(partial, arguments.output_file)
+        difference = largest_difference(model, partial, arguments)
+        if difference > TOLERANCE:
+            raise ValueError(
+                f"onnxruntime differs from the model by {difference:.1e}, more than {TOLERANCE}; nothing was exported"
+            )
     return difference
 
 

@@ -80,8 +80,8 @@ class AMESSTrainingArguments(TrainingArguments):
             for models that are to recognise intents that are only described; it costs a little accuracy on the trained
             ones.
         num_train_epochs (`float`, *optional*):
-            Epochs. By default 6, and more for fewer than 800 training clips; see
-            [`default_epochs`].
+            Epochs. By default 6, and more for fewer than 800 training clips, or with convolutions fewer than 2,667;
+            see [`default_epochs`].
         early_stopping_patience (`int`, *optional*):
             Evaluations without a better `metric_for_best_model` after which training stops.
         dataloader_num_workers (`int`, *optional*):

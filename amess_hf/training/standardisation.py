@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
+from transformers.utils import logging
 
 from ..evidence_amess import AMESSStatisticsEvidence
 from ..modeling_amess import AMESSForIntentClassification
@@ -34,11 +35,11 @@ def standardise_statistics(model: AMESSForIntentClassification, dataset: Any, co
 
     Args:
         model ([`AMESSForIntentClassification`]): The model, before training.
-        dataset (`datasets.Dataset`): Training clips; of a stream, the first 2,048.
+        dataset (`datasets.Dataset`): Training clips; of a stream, the first 2,048. Without any (`None`), nothing is done.
         collator (`Callable`): Makes batches of them.
     """
     layers = _unstandardised(model)
-    if not layers:
+    if not layers or dataset is None:
         return
     found = {layer: [] for layer in layers}
 
@@ -52,7 +53,8 @@ def standardise_statistics(model: AMESSForIntentClassification, dataset: Any, co
     # A generator of its own, so that it draws nothing from that of the training.
     batches = DataLoader(dataset, BATCH_SIZE, collate_fn=collator, generator=torch.Generator())
     try:
-        for batch in itertools.islice(batches, STREAMED_BATCHES if isinstance(dataset, IterableDataset) else None):
+        progress = logging.tqdm(batches, desc="Statistics of the training clips", unit="batch", leave=False)
+        for batch in itertools.islice(progress, STREAMED_BATCHES if isinstance(dataset, IterableDataset) else None):
             inputs = {name: batch[name].to(model.device) for name in INPUTS if name in batch}
             if inputs:
                 model.amess(**inputs)

@@ -6,8 +6,6 @@ clips the tone or the face is hardly recognisable, so that `best_attainable_accu
 """
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +14,8 @@ from pathlib import Path
 import numpy as np
 from demo_clips import Scene, write_scene
 from demo_corpus import EVIDENCE, FACES, TONES, demo_utterances
+
+from amess_hf.files_amess import folder_written_aside
 
 
 CLIPS_PER_SPLIT = {"train": 1000, "dev": 160, "test": 160}
@@ -95,21 +95,11 @@ def write_clip_corpus(
     Raises:
         ValueError: If `folder` exists and is not empty.
     """
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} exists and is not empty; write the demo corpus to another folder")
-    clips: dict[str, list[CorpusClip]] = {}
-    for split, clip in corpus_clips(seed, clips_per_split):
-        clips.setdefault(split, []).append(clip)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with folder_written_aside(folder) as partial:
+        clips: dict[str, list[CorpusClip]] = {}
+        for split, clip in corpus_clips(seed, clips_per_split):
+            clips.setdefault(split, []).append(clip)
         _write_files(partial, clips)
-        partial.chmod(0o755)
-        os.replace(partial, folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return clips
 
 

@@ -31,8 +31,6 @@ So, with all intents equally frequent and a share p = 0.4 of plain clips, the be
 
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +40,7 @@ import numpy as np
 from amess_hf.constants_amess import MODALITIES
 from amess_hf.data.feature_files import write_features
 from amess_hf.descriptions_amess import load_label_descriptions
+from amess_hf.files_amess import folder_written_aside
 
 
 GROUPS = {
@@ -387,25 +386,15 @@ def write_demo_corpus(
     Raises:
         ValueError: if `folder` exists and is not empty, or a count is not positive.
     """
-    folder = Path(folder)
     clips_per_split = clips_per_split or CLIPS_PER_SPLIT
     for split, count in clips_per_split.items():
         if split not in CLIPS_PER_SPLIT or count < 1:
             raise ValueError(f"`clips_per_split` takes counts above 0 for train, dev, test; got {split!r}: {count}")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} exists and is not empty; write the demo corpus to another folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with folder_written_aside(folder) as partial:
         clips = {split: [] for split in clips_per_split}
         for split, clip in demo_clips(seed, clips_per_split):
             clips[split].append(clip)
         _write_files(partial, clips)
-        partial.chmod(0o755)
-        os.replace(partial, folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return clips
 
 

@@ -23,7 +23,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import wave
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +39,8 @@ sys.path.append(str(Path(__file__).parents[1] / "demo"))
 from clip_writer import write_clip
 from demo_clips import OVERSAMPLING, Actor, Scene
 from mir_common import one_line_errors
+
+from amess_hf.files_amess import folder_written_aside
 
 
 # Intent: the spoken word that tells it, and the fingers that are stretched, thumb first.
@@ -320,21 +321,12 @@ def write_corpus(args: CorpusArguments) -> None:
     Write the tables and the clips; the folder gets its name when it is complete.
 
     Raises:
-        ValueError: The folder is there already, or espeak-ng is not installed.
+        ValueError: The folder is there already and not empty, or espeak-ng is not installed.
     """
-    if args.output_dir.exists():
-        raise ValueError(f"{args.output_dir} exists; give another `--output_dir`")
     names = voices()
-    args.output_dir.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{args.output_dir.name}.", dir=args.output_dir.parent))
-    try:
+    with folder_written_aside(args.output_dir) as partial:
         for split, number in (("dev", args.dev_clips), ("test", args.test_clips), ("train", args.train_clips)):
             write_split(partial, split, draw_clips(split, number, args.seed, names[split]))
-        partial.chmod(0o755)
-        partial.rename(args.output_dir)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 if __name__ == "__main__":

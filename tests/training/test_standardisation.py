@@ -5,6 +5,7 @@ import pytest
 import torch
 from utils import tiny_model
 
+from amess_hf import AMESSTrainer, AMESSTrainingArguments
 from amess_hf.evidence_amess import masked_statistics
 from amess_hf.training.standardisation import standardise_statistics
 
@@ -82,6 +83,13 @@ def test_nothing_is_drawn_and_the_mode_is_kept():
     standardise_statistics(model, clips(model, (5, 9)), collate)
     assert torch.equal(torch.random.get_rng_state(), state) and model.training
     assert not model.amess.fusion.evidence["audio"]._forward_pre_hooks
+
+
+def test_training_without_clips_says_so(tmp_path, tokenizer):
+    args = AMESSTrainingArguments(str(tmp_path), use_cpu=True, report_to=[])
+    trainer = AMESSTrainer(tiny_model(**TONE), args, processing_class=tokenizer)
+    with pytest.raises(ValueError, match="pass `train_dataset`"):
+        trainer.train()
 
 
 def test_one_clip_or_none_changes_nothing():
