@@ -150,7 +150,8 @@ class AMESSConfig(PreTrainedConfig):
             How the evidence of a modality is pooled over time: `"logsumexp"` of the votes of its frames, or `"statistics"`
             (mean, deviation and maximum).
         modality_loss_weight (`float`, *optional*, defaults to 1.0):
-            Weight of the separate cross-entropies of words, sound and picture (`fusion_type` `"anchor"` and `"late"`).
+            Weight of the separate cross-entropies of words, sound and picture (`fusion_type` `"anchor"` and `"late"`);
+            see [`~amess_hf.loss_amess.modality_losses`].
         projection_dim (`int`, *optional*, defaults to 256):
             Width of `multimodal_embeds` and `label_embeds`; 0 means no projection: they stay in the text encoder's own
             space.
@@ -180,8 +181,8 @@ class AMESSConfig(PreTrainedConfig):
             Weight of the cross-entropy to the uniform distribution on out-of-scope training clips (label -1;
             Outlier Exposure, arXiv 1812.04606).
         label_smoothing (`float`, *optional*, defaults to 0.1):
-            Label smoothing of the cross-entropies; where a fusion adds the evidence of sound and picture (`"anchor"`,
-            `"late"`), that of all modalities together has none.
+            Label smoothing of the words' cross-entropy, and of that of all modalities together except where a fusion adds
+            the evidence of sound and picture (`"anchor"`, `"late"`).
         label_similarity_weight (`float`, *optional*, defaults to 0.3):
             Share of the similarity to descriptions in the logits at inference: 0 is the classifier alone, 1 the
             similarity alone.

@@ -23,7 +23,7 @@ def _restrict(scores: torch.Tensor, candidate_mask: torch.Tensor | None):
 def classification_loss(
     logits: torch.Tensor,
     labels: torch.Tensor,
-    label_smoothing: float = 0.0,
+    label_smoothing: float | torch.Tensor = 0.0,
     candidate_mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Cross-entropy with label smoothing spread evenly over the candidates.
@@ -31,7 +31,8 @@ def classification_loss(
     Args:
         logits (`torch.Tensor` of shape `(batch_size, num_labels)`): Scores of the labels.
         labels (`torch.LongTensor` of shape `(batch_size,)`): Label of each clip, -1 for none.
-        label_smoothing (`float`): Share of the target that is spread over all candidates.
+        label_smoothing (`float` or `torch.Tensor` of shape `(batch_size,)`):
+            Share of the target that is spread over all candidates.
         candidate_mask (`torch.BoolTensor` of shape `(batch_size, num_labels)`, *optional*): Labels a clip may have.
 
     Returns:
@@ -40,13 +41,46 @@ def classification_loss(
     log_probs = _restrict(logits, candidate_mask).log_softmax(-1)
     present = labels >= 0
     own = -log_probs.gather(1, labels.clamp(min=0)[:, None]).squeeze(1)
-    if label_smoothing:
+    if isinstance(label_smoothing, torch.Tensor) or label_smoothing:
         if candidate_mask is None:
             spread = -log_probs.mean(-1)
         else:
             spread = -log_probs.masked_fill(~candidate_mask, 0.0).sum(-1) / candidate_mask.sum(-1)
         own = (1 - label_smoothing) * own + label_smoothing * spread
     return own.where(present, 0.0)
+
+
+def modality_losses(
+    logits: torch.Tensor,
+    modality_mask: torch.Tensor,
+    labels: torch.Tensor,
+    candidate_mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Cross-entropy of each modality on its own, towards as much of the label as the modality accounts for.
+
+    It is not known which modality tells the intent of a clip. As in a mixture of experts (Jacobs et al., Neural
+    Computation 1991), modality `m` accounts for the share p_m / (p_1 + p_2 + ...) of a clip, where p is the probability
+    that it gives to the label; the rest of its target is uniform. So a picture that shows nothing learns to say nothing
+    where the sound tells the intent; a full cross-entropy would learn such clips by heart, and be sure of whatever it
+    sees in others.
+
+    Args:
+        logits (`torch.Tensor` of shape `(batch_size, modalities, num_labels)`): Scores of each modality.
+        modality_mask (`torch.BoolTensor` of shape `(batch_size, modalities)`): Which modalities a clip has.
+        labels (`torch.LongTensor` of shape `(batch_size,)`): Label of each clip, -1 for none.
+        candidate_mask (`torch.BoolTensor` of shape `(batch_size, num_labels)`, *optional*): Labels a clip may have.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch_size, modalities)`; zero where a clip lacks the modality or has no label.
+    """
+    alone = logits.unbind(1)
+    log_probs = -torch.stack([classification_loss(one, labels, 0.0, candidate_mask) for one in alone], dim=1).detach()
+    shares = log_probs.masked_fill(~modality_mask, torch.finfo(log_probs.dtype).min).softmax(1)
+    values = [
+        classification_loss(one, labels, 1 - share, candidate_mask)
+        for one, share in zip(alone, shares.unbind(1), strict=True)
+    ]
+    return torch.stack(values, dim=1).where(modality_mask, 0.0)
 
 
 def label_triplet_loss(

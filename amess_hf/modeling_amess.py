@@ -46,6 +46,7 @@ from .loss_amess import (
     distillation_loss,
     label_contrastive_loss,
     label_triplet_loss,
+    modality_losses,
     outlier_exposure_loss,
 )
 from .padding_amess import encode_texts
@@ -1008,14 +1009,15 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
     ):
         """Cross-entropies of words, sound and picture on their own, over the clips that have the modality."""
         words = self.classifier(self.dropout(outputs.text_pooler_output))
-        alone = {"text": (words, self.config.label_smoothing)}
-        for name, evidence in zip(FEATURE_MODALITIES, outputs.evidence.unbind(1), strict=True):
+        losses = {"text": classification_loss(words, labels, self.config.label_smoothing, candidate_mask)}
+        logits = outputs.evidence + self.classifier.bias.float()
+        values = modality_losses(logits, outputs.modality_mask[:, 1:], labels, candidate_mask)
+        for name, column in zip(FEATURE_MODALITIES, values.unbind(1), strict=True):
             if getattr(self.config, f"{name}_feature_size"):
-                alone[name] = evidence + self.classifier.bias.float(), 0.0
+                losses[name] = column
         parts = []
-        for name, (logits, smoothing) in alone.items():
+        for name, values in losses.items():
             counts = (labels >= 0) & outputs.modality_mask[:, MODALITIES.index(name)]
-            values = classification_loss(logits, labels, smoothing, candidate_mask)
             parts.append((f"{name}_loss", weight, self._mean(values, counts)))
         return parts
 

@@ -33,12 +33,71 @@ class TestClassificationLoss:
         expected = losses.classification_loss(logits[:, [0, 2, 3]], torch.tensor([0, 1, 2, 2, 1, 0]), smoothing)
         torch.testing.assert_close(restricted, expected)
 
+    def test_smoothing_of_each_clip(self):
+        logits, labels, smoothing = torch.randn(5, 4), torch.tensor([1, 0, -1, 3, 2]), torch.rand(5)
+        expected = [losses.classification_loss(logits[[i]], labels[[i]], smoothing[i].item()) for i in range(5)]
+        torch.testing.assert_close(losses.classification_loss(logits, labels, smoothing), torch.cat(expected))
+
     def test_clip_without_label_counts_nothing(self):
         logits = torch.randn(3, 4, requires_grad=True)
         loss = losses.classification_loss(logits, torch.tensor([-1, 2, -1]))
         loss.sum().backward()
         assert loss[0] == loss[2] == 0
         assert logits.grad[[0, 2]].abs().sum() == 0
+
+
+class TestModalityLosses:
+    def test_hand_computed(self):
+        # Of the label, sound gives 1/2 and picture 1/4: they account for 2/3 and 1/3 of the clip.
+        logits = torch.tensor([[[0.0, math.log(2), 0.0], [math.log(2), 0.0, 0.0]]])
+        found = losses.modality_losses(logits, torch.ones(1, 2, dtype=torch.bool), torch.tensor([1]))
+        spread = (2 * math.log(4) + math.log(2)) / 3  # the same for both
+        sound = 2 / 3 * math.log(2) + 1 / 3 * spread
+        picture = 1 / 3 * math.log(4) + 2 / 3 * spread
+        torch.testing.assert_close(found, torch.tensor([[sound, picture]]))
+
+    def test_same_as_loop(self):
+        logits, labels = torch.randn(9, 2, 5), torch.tensor([0, 3, 4, -1, 2, 1, 1, 4, 0])
+        present = torch.rand(9, 2) > 0.3
+        candidates = (torch.rand(9, 5) > 0.3).scatter(1, labels.clamp(min=0)[:, None], True)
+        expected = torch.zeros(9, 2)
+        for clip, label in enumerate(labels.tolist()):
+            allowed = [index for index in range(5) if candidates[clip, index]]
+            probs = [logits[clip, modality, allowed].softmax(-1) for modality in range(2)]
+            for modality in range(2):
+                if label < 0 or not present[clip, modality]:
+                    continue
+                own = allowed.index(label)
+                total = sum(probs[other][own] for other in range(2) if present[clip, other])
+                share = probs[modality][own] / total
+                target = torch.full((len(allowed),), (1 - share) / len(allowed))
+                target[own] += share
+                expected[clip, modality] = -(target * probs[modality].log()).sum()
+        torch.testing.assert_close(losses.modality_losses(logits, present, labels, candidates), expected)
+
+    def test_a_single_modality_accounts_for_everything(self):
+        logits, labels = torch.randn(4, 2, 5), torch.tensor([0, 3, 4, 2])
+        present = torch.tensor([[True, False]]).expand(4, -1)
+        found = losses.modality_losses(logits, present, labels)
+        torch.testing.assert_close(found[:, 0], losses.classification_loss(logits[:, 0], labels))
+        assert not found[:, 1].any()
+
+    def test_a_modality_that_another_one_speaks_for_learns_to_say_nothing(self):
+        sure = torch.tensor([[30.0, 0.0, 0.0]])
+        unsure = torch.zeros(1, 3, requires_grad=True)
+        logits = torch.stack([sure, unsure], dim=1)
+        losses.modality_losses(logits, torch.ones(1, 2, dtype=torch.bool), torch.tensor([0])).sum().backward()
+        before = torch.softmax(torch.zeros(3), -1)
+        share = 0.25  # (1 / 3) / (1 + 1 / 3)
+        target = torch.tensor([share, 0.0, 0.0]) + (1 - share) / 3
+        torch.testing.assert_close(unsure.grad[0], before - target)
+
+    def test_shares_have_no_gradient(self):
+        logits = torch.randn(6, 2, 4, requires_grad=True)
+        losses.modality_losses(logits, torch.ones(6, 2, dtype=torch.bool), torch.randint(0, 4, (6,)))[
+            :, 0
+        ].sum().backward()
+        assert logits.grad[:, 0].any() and not logits.grad[:, 1].any()
 
 
 class TestLabelTriplet:
