@@ -59,10 +59,10 @@ def modality_losses(
     """Cross-entropy of each modality on its own, towards as much of the label as the modality accounts for.
 
     It is not known which modality tells the intent of a clip. As in a mixture of experts (Jacobs et al., Neural
-    Computation 1991), modality `m` accounts for the share p_m / (p_1 + p_2 + ...) of a clip, where p is the probability
-    that it gives to the label; the rest of its target is uniform. So a picture that shows nothing learns to say nothing
-    where the sound tells the intent; a full cross-entropy would learn such clips by heart, and be sure of whatever it
-    sees in others.
+    Computation 1991), each learns most from the clips that it knows best: modality `m` accounts for p_m / max(p_1, p_2,
+    ...) of a clip, where p is the probability that it gives to the label; the rest of its target is uniform. So a picture
+    that shows nothing learns to say nothing where the sound tells the intent; a full cross-entropy would learn such
+    clips by heart, and be sure of whatever it sees in others.
 
     Args:
         logits (`torch.Tensor` of shape `(batch_size, modalities, num_labels)`): Scores of each modality.
@@ -75,7 +75,9 @@ def modality_losses(
     """
     alone = logits.unbind(1)
     log_probs = -torch.stack([classification_loss(one, labels, 0.0, candidate_mask) for one in alone], dim=1).detach()
-    shares = log_probs.masked_fill(~modality_mask, torch.finfo(log_probs.dtype).min).softmax(1)
+    best = log_probs.masked_fill(~modality_mask, torch.finfo(log_probs.dtype).min).amax(1, keepdim=True)
+    # Clamped for a modality that is absent, whose loss is left out below.
+    shares = (log_probs - best).clamp(max=0).exp()
     values = [
         classification_loss(one, labels, 1 - share, candidate_mask)
         for one, share in zip(alone, shares.unbind(1), strict=True)

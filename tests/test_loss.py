@@ -48,13 +48,12 @@ class TestClassificationLoss:
 
 class TestModalityLosses:
     def test_hand_computed(self):
-        # Of the label, sound gives 1/2 and picture 1/4: they account for 2/3 and 1/3 of the clip.
+        # To the label, sound gives 1/2 and picture 1/4: they account for all and for half of the clip.
         logits = torch.tensor([[[0.0, math.log(2), 0.0], [math.log(2), 0.0, 0.0]]])
         found = losses.modality_losses(logits, torch.ones(1, 2, dtype=torch.bool), torch.tensor([1]))
-        spread = (2 * math.log(4) + math.log(2)) / 3  # the same for both
-        sound = 2 / 3 * math.log(2) + 1 / 3 * spread
-        picture = 1 / 3 * math.log(4) + 2 / 3 * spread
-        torch.testing.assert_close(found, torch.tensor([[sound, picture]]))
+        spread = (2 * math.log(4) + math.log(2)) / 3
+        picture = 1 / 2 * math.log(4) + 1 / 2 * spread
+        torch.testing.assert_close(found, torch.tensor([[math.log(2), picture]]))
 
     def test_same_as_loop(self):
         logits, labels = torch.randn(9, 2, 5), torch.tensor([0, 3, 4, -1, 2, 1, 1, 4, 0])
@@ -68,8 +67,7 @@ class TestModalityLosses:
                 if label < 0 or not present[clip, modality]:
                     continue
                 own = allowed.index(label)
-                total = sum(probs[other][own] for other in range(2) if present[clip, other])
-                share = probs[modality][own] / total
+                share = probs[modality][own] / max(probs[other][own] for other in range(2) if present[clip, other])
                 target = torch.full((len(allowed),), (1 - share) / len(allowed))
                 target[own] += share
                 expected[clip, modality] = -(target * probs[modality].log()).sum()
@@ -88,7 +86,7 @@ class TestModalityLosses:
         logits = torch.stack([sure, unsure], dim=1)
         losses.modality_losses(logits, torch.ones(1, 2, dtype=torch.bool), torch.tensor([0])).sum().backward()
         before = torch.softmax(torch.zeros(3), -1)
-        share = 0.25  # (1 / 3) / (1 + 1 / 3)
+        share = 1 / 3  # the probability that it gives to the label
         target = torch.tensor([share, 0.0, 0.0]) + (1 - share) / 3
         torch.testing.assert_close(unsure.grad[0], before - target)
 
