@@ -1,4 +1,7 @@
-"""Every snippet of the README is run unchanged, on small stand-ins for the models and data that it names."""
+"""Every snippet of the README is run unchanged, on small stand-ins for the models and data that it names.
+
+So are those of `examples/README.md` about one's own data, on a folder of raw clips.
+"""
 
 import json
 import os
@@ -23,19 +26,25 @@ from clip_writer import write_clip
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXAMPLES = (ROOT / "examples/README.md").read_text(encoding="utf-8")
 # Set up by the Makefile, or by hand.
 NOT_RUN = ("make ", "pip ")
 
 
-def snippets(language):
-    """The README's fenced blocks of a language, in their order."""
-    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+def snippets(language, text=README):
+    """The fenced blocks of a language, in their order."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
     return [text for name, text in blocks if name == language]
 
 
+def section(title):
+    """The section of `examples/README.md` with this title."""
+    return re.search(rf"^### {title}\n(.*?)(?=^#|\Z)", EXAMPLES, flags=re.MULTILINE | re.DOTALL)[1]
+
+
 def commands():
-    """The command lines of the README's shell snippets, each on one line and without its comment."""
-    lines = "".join(snippets("bash")).replace("\\\n", " ").splitlines()
+    """The command lines of the shell snippets, each on one line and without its comment."""
+    lines = "".join([*snippets("bash"), *snippets("bash", section("Your own data"))]).replace("\\\n", " ").splitlines()
     return [line.split("  #")[0].strip() for line in lines if line.strip() and not line.startswith(NOT_RUN)]
 
 
@@ -79,6 +88,14 @@ def test_python_snippets(folder, hub, monkeypatch):
         exec(compile(snippet, "README.md", "exec"), names)
     assert "model.safetensors" in hub.files("org/amess-mintrec")
     assert names["pipe"]({"text": "hello"}, candidate_labels={"Negotiate": "a b c"})[0]["label"] == "Negotiate"
+
+
+def test_python_snippets_on_raw_clips(folder):
+    names = {}
+    with_encoders, exported = snippets("python", section("Your own data")), snippets("python", section("Exporting"))
+    for snippet in [*with_encoders, exported[0]]:
+        exec(compile(snippet, "examples/README.md", "exec"), names)
+    assert np.shape(names["dataset"]["train"][0]["audio_features"])[1] == 80
 
 
 @pytest.mark.slow

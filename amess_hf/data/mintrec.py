@@ -391,7 +391,9 @@ def load_mintrec(
         logger.warning(f"the cache of {data_dir} is damaged ({first_line(error)}); it is built again")
         builder, dataset = _build(arguments, datasets.DownloadMode.FORCE_REDOWNLOAD)
     if not _feature_columns(builder.info.features) and NO_FEATURES not in (audio_features, video_features):
-        logger.warning_once(f"{data_dir} has no feature files; using text only")
+        has_clips = {"video", "audio"} & set(builder.info.features)
+        next_step = "; `add_clip_features` makes features of its clips" if has_clips else ""
+        logger.warning_once(f"{data_dir} has no feature files; using text only{next_step}")
     return with_feature_arrays(dataset)
 
 

@@ -150,6 +150,16 @@ class TestMIntRec:
         load(tmp_path / "MIntRec")
         assert said == [f"{tmp_path / 'MIntRec'} has no feature files; using text only"]
 
+    def test_says_that_clips_are_not_encoded(self, load, tmp_path, monkeypatch):
+        said = []
+        monkeypatch.setattr(mintrec.logger, "warning_once", said.append)
+        (tmp_path / "a.mp4").touch()
+        (tmp_path / "train.csv").write_text("text,label,video\nhello,Greet,a.mp4\n")
+        load(tmp_path, name="folder")
+        assert said == [
+            f"{tmp_path} has no feature files; using text only; `add_clip_features` makes features of its clips"
+        ]
+
     def test_features(self, load, folder):
         dataset = load(folder)
         for column, width, seed in (("audio_features", 4, 1), ("video_features", 3, 2)):
