@@ -68,7 +68,7 @@ class TestEpochs:
     @pytest.mark.parametrize("field", ["num_audio_conv_layers", "num_video_conv_layers"])
     def test_convolutions_learn_longer(self, field):
         config = tiny_config(**{field: 1})
-        assert [default_epochs(clips, config) for clips in (10, 600, 2000, 9304)] == [300, 27, 8, 6]
+        assert [default_epochs(clips, config) for clips in (10, 600, 2000, 9304)] == [300, 54, 16, 6]
         assert default_epochs(600, tiny_config()) == 8
 
     def test_usual_size_is_as_before(self, tmp_path, caplog):
