@@ -138,8 +138,8 @@ class AMESSConfig(PreTrainedConfig):
         audio_band_shift (`int`, *optional*, defaults to 0):
             Bands at most by which training moves a clip's filterbank up or down, for speakers that it does not have.
         video_grid_side (`int`, *optional*):
-            Side (at least 5) of the square grid that each video feature is, whose local patterns a convolution reads; `None` where
-            features are not grids.
+            Side (at least 5) of the square grid that each video feature is, whose local patterns a convolution reads;
+            `None` where features are not grids.
         video_grid_shift (`int`, *optional*, defaults to 0):
             Places at most by which training moves a clip's grids across and down.
         num_audio_conv_layers, num_video_conv_layers (`int`, *optional*, defaults to 0):

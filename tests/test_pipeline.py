@@ -173,7 +173,7 @@ class TestWordsAndPaths:
                 "clips/missing",
                 "clips",
                 "clips/",
-                "/tmp/missing",
+                "/clips/missing",
                 r"C:\clips\missing",
                 "./missing",
                 "clips/a missing clip",

@@ -527,7 +527,7 @@ def _guarded_entries(path: Path, size: int) -> Iterator[tuple[Any, Any]]:
         ) from None
     except (
         *(ValueError, EOFError, LookupError, TypeError, AttributeError, OverflowError, OSError, struct.error),
-        *(zipfile.BadZipFile, NotImplementedError, RuntimeError),
+        *(zipfile.BadZipFile, RuntimeError),
     ) as error:
         raise ValueError(f"{path}: truncated or not a pickle ({first_line(error)}); download the file again") from None
 

@@ -29,7 +29,7 @@ EVALUATIONS_AT_MOST = 30
 
 
 def default_epochs(num_clips: int, config: AMESSConfig | None = None) -> float:
-    """Return 6 epochs, and more for few clips, so that training takes hundreds of steps: 300, or 1,000 with convolutions.
+    """Return 6 epochs, and more for few clips, so that training takes hundreds of steps: 300, or 2,000 with convolutions.
 
     Args:
         num_clips (`int`): Training clips.

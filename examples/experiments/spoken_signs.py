@@ -76,7 +76,7 @@ SIZE = (160, 120)
 class CorpusArguments:
     """What to write."""
 
-    output_dir: Path = field(metadata={"help": "Folder for the tables and the clips; must not exist."})
+    output_dir: Path = field(metadata={"help": "Folder for the tables and the clips; new or empty."})
     train_clips: int = field(default=3000, metadata={"help": "Clips to train on."})
     dev_clips: int = field(default=200, metadata={"help": "Clips to choose the best epoch on."})
     test_clips: int = field(default=500, metadata={"help": "Clips to score."})

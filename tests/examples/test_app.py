@@ -82,7 +82,7 @@ class TestStart:
 
     def test_errors_name_no_folder_of_the_server(self):
         cleaned = app.without_folders(
-            "/tmp/gradio/0a1b/clip.mp4: is no clip; `C:\\Temp\\clip.mp4` and a/b stay, 1/2 too"
+            "/srv/gradio/0a1b/clip.mp4: is no clip; `C:\\Temp\\clip.mp4` and a/b stay, 1/2 too"
         )
         assert cleaned == "clip.mp4: is no clip; `clip.mp4` and a/b stay, 1/2 too"
 
