@@ -6,8 +6,8 @@ One short training run of each kind, to verify that a change does not change any
     python tests/reference_runs.py compare BEFORE AFTER
 
 `run` trains with `examples/run_mir.py` of the working tree on words, on simulated features with anchors, on a folder with
-clips and on two sets together, one seed each. `compare` checks that the weights, bit for bit, and the predictions of
-both runs are the same.
+clips, on two sets together, and for described intents, which are then added; one seed each. `compare` checks that the
+weights, the logits next to described intents (both bit for bit) and the predictions of both runs are the same.
 """
 
 import argparse
@@ -16,11 +16,15 @@ import sys
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
+
+from amess_hf import AMESSForIntentClassification
+from amess_hf.descriptions_amess import load_label_descriptions
 
 
 SCRIPT = Path(__file__).parent.parent / "examples" / "run_mir.py"
-KINDS = ("words", "simulated", "clips", "two_sets")
+KINDS = ("words", "simulated", "clips", "two_sets", "described")
 # Parameters that were renamed since the first recording: new name -> old name.
 RENAMED_PARAMETERS = {}
 
@@ -31,9 +35,24 @@ def commands(options):
         "words": ["--dataset_name", "mintrec", "--data_dir", options.mintrec],
         "simulated": ["--dataset_name", "mintrec", "--data_dir", options.simulated, "--fusion_type", "anchor"],
         "clips": ["--dataset_name", "folder", "--data_dir", options.clips, "--audio_encoder", "log-mel"]
-        + ["--video_encoder", "frame-difference"],
+        + ["--video_encoder", "hog"],
         "two_sets": ["--dataset_name", "mintrec,mintrec2.0", "--data_dir", f"{options.mintrec},{options.mintrec2}"],
+        "described": ["--dataset_name", "mintrec", "--data_dir", options.mintrec, "--projection_dim", "0"]
+        + ["--pretrained_share", "0.5"],
     }
+
+
+def add_described_intents(folder):
+    """Add the intents of MIntRec2.0 that MIntRec lacks to the model in `folder`; write its logits for their sentences."""
+    torch.use_deterministic_algorithms(True)
+    model = AMESSForIntentClassification.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    added = load_label_descriptions("mintrec2.0")
+    model.set_label_descriptions({**added, **load_label_descriptions("mintrec")}, tokenizer)
+    batch = tokenizer([sentences[-1] for sentences in added.values()], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    save_file({"logits": logits, "label_embeds": model.label_embeds}, Path(folder, "described.safetensors"))
 
 
 def run(options):
@@ -59,6 +78,8 @@ def run(options):
             "--do_eval",
         ]
         subprocess.run([sys.executable, str(SCRIPT), *arguments], check=True)
+        if kind == "described":
+            add_described_intents(f"{options.out}/{kind}")
 
 
 def compare(options):
@@ -73,7 +94,7 @@ def compare(options):
         ]
         if changed:
             different.append(f"{kind}: weights {', '.join(changed[:5])}")
-        names = ("predictions_dev.tsv",)
+        names = ("predictions_dev.tsv",) + (("described.safetensors",) if kind == "described" else ())
         different += [f"{kind}: {n}" for n in names if (before / n).read_bytes() != (after / n).read_bytes()]
     print("\n".join(different) or "the same, bit for bit")
     return bool(different)
