@@ -21,10 +21,9 @@ from transformers.utils import CONFIG_NAME, logging
 from transformers.utils.hub import PushInProgress
 
 from .configuration_amess import AMESSConfig
-from .files_amess import write_json
 from .modeling_amess import AMESSForIntentClassification
 from .oos_amess import DETECTOR_CONFIG_NAME, DETECTOR_WEIGHTS_NAME, OutOfScopeDetector
-from .processing_amess import AMESSProcessor
+from .processing_amess import AMESSProcessor, write_json
 
 
 logger = logging.get_logger(__name__)

@@ -49,7 +49,7 @@ from .loss_amess import (
     modality_losses,
     outlier_exposure_loss,
 )
-from .padding_amess import encode_texts
+from .processing_amess import encode_texts
 from .recipe_amess import config_fields_for, front_end_fields, label_names
 from .text_encoders_amess import (
     build_text_encoder,

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.utils import cached_file
 
-from .files_amess import write_json
+from .processing_amess import write_json
 
 
 # What a model returned for one batch: tensors or arrays by name. Methods take one, or one for each batch.

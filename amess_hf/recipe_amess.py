@@ -9,7 +9,7 @@ from typing import Any
 from transformers.utils import logging
 
 from .constants_amess import FEATURE_MODALITIES
-from .labels_amess import LABELS
+from .processing_amess import LABELS
 
 
 logger = logging.get_logger(__name__)

@@ -27,7 +27,7 @@ from transformers import HfArgumentParser
 from transformers.utils import logging
 
 from amess_hf import AMESSForIntentClassification
-from amess_hf.files_amess import written_aside
+from amess_hf.processing_amess import written_aside
 
 
 logger = logging.get_logger("amess_hf.export_onnx")

@@ -44,7 +44,7 @@ from amess_hf.descriptions_amess import (
     read_description_file,
     validate_label_descriptions,
 )
-from amess_hf.files_amess import write_json
+from amess_hf.processing_amess import write_json
 
 
 logger = logging.get_logger(__name__)

@@ -59,8 +59,8 @@ from amess_hf.evaluation.metrics import compute_oos_metrics, compute_open_classi
 from amess_hf.evaluation.model_card import create_model_card
 from amess_hf.evaluation.prediction import ClipOutputs, answers, write_predictions
 from amess_hf.evaluation.reporting import fit_detectors, report
-from amess_hf.files_amess import write_json, write_text
 from amess_hf.oos_amess import DETECTOR_CONFIG_NAME, DETECTOR_WEIGHTS_NAME, OOS_METHODS
+from amess_hf.processing_amess import write_json, write_text
 from amess_hf.recipe_amess import feature_sizes
 from amess_hf.training.adapters import add_lora
 from amess_hf.training.checkpoint_integrity import check_output_dir

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from transformers import BertTokenizer, RobertaTokenizer
 
-from amess_hf.anchors_amess import anchor_spans, scored_anchors, utterance_words
+from amess_hf.pipeline_amess import anchor_spans, scored_anchors, utterance_words
 
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

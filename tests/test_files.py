@@ -1,6 +1,6 @@
 import pytest
 
-from amess_hf.files_amess import folder_written_aside, write_json, write_text, written_aside
+from amess_hf.processing_amess import folder_written_aside, write_json, write_text, written_aside
 
 
 def test_file_gets_its_name_when_it_is_complete(tmp_path):

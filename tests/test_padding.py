@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, LlamaConfig, PreTrainedTokenizerFast, XLNetConfig
 from utils import TEXT_SIZES, tiny_model
 
-from amess_hf.padding_amess import encode_texts, pad_features
+from amess_hf.processing_amess import encode_texts, pad_features
 
 
 SMALL = {

@@ -9,7 +9,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoMode
 from utils import LABELS, random_batch, tiny_config, tiny_model
 
 from amess_hf import AMESSForIntentClassification, AMESSProcessor
-from amess_hf.padding_amess import encode_texts
+from amess_hf.processing_amess import encode_texts
 from amess_hf.text_encoders_amess import check_text_config, pool, text_encoder_fields
 
 

@@ -24,7 +24,7 @@ from transformers.utils import logging
 
 from ..constants_amess import FEATURE_MODALITIES
 from ..encoders_amess import load_audio_encoder, load_video_encoder
-from ..files_amess import write_json, write_text, written_aside
+from ..processing_amess import write_json, write_text, written_aside
 from .annotations import as_text, check_span, parse_seconds, read_rows
 from .clip_features import CLIPS_PER_BATCH, ClipJob, EncodedClip, clip_jobs, encode_jobs, encoder_version
 from .custom_data import CLIP_COLUMNS

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Sequence
 
-from ..labels_amess import LABELS, MINTREC2_LABELS, MINTREC_LABELS
+from ..processing_amess import LABELS, MINTREC2_LABELS, MINTREC_LABELS
 
 
 COARSE_LABELS = ["Emotion", "Goal"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..files_amess import write_json, write_text
+from ..processing_amess import write_json, write_text
 from .tables import markdown_table, write_csv
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..constants_amess import FEATURE_MODALITIES
-from ..files_amess import write_text
+from ..processing_amess import write_text
 from ..version import __version__
 from .metric_names import (
     CLASSIFICATION_METRICS,

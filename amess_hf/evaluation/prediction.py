@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from transformers.utils import logging
 
 from ..constants_amess import MODALITIES
-from ..files_amess import written_aside
+from ..processing_amess import written_aside
 from .metrics import compute_classification_metrics
 
 

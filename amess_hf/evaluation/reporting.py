@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
-from ..anchors_amess import anchor_spans, scored_anchors, utterance_words
 from ..constants_amess import FEATURE_MODALITIES, MODALITIES, OUT_OF_SCOPE_ID
-from ..files_amess import write_json, write_text
 from ..oos_amess import OOS_METHODS, OutOfScopeDetector
+from ..pipeline_amess import anchor_spans, scored_anchors, utterance_words
+from ..processing_amess import write_json, write_text
 from .anchor_metrics import compute_anchor_metrics
 from .calibration import (
     confidence_and_correct,

@@ -5,7 +5,7 @@ import os
 from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
-from ..files_amess import written_aside
+from ..processing_amess import written_aside
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Iterable[Any]], left: Container[int] = (0,)) -> str:

@@ -11,7 +11,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
-from ..files_amess import write_json
+from ..processing_amess import write_json
 from .arguments import AMESSTrainingArguments
 
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from ..configuration_amess import AMESSConfig, text_positions
 from ..constants_amess import TRAINING_SENTENCES
 from ..modeling_amess import AMESSForIntentClassification
-from ..padding_amess import encode_texts
+from ..processing_amess import encode_texts
 from .arguments import AMESSTrainingArguments
 
 

@@ -17,9 +17,8 @@ from transformers import AutoTokenizer
 from ..configuration_amess import AMESSConfig
 from ..data.collator import AMESSDataCollator
 from ..evaluation.prediction import predict_clips
-from ..files_amess import written_aside
 from ..modeling_amess import AMESSForIntentClassification
-from ..processing_amess import AMESSProcessor
+from ..processing_amess import AMESSProcessor, written_aside
 
 
 LOGITS_SUFFIXES = (".npz", ".safetensors")

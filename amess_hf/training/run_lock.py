@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from filelock import FileLock, Timeout
 
-from ..files_amess import write_text
+from ..processing_amess import write_text
 
 
 LOCK_NAME = ".run.lock"

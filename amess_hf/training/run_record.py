@@ -12,7 +12,7 @@ from datasets import Dataset
 from datasets.fingerprint import Hasher
 
 from ..configuration_amess import AMESSConfig
-from ..files_amess import write_json
+from ..processing_amess import write_json
 from .arguments import AMESSTrainingArguments
 from .parameter_groups import TEXT_ENCODER
 

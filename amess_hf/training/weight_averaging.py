@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import PreTrainedTokenizerBase
 
-from ..files_amess import written_aside
 from ..modeling_amess import AMESSForIntentClassification
+from ..processing_amess import written_aside
 
 
 AVERAGED_WEIGHTS_NAME = "averaged_weights.safetensors"

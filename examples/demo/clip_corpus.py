@@ -15,7 +15,7 @@ import numpy as np
 from demo_clips import Scene, write_scene
 from demo_corpus import EVIDENCE, FACES, TONES, demo_utterances
 
-from amess_hf.files_amess import folder_written_aside
+from amess_hf.processing_amess import folder_written_aside
 
 
 CLIPS_PER_SPLIT = {"train": 1000, "dev": 160, "test": 160}

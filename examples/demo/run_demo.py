@@ -38,8 +38,8 @@ from amess_hf.evaluation import (
     predict_clips,
     report,
 )
-from amess_hf.files_amess import write_json
 from amess_hf.hub import save_for_hub
+from amess_hf.processing_amess import write_json
 from amess_hf.recipe_amess import front_end_fields
 from amess_hf.training import AMESSTrainer, AMESSTrainingArguments
 

@@ -20,7 +20,7 @@ from transformers.utils import logging
 from amess_hf import AMESSTrainingArguments
 from amess_hf.evaluation.aggregation import aggregate_runs, format_spread, paired_difference
 from amess_hf.evaluation.tables import markdown_table, write_csv
-from amess_hf.files_amess import write_text
+from amess_hf.processing_amess import write_text
 
 
 sys.path.append(str(Path(__file__).parents[1]))

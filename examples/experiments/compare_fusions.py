@@ -33,7 +33,7 @@ from amess_hf.constants_amess import FEATURE_MODALITIES, MODALITIES
 from amess_hf.data.mintrec import load_mintrec
 from amess_hf.evaluation import compute_anchor_metrics, predict_clips, read_evidence_spans
 from amess_hf.evaluation.tables import markdown_table, write_csv
-from amess_hf.files_amess import write_text
+from amess_hf.processing_amess import write_text
 
 
 sys.path.append(str(Path(__file__).parents[1]))

@@ -34,7 +34,7 @@ from amess_hf.evaluation import compute_oos_metrics, fit_detectors, paired_diffe
 from amess_hf.evaluation.aggregation import aggregate_runs, format_spread
 from amess_hf.evaluation.metric_names import OOS_METRICS
 from amess_hf.evaluation.tables import markdown_table, write_csv
-from amess_hf.files_amess import write_text
+from amess_hf.processing_amess import write_text
 
 
 sys.path.append(str(Path(__file__).parents[1]))

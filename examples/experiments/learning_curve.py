@@ -27,9 +27,8 @@ from amess_hf import AMESSTrainingArguments
 from amess_hf.data.combining import few_clips
 from amess_hf.evaluation.aggregation import aggregate_runs, format_spread
 from amess_hf.evaluation.tables import markdown_table, write_csv
-from amess_hf.files_amess import write_text
 from amess_hf.fusion_amess import masked_mean
-from amess_hf.padding_amess import encode_texts
+from amess_hf.processing_amess import encode_texts, write_text
 
 
 sys.path.append(str(Path(__file__).parents[1]))

@@ -33,7 +33,7 @@ from amess_hf.descriptions_amess import describe_labels
 from amess_hf.evaluation import predict_clips
 from amess_hf.evaluation.metrics import generalized_accuracy
 from amess_hf.evaluation.tables import markdown_table, write_csv
-from amess_hf.files_amess import write_text
+from amess_hf.processing_amess import write_text
 from amess_hf.training.weight_averaging import encoder_weights, mix_encoder_weights
 
 

@@ -33,7 +33,7 @@ from amess_hf import AMESSTrainingArguments
 from amess_hf.data.annotations import READERS, read_rows
 from amess_hf.data.custom_data import CLIP_COLUMNS, FEATURE_COLUMNS
 from amess_hf.evaluation.tables import markdown_table, write_csv
-from amess_hf.files_amess import write_text
+from amess_hf.processing_amess import write_text
 
 
 sys.path.append(str(Path(__file__).parents[1]))

@@ -40,7 +40,7 @@ from clip_writer import write_clip
 from demo_clips import OVERSAMPLING, Actor, Scene
 from mir_common import one_line_errors
 
-from amess_hf.files_amess import folder_written_aside
+from amess_hf.processing_amess import folder_written_aside
 
 
 # Intent: the spoken word that tells it, and the fingers that are stretched, thumb first.
