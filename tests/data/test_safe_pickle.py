@@ -536,33 +536,3 @@ def test_names_are_never_imported(tmp_path):
     with pytest.raises(ValueError, match="'this.d'"):
         list(read_pickle(path))
     assert "this" not in sys.modules
-
-
-@pytest.mark.parametrize("kind", ["numpy", "torch", "list"])
-def test_truncated_anywhere(tmp_path, kind):
-    rng = np.random.default_rng(4)
-    clips = {str(number): rng.standard_normal((9, 4)) for number in range(5)}
-    convert = {"numpy": np.asarray, "torch": torch.from_numpy, "list": np.ndarray.tolist}[kind]
-    whole = pickle.dumps({clip_id: convert(frames) for clip_id, frames in clips.items()})
-    for size in rng.integers(0, len(whole), size=60):
-        path = write(tmp_path, whole[:size])
-        with pytest.raises(ValueError, match="features.pkl: truncated"):
-            list(read_pickle(path))
-
-
-def test_damaged_files_raise_nothing_but_value_error(tmp_path):
-    rng = np.random.default_rng(5)
-    clips = {"a": rng.standard_normal((3, 4)), "b": [[1.0, 2.0]], "c": torch.ones(2, 3)}
-    for protocol in (0, 2, 5):
-        whole = bytearray(pickle.dumps(clips, protocol))
-        refused = 0
-        for _ in range(200):
-            damaged = bytearray(whole)
-            for place in rng.integers(0, len(whole), size=3):
-                damaged[place] = rng.integers(256)
-            try:
-                list(read_pickle(write(tmp_path, bytes(damaged))))
-            except ValueError as error:
-                refused += 1
-                assert "features.pkl" in str(error)
-        assert refused > 50
