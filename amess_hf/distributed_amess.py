@@ -10,7 +10,7 @@ import warnings
 import torch
 from torch import distributed
 
-from .constants_amess import OUT_OF_SCOPE_ID
+from .configuration_amess import OUT_OF_SCOPE_ID
 
 
 def num_processes() -> int:

@@ -9,10 +9,6 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig
 
-from .constants_amess import FEATURE_MODALITIES
-
-
-POOLINGS = ("logsumexp", "statistics")
 
 # Above so many labels the votes of the frames take more memory than all else of the fusion.
 MANY_LABELS = 256
@@ -25,8 +21,8 @@ def frame_size(config: PreTrainedConfig, modality: str) -> int | None:
         config ([`AMESSConfig`]): The model's configuration.
         modality (`str`): `"audio"` or `"video"`.
     """
-    size = getattr(config, f"{modality}_feature_size")
-    return config.hidden_size if size and getattr(config, f"{modality}_grid_side", None) else size
+    features = config.feature_configs.get(modality)
+    return features and (config.hidden_size if features.grid_side else features.feature_size)
 
 
 class AMESSVotes(nn.Linear):
@@ -217,8 +213,6 @@ class AMESSEvidence(nn.ModuleDict):
     def __init__(self, config: PreTrainedConfig):
         classes = {"logsumexp": AMESSFrameEvidence, "statistics": AMESSStatisticsEvidence}
         layers = {}
-        for name in FEATURE_MODALITIES:
-            size, pooling = frame_size(config, name), getattr(config, f"{name}_pooling")
-            if size:
-                layers[name] = classes[pooling](config, size, 2 ** getattr(config, f"num_{name}_conv_layers"))
+        for name, features in config.feature_configs.items():
+            layers[name] = classes[features.pooling](config, frame_size(config, name), features.frames_per_token)
         super().__init__(layers)

@@ -21,7 +21,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .constants_amess import FEATURE_MODALITIES, MODALITIES, NO_ANCHOR
+from .configuration_amess import FEATURE_MODALITIES, MODALITIES, NO_ANCHOR
 from .evidence_amess import AMESSEvidence, AMESSVotes, frame_size, masked_statistics
 
 
@@ -174,9 +174,9 @@ class AMESSTemporalLayer(nn.Module):
         config ([`AMESSConfig`]): The model's configuration.
     """
 
-    def __init__(self, config: PreTrainedConfig):
+    def __init__(self, config: PreTrainedConfig, kernel_size: int):
         super().__init__()
-        size, kernel_size = config.hidden_size, config.conv_kernel_size
+        size = config.hidden_size
         self.conv = nn.Conv1d(size, size, kernel_size, stride=2, padding=kernel_size // 2)
         self.norm = nn.LayerNorm(size, eps=config.layer_norm_eps)
 
@@ -309,11 +309,11 @@ class AMESSModalityEmbedding(nn.Module):
         num_conv_layers (`int`): Temporal convolutions, each of which halves the number of tokens.
     """
 
-    def __init__(self, config: PreTrainedConfig, feature_size: int, num_conv_layers: int = 0):
+    def __init__(self, config: PreTrainedConfig, feature_size: int, num_conv_layers: int = 0, kernel_size: int = 1):
         super().__init__()
         self.projection = nn.Linear(feature_size, config.hidden_size)
         self.frames_per_token = 2**num_conv_layers
-        self.conv_layers = nn.ModuleList([AMESSTemporalLayer(config) for _ in range(num_conv_layers)])
+        self.conv_layers = nn.ModuleList([AMESSTemporalLayer(config, kernel_size) for _ in range(num_conv_layers)])
         self.conv_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if num_conv_layers else None
         self.modality_embedding = nn.Parameter(torch.zeros(config.hidden_size))
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -346,12 +346,11 @@ class AMESSModalityEmbeddings(nn.ModuleDict):
     """
 
     def __init__(self, config: PreTrainedConfig):
-        sizes = {
-            "text": (config.text_config.hidden_size, 0),
-            "audio": (frame_size(config, "audio"), config.num_audio_conv_layers),
-            "video": (frame_size(config, "video"), config.num_video_conv_layers),
-        }
-        super().__init__({name: AMESSModalityEmbedding(config, *size) for name, size in sizes.items() if size[0]})
+        embeddings = {"text": AMESSModalityEmbedding(config, config.text_config.hidden_size)}
+        for name, features in config.feature_configs.items():
+            layers = features.num_conv_layers, features.conv_kernel_size
+            embeddings[name] = AMESSModalityEmbedding(config, frame_size(config, name), *layers)
+        super().__init__(embeddings)
 
     def forward(
         self, features: dict[str, torch.Tensor], masks: dict[str, torch.Tensor]
@@ -359,46 +358,6 @@ class AMESSModalityEmbeddings(nn.ModuleDict):
         """Embed each modality; both arguments and both results are dictionaries by modality."""
         embedded = {name: layer(features[name], masks[name]) for name, layer in self.items() if name in features}
         return {name: pair[0] for name, pair in embedded.items()}, {name: pair[1] for name, pair in embedded.items()}
-
-
-class AMESSAnchorSelection(nn.Module):
-    """Choose the anchors of one modality: the tokens that a summary of the utterance scores highest.
-
-    The gate of an anchor is the sigmoid of its score. It multiplies the token, which is how the choice learns.
-
-    Args:
-        config ([`AMESSConfig`]): The model's configuration.
-        summary_size (`int`): Width of the summary.
-    """
-
-    def __init__(self, config: PreTrainedConfig, summary_size: int):
-        super().__init__()
-        self.num_anchors = config.num_anchors
-        self.query = nn.Linear(summary_size, config.hidden_size)
-
-    def forward(
-        self, tokens: torch.Tensor, mask: torch.Tensor, summary: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Choose the anchors.
-
-        Args:
-            tokens (`torch.Tensor` of shape `(batch_size, length, hidden_size)`): Tokens of one modality.
-            mask (`torch.BoolTensor` of shape `(batch_size, length)`): True for tokens, False for padding.
-            summary (`torch.Tensor` of shape `(batch_size, summary_size)`): The utterance.
-
-        Returns:
-            `tuple`: anchors `(batch_size, num_anchors, hidden_size)`, their positions (0 where there is none), their
-            gates (0 where there is none), and which are present, each `(batch_size, num_anchors)`.
-        """
-        scores = torch.einsum("bth,bh->bt", tokens, self.query(summary)) / math.sqrt(tokens.shape[-1])
-        scores = scores.float().masked_fill(~mask, float("-inf"))
-        # With the padding, a clip shorter than `num_anchors` takes the same path as any other.
-        scores, indices = nn.functional.pad(scores, (0, self.num_anchors), value=float("-inf")).topk(self.num_anchors)
-        present = scores > float("-inf")
-        indices = indices.masked_fill(~present, 0)
-        gates = scores.masked_fill(~present, 0.0).sigmoid() * present
-        chosen = tokens.gather(1, indices.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
-        return chosen * gates.unsqueeze(-1).to(tokens.dtype), indices, gates, present
 
 
 def _attention_mask(config: PreTrainedConfig, queries: torch.Tensor, memory: torch.Tensor, mask: torch.Tensor):
@@ -428,18 +387,21 @@ class AMESSFusion(nn.Module):
         super().__init__()
         self.config = config
         self.num_labels = config.num_labels
-        grid = config.video_feature_size and config.video_grid_side
         self.grids = nn.ModuleDict(
-            {"video": AMESSGridConvolution(config, config.video_feature_size, config.video_grid_side)} if grid else {}
+            {
+                name: AMESSGridConvolution(config, features.feature_size, features.grid_side)
+                for name, features in config.feature_configs.items()
+                if features.grid_side
+            }
         )
 
     def _shift(self, features: dict[str, torch.Tensor]):
         """The features with bands and grids moved, as far as the configuration says so."""
-        config, shifted = self.config, {}
-        if config.audio_band_shift and "audio" in features:
-            shifted["audio"] = shift_bands(features["audio"], config.audio_band_shift)
-        if config.video_grid_shift and "video" in features:
-            shifted["video"] = shift_grid(features["video"], config.video_grid_side, config.video_grid_shift)
+        shifted = {}
+        for name, config in self.config.feature_configs.items():
+            if config.max_shift and name in features:
+                grid = (config.grid_side,) if config.grid_side else ()
+                shifted[name] = (shift_grid if grid else shift_bands)(features[name], *grid, config.max_shift)
         return features | shifted
 
     def _read_features(self, features: dict[str, torch.Tensor]):
@@ -456,7 +418,7 @@ class AMESSFusion(nn.Module):
         normalized = {}
         for name, frames in features.items():
             frames = frames.to(dtype)
-            if getattr(self.config, f"{name}_feature_norm", "frame") == "clip":
+            if name != "text" and self.config.feature_configs[name].norm == "clip":
                 mean, deviation = masked_statistics(frames, masks[name])
                 normalized[name] = (frames - mean.unsqueeze(1)) / (deviation.unsqueeze(1) + eps)
             else:
@@ -576,7 +538,7 @@ class AMESSAnchorFusion(AMESSTokenFusion):
         normalized = self._normalize(features, masks)
         tokens, token_masks = self.embeddings(normalized, masks)
         # Statistics of a clip preserve how loud it is.
-        raw = {name for name in FEATURE_MODALITIES if getattr(self.config, f"{name}_feature_norm") == "clip"}
+        raw = {name for name, features in self.config.feature_configs.items() if features.norm == "clip"}
         frames = {name: features[name] if name in raw else normalized[name] for name in features}
         chosen, evidence = self._choose(frames, masks, tokens, token_masks, summary)
         anchors = torch.cat([chosen[name][0] for name in tokens], dim=1)
@@ -625,28 +587,6 @@ class AMESSAnchorFusion(AMESSTokenFusion):
         return torch.stack(indices, dim=1), torch.stack(shares, dim=1)
 
 
-class AMESSGatedAnchorFusion(AMESSAnchorFusion):
-    """A-ME of checkpoint format 1, and an ablation: a summary of the words scores all tokens, and no modality votes.
-
-    Args:
-        config ([`AMESSConfig`]): The model's configuration.
-    """
-
-    def _make_choice(self, config: PreTrainedConfig):
-        summary_size = config.text_config.hidden_size
-        self.selections = nn.ModuleDict({name: AMESSAnchorSelection(config, summary_size) for name in self.embeddings})
-
-    def _choose(
-        self,
-        features: dict[str, torch.Tensor],
-        masks: dict[str, torch.Tensor],
-        tokens: dict[str, torch.Tensor],
-        token_masks: dict[str, torch.Tensor],
-        summary: torch.Tensor,
-    ):
-        return {name: self.selections[name](tokens[name], token_masks[name], summary) for name in tokens}, None
-
-
 class AMESSLateFusion(AMESSFusion):
     """Baseline: a classifier over the mean frame of each of sound and picture.
 
@@ -658,8 +598,7 @@ class AMESSLateFusion(AMESSFusion):
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__(config)
-        sizes = {name: frame_size(config, name) for name in FEATURE_MODALITIES}
-        sizes = {name: size for name, size in sizes.items() if size}
+        sizes = {name: frame_size(config, name) for name in config.feature_configs}
         self.votes = nn.ModuleDict({name: AMESSVotes(size, config.num_labels) for name, size in sizes.items()})
         self.scales = nn.ParameterDict({name: nn.Parameter(torch.ones(1)) for name in sizes})
 
@@ -755,9 +694,7 @@ class AMESSCrossModalFusion(AMESSTokenFusion):
 FUSIONS: dict[str, type[AMESSFusion] | None] = {
     "anchor": AMESSAnchorFusion,
     "cross_modal": AMESSCrossModalFusion,
-    "gated_anchor": AMESSGatedAnchorFusion,
     "late": AMESSLateFusion,
     "mean": AMESSMeanFusion,
     "text": None,
 }
-FUSION_TYPES = tuple(FUSIONS)

@@ -19,14 +19,15 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .adapters_amess import base_of, frozen_names, inject_adapter, load_frozen_weights, merged_state_dict
-from .configuration_amess import AMESSConfig, text_positions
-from .constants_amess import (
+from .configuration_amess import (
     FEATURE_MODALITIES,
     LOSS_PARTS,
     MODALITIES,
     NO_ANCHOR,
     OUT_OF_SCOPE_ID,
     TRAINING_SENTENCES,
+    AMESSConfig,
+    text_positions,
 )
 from .descriptions_amess import describe_labels
 from .distributed_amess import gather_clips, mean_over_processes
@@ -50,7 +51,7 @@ from .loss_amess import (
     outlier_exposure_loss,
 )
 from .processing_amess import encode_texts
-from .recipe_amess import config_fields_for, front_end_fields, label_names
+from .recipe_amess import config_fields_for, front_end_fields, label_names, merge_fields
 from .text_encoders_amess import (
     build_text_encoder,
     encode_tokens,
@@ -461,7 +462,7 @@ class AMESSModel(AMESSPreTrainedModel):
     def _check_attentions(self, output_attentions: bool):
         if not output_attentions:
             return
-        if "anchor" not in self.config.fusion_type or self.config._attn_implementation != "eager":
+        if self.config.fusion_type != "anchor" or self.config._attn_implementation != "eager":
             raise ValueError(
                 "attention weights are returned for `fusion_type='anchor'` with `attn_implementation='eager'`; this model "
                 f"has {self.config.fusion_type!r} and {self.config._attn_implementation!r}; call "
@@ -472,9 +473,10 @@ class AMESSModel(AMESSPreTrainedModel):
         """Check features and masks by modality, and leave out the modalities that the model lacks."""
         features, masks = {}, {}
         for name, (frames, mask) in given.items():
-            width = getattr(self.config, f"{name}_feature_size")
-            if frames is None or width is None or self.fusion is None or 0 in frames.shape[1:2]:
+            config = self.config.feature_configs.get(name)
+            if frames is None or config is None or self.fusion is None or 0 in frames.shape[1:2]:
                 continue
+            width = config.feature_size
             if frames.dim() != 3 or (mask is not None and mask.shape != frames.shape[:2]):
                 raise ValueError(
                     f"`{name}_features` has shape {tuple(frames.shape)}"
@@ -484,7 +486,7 @@ class AMESSModel(AMESSPreTrainedModel):
             if frames.shape[-1] != width:
                 raise ValueError(
                     f"`{name}_features` is {frames.shape[-1]} wide, but this model was made for {width} "
-                    f"(`config.{name}_feature_size`); give features of the encoder that it was trained with"
+                    f"(`config.{name}_config.feature_size`); give features of the encoder that it was trained with"
                 )
             mask = frames.new_ones(frames.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
             # Padding may hold anything, NaN included.
@@ -546,6 +548,9 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
         dataset: Any = None,
         dtype: str | torch.dtype = torch.float32,
         quantization_config: Any = None,
+        audio_encoder: str | None = None,
+        audio_encoder_layer: int | None = None,
+        video_encoder: str | None = None,
         **config_kwargs: Any,
     ) -> "AMESSForIntentClassification":
         """Make a model around a pretrained text encoder; everything else is new.
@@ -568,8 +573,15 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
                 as stored. For half precision in training, use `bf16` of the training arguments.
             quantization_config ([`~transformers.BitsAndBytesConfig`], *optional*):
                 Load the text encoder in 8 or 4 bits; it is then trained with an adapter (`amess_hf.training.add_lora`).
+            audio_encoder (`str`, *optional*):
+                What made the audio features (`encoder` of [`AMESSFeatureConfig`]); the fields that suit it follow.
+            audio_encoder_layer (`int`, *optional*):
+                The layer of `audio_encoder` whose states they are.
+            video_encoder (`str`, *optional*):
+                What made the video features.
             config_kwargs:
-                Fields of [`AMESSConfig`]; they take precedence over what follows from `dataset`.
+                Fields of [`AMESSConfig`], with `audio_config` and `video_config` as dicts; they take precedence over what
+                follows from `dataset` and the encoders.
 
         Raises:
             ValueError: If there are no labels, or a label lacks a description.
@@ -584,9 +596,9 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
         """
         if dataset is not None:
             labels = label_names(dataset) if labels is None else labels
-            config_kwargs = {**config_fields_for(dataset, config_kwargs.get("context_turns")), **config_kwargs}
-        encoders = {name: config_kwargs.get(f"{name}_encoder") for name in FEATURE_MODALITIES}
-        config_kwargs = {**front_end_fields(**encoders), **config_kwargs}
+            config_kwargs = merge_fields(config_fields_for(dataset, config_kwargs.get("context_turns")), config_kwargs)
+        encoders = {"audio": audio_encoder, "video": video_encoder}
+        config_kwargs = merge_fields(front_end_fields(**encoders, audio_layer=audio_encoder_layer), config_kwargs)
         if labels is None and isinstance(label_descriptions, dict):
             labels = list(label_descriptions)
         if not labels:
@@ -686,7 +698,7 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
         """Replace the label set with described intents, without training.
 
         Intents that the classifier knows by the same name keep their weights; the others are scored by their
-        descriptions alone. A constant (`config.zero_shot_offset`) balances both: the largest for which most sentences
+        descriptions alone. A constant (`config.described_offset`) balances both: the largest for which most sentences
         that describe the trained intents, and that training did not draw from, are still answered correctly.
 
         Args:
@@ -743,8 +755,8 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
         self.config.label2id = {name: index for index, name in enumerate(descriptions)}
         # Of a model that was trained without, they would say nothing.
         self.config.label_descriptions = descriptions if knows else None
-        self.config.zero_shot_labels = [name for name in descriptions if name not in trained] or None
-        self.config.zero_shot_offset = offset
+        self.config.described_labels = [name for name in descriptions if name not in trained] or None
+        self.config.described_offset = offset
 
     def _balancing_offset(
         self,
@@ -778,7 +790,7 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
 
     def _trained_labels(self):
         """List the ids of the labels that the classifier was trained on."""
-        zero_shot = set(self.config.zero_shot_labels or ())
+        zero_shot = set(self.config.described_labels or ())
         return [index for index, name in self.config.id2label.items() if name not in zero_shot]
 
     def combine_logits(
@@ -787,7 +799,7 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
         """Combine the scores of the classifier with those of the descriptions.
 
         The similarities divide the probability between the labels that the classifier knows and those that it does
-        not, with `config.zero_shot_offset` in favour of the latter; among the known ones the result is the geometric
+        not, with `config.described_offset` in favour of the latter; among the known ones the result is the geometric
         mean of both, weighting the similarity by `config.label_similarity_weight`.
 
         Args:
@@ -809,7 +821,7 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
         if not trained:
             return similarity_logits.log_softmax(-1)
         index = torch.tensor(trained, device=class_logits.device)
-        offsets = torch.full_like(similarity_logits[:1], self.config.zero_shot_offset).index_fill(1, index, 0.0)
+        offsets = torch.full_like(similarity_logits[:1], self.config.described_offset).index_fill(1, index, 0.0)
         by_similarity = (similarity_logits + offsets).log_softmax(-1)
         known = self._known_scores(class_logits.index_select(1, index), by_similarity.index_select(1, index))
         if isinstance(evidence, torch.Tensor):
@@ -1013,7 +1025,7 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
         logits = outputs.evidence + self.classifier.bias.float()
         values = modality_losses(logits, outputs.modality_mask[:, 1:], labels, candidate_mask)
         for name, column in zip(FEATURE_MODALITIES, values.unbind(1), strict=True):
-            if getattr(self.config, f"{name}_feature_size"):
+            if name in self.config.feature_configs:
                 losses[name] = column
         parts = []
         for name, values in losses.items():

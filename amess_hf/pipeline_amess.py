@@ -14,7 +14,7 @@ from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 from transformers.utils import logging
 
 from .clips_amess import check_span, clip_durations, clip_span, is_clip_source, read_sound, resample
-from .constants_amess import CLIP_SUFFIXES, FEATURE_MODALITIES, MODALITIES, NO_ANCHOR, OUT_OF_SCOPE_LABEL
+from .configuration_amess import CLIP_SUFFIXES, FEATURE_MODALITIES, MODALITIES, NO_ANCHOR, OUT_OF_SCOPE_LABEL
 from .oos_amess import OutOfScopeDetector
 from .processing_amess import AMESSProcessor, clip_sources, encode_text, sound_array
 

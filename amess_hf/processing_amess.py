@@ -25,7 +25,7 @@ from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 from transformers.utils import logging
 
 from .clips_amess import check_span, clip_name, clip_span, is_clip_source, resample
-from .constants_amess import FEATURE_MODALITIES
+from .configuration_amess import FEATURE_MODALITIES, MAX_LENGTHS
 from .encoders_amess import (
     LOG_MEL,
     VIDEO_FRONT_ENDS,
@@ -42,18 +42,18 @@ from .encoders_amess import (
 
 logger = logging.get_logger(__name__)
 
+
 # Fields in which processor and model must agree; otherwise the model would get features that it has never seen.
-SHARED_WITH_CONFIG = (
-    "audio_encoder",
-    "audio_encoder_layer",
-    "video_encoder",
-    "audio_feature_size",
-    "video_feature_size",
-    "max_text_length",
-    "max_audio_length",
-    "max_video_length",
-    "text_prefix",
-)
+def shared_fields(config: PreTrainedConfig) -> dict[str, Any]:
+    """Return the processor's values of what a model's configuration says too, by the processor's names."""
+    fields = {"max_text_length": config.max_text_length, "text_prefix": config.text_prefix}
+    for name in FEATURE_MODALITIES:
+        features = config.feature_configs.get(name)
+        fields[f"{name}_encoder"] = features and features.encoder
+        fields[f"{name}_feature_size"] = features and features.feature_size
+        fields[f"max_{name}_length"] = features.max_length if features else MAX_LENGTHS[name]
+    return {**fields, "audio_encoder_layer": config.audio_config and config.audio_config.encoder_layer}
+
 
 # The official labels, in the order of their authors' repositories.
 MINTREC_LABELS = [
@@ -219,7 +219,7 @@ class AMESSProcessor(ProcessorMixin):
             video_frame_rate (`float`, *optional*):
                 Frames per second that the video features were made from; defaults to the encoder's own.
         """
-        fields = {name: getattr(config, name) for name in SHARED_WITH_CONFIG}
+        fields = shared_fields(config)
         audio, video = fields["audio_encoder"], fields["video_encoder"]
         feature_extractor = _preprocessing(audio, {LOG_MEL}, AutoFeatureExtractor)
         if video is not None and video_frame_rate is None:
@@ -245,8 +245,8 @@ class AMESSProcessor(ProcessorMixin):
         Raises:
             ValueError: They differ; the message names the field and both values.
         """
-        for name in SHARED_WITH_CONFIG:
-            own, models = getattr(self, name), getattr(config, name)
+        for name, models in shared_fields(config).items():
+            own = getattr(self, name)
             if own != models:
                 raise ValueError(
                     f"`{name}` is {own!r} in the processor and {models!r} in the model; load both from the same place, "

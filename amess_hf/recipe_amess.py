@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers.utils import logging
 
-from .constants_amess import FEATURE_MODALITIES
+from .configuration_amess import FEATURE_MODALITIES
 from .processing_amess import LABELS
 
 
@@ -19,37 +19,44 @@ DATASET_NAMES = (*LABELS, "folder")
 
 # Tokens and frames that the published experiments on each data set keep.
 USUAL_LIMITS = {
-    "mintrec": {"max_text_length": 30, "max_audio_length": 480, "max_video_length": 230},
-    "mintrec2.0": {"max_text_length": 50, "max_audio_length": 400, "max_video_length": 180},
+    "mintrec": {"text": 30, "audio": 480, "video": 230},
+    "mintrec2.0": {"text": 50, "audio": 400, "video": 180},
 }
 
+
+FEATURE_CONFIGS = ("audio_config", "video_config")
 
 # What suits the features of a front end: a filterbank keeps how loud a frame is, which says much about a tone of
 # voice, and has no local pattern before a convolution reads it; nor has a grid of histograms, whose patterns lie
 # side by side.
 FRONT_END_FIELDS = {
-    ("audio", "log-mel"): {
-        "audio_feature_norm": "clip",
-        "audio_band_shift": 3,
-        "num_audio_conv_layers": 2,
-        "audio_pooling": "statistics",
-    },
-    ("video", "hog-grid"): {"video_grid_side": 15, "video_grid_shift": 1},
+    ("audio", "log-mel"): {"norm": "clip", "max_shift": 3, "num_conv_layers": 2, "pooling": "statistics"},
+    ("video", "hog-grid"): {"grid_side": 15, "max_shift": 1},
 }
 # Any other encoder of sound is pretrained: its states, averaged over time, tell a tone of voice.
-PRETRAINED_FIELDS = {"audio": {"audio_pooling": "statistics"}, "video": {}}
+PRETRAINED_FIELDS = {"audio": {"pooling": "statistics"}, "video": {}}
 
 
-def front_end_fields(**encoders: str | None) -> dict[str, Any]:
-    """Return the fields of [`AMESSConfig`] that suit the encoders of sound and picture.
+def merge_fields(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """Merge two sets of fields of [`AMESSConfig`], feature configurations field by field; `second` takes precedence."""
+    merged = {**first, **second}
+    for name in first.keys() & second.keys():
+        if isinstance(first[name], dict) and isinstance(second[name], dict) and name in FEATURE_CONFIGS:
+            merged[name] = {**first[name], **second[name]}
+    return merged
 
-    Args:
-        encoders (`str`, *optional*): `audio` and `video`: what makes the features, as in [`AMESSConfig`].
-    """
+
+def front_end_fields(
+    audio: str | None = None, video: str | None = None, audio_layer: int | None = None
+) -> dict[str, dict[str, Any]]:
+    """Return the fields of `audio_config` and `video_config` that suit the encoders which make the features."""
     fields = {}
-    for modality, encoder in encoders.items():
+    for modality, encoder in (("audio", audio), ("video", video)):
         if encoder is not None:
-            fields |= FRONT_END_FIELDS.get((modality, encoder), PRETRAINED_FIELDS[modality])
+            suits = FRONT_END_FIELDS.get((modality, encoder), PRETRAINED_FIELDS[modality])
+            fields[f"{modality}_config"] = {"encoder": encoder, **suits}
+    if audio_layer is not None and audio is not None:
+        fields["audio_config"]["encoder_layer"] = audio_layer
     return fields
 
 
@@ -91,12 +98,9 @@ def dataset_name(split: Any) -> str | None:
 
 
 def feature_sizes(dataset: Any) -> dict[str, int]:
-    """Return the widths of the features of `dataset`: `audio_feature_size` and `video_feature_size`, as far as it has them."""
-    return {
-        f"{modality}_feature_size": _width(dataset, f"{modality}_features")
-        for modality in FEATURE_MODALITIES
-        if f"{modality}_features" in dataset.column_names
-    }
+    """Return the widths of the features of `dataset` by modality, as far as it has them."""
+    columns = {name: f"{name}_features" for name in FEATURE_MODALITIES}
+    return {name: _width(dataset, column) for name, column in columns.items() if column in dataset.column_names}
 
 
 def _width(dataset: Any, column: str) -> int:
@@ -112,9 +116,9 @@ def usual_limits(names: Iterable[str | None], context_turns: int = 0) -> dict[st
         context_turns (`int`): Earlier turns of the dialogue that are read too.
     """
     known = [USUAL_LIMITS[name] for name in names if name in USUAL_LIMITS]
-    limits = {field: max(limit[field] for limit in known) for field in (known[0] if known else ())}
+    limits = {name: max(limit[name] for limit in known) for name in (known[0] if known else ())}
     if limits:
-        limits["max_text_length"] *= 1 + context_turns
+        limits["text"] *= 1 + context_turns
     return limits
 
 
@@ -128,26 +132,29 @@ def config_fields_for(dataset: Any, context_turns: int | None = None) -> dict[st
         context_turns (`int`, *optional*): Earlier turns to read; by default as many as the clips have.
 
     Returns:
-        `dict[str, Any]`: `context_turns`, `max_text_length` and the other lengths where they are published,
-        `audio_feature_size` and `video_feature_size`; `fusion_type="text"` where there are words alone.
+        `dict[str, Any]`: `context_turns`, `max_text_length` where it is published, `audio_config` and `video_config` with
+        `feature_size` and the published `max_length`; `fusion_type="text"` where there is text alone.
     """
     columns = dataset.column_names
     if context_turns is None:
         context_turns = max(map(len, dataset["context"]), default=0) if "context" in columns else 0
     names = dict.fromkeys(dataset["dataset"]) if "dataset" in columns else [dataset_name(dataset)]
-    fields = {"context_turns": context_turns, **usual_limits(names, context_turns)}
+    limits = usual_limits(names, context_turns)
+    fields: dict[str, Any] = {"context_turns": context_turns}
+    if "text" in limits:
+        fields["max_text_length"] = limits.pop("text")
     sizes = feature_sizes(dataset)
+    for name, size in sizes.items():
+        fields[f"{name}_config"] = {"feature_size": size} | ({"max_length": limits[name]} if name in limits else {})
     if not sizes:
         raw = [column for column in ("clip", "audio", "video") if column in columns]
         unread = f" (the clips in the column `{raw[0]}` are not read: " if raw else ""
         options = (
             "give `--audio_encoder log-mel --video_encoder hog`, or the name of a model on the Hub)" if raw else ""
         )
-        logger.warning(
-            f"words alone{unread}{options}: there is nothing to fuse, so `fusion_type` is text unless given"
-        )
-        sizes = {"fusion_type": "text"}
-    return {**fields, **sizes}
+        logger.warning(f"no audio or video features{unread}{options}; using fusion_type='text'")
+        fields["fusion_type"] = "text"
+    return fields
 
 
 __all__ = [
@@ -158,5 +165,6 @@ __all__ = [
     "feature_sizes",
     "front_end_fields",
     "label_names",
+    "merge_fields",
     "usual_limits",
 ]

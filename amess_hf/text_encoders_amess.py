@@ -12,15 +12,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, PreTrainedConfig
 from transformers.utils import cached_file
 
+from .configuration_amess import ENCODER_ONLY, check_text_config
 from .fusion_amess import masked_mean
 
-
-# How the states of an utterance's tokens are pooled: their mean, the first or the last; the names are those of
-# sentence-transformers.
-TEXT_POOLINGS = ("mean", "cls", "last")
-
-# Encoder-decoders for which transformers has an encoder-only model.
-_ENCODERS_ALONE = {"t5", "mt5", "umt5"}
 
 # Decoders that are used as encoders: only their last token has seen all words.
 _DECODERS = {
@@ -29,30 +23,8 @@ _DECODERS = {
 }  # fmt: skip
 
 
-def check_text_config(config: PreTrainedConfig, name: str) -> None:
-    """Check that a configuration is one of a text encoder.
-
-    Args:
-        config (`PreTrainedConfig`): The configuration.
-        name (`str`): What an error calls it.
-
-    Raises:
-        `ValueError`: If it is an A-MESS model's, or that of an encoder-decoder whose encoder cannot be loaded alone.
-    """
-    if config.model_type == "amess":
-        raise ValueError(
-            f"{name} is an A-MESS model, not a text encoder; load it with `from_pretrained` (`--model_name_or_path`) to "
-            "train it further"
-        )
-    if getattr(config, "is_encoder_decoder", False) and config.model_type not in _ENCODERS_ALONE:
-        raise ValueError(
-            f"{name} is a {config.model_type} model with a decoder; give an encoder without a decoder, or one of "
-            f"{', '.join(sorted(_ENCODERS_ALONE))}, whose encoder is used"
-        )
-
-
 def _auto_class(config: PreTrainedConfig):
-    return AutoModelForTextEncoding if config.model_type in _ENCODERS_ALONE else AutoModel
+    return AutoModelForTextEncoding if config.model_type in ENCODER_ONLY else AutoModel
 
 
 def build_text_encoder(config: PreTrainedConfig) -> nn.Module:

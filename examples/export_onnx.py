@@ -90,7 +90,7 @@ def input_sizes(config, arguments):
     """Length of each input's second axis in the example: `{"text": …, "audio": …, "video": …}`, as the model takes them."""
     sizes = {"text": arguments.text_length or 7}
     for modality, example in (("audio", 11), ("video", 9)):
-        if getattr(config, f"{modality}_feature_size") is not None and config.fusion_type != "text":
+        if modality in config.feature_configs and config.fusion_type != "text":
             sizes[modality] = getattr(arguments, f"{modality}_length") or example
     return sizes
 
@@ -111,7 +111,7 @@ def example_inputs(config, batch_size, lengths, seed=0):
                     inputs["token_type_ids"] = (mask.bool() & ~context).long()
                 inputs["utterance_mask"] = (mask.bool() & ~context).long()
         else:
-            size = getattr(config, f"{modality}_feature_size")
+            size = config.feature_configs[modality].feature_size
             inputs[f"{modality}_features"] = torch.randn(*mask.shape, size, generator=draw)
             inputs[f"{modality}_attention_mask"] = mask
     return inputs

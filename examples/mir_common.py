@@ -31,7 +31,7 @@ from amess_hf import (
     OutOfScopeDetector,
     load_mintrec,
 )
-from amess_hf.constants_amess import FEATURE_MODALITIES, OUT_OF_SCOPE_ID, OUT_OF_SCOPE_LABEL
+from amess_hf.configuration_amess import FEATURE_MODALITIES, OUT_OF_SCOPE_ID, OUT_OF_SCOPE_LABEL
 from amess_hf.data.clip_features import add_clip_features
 from amess_hf.data.combining import (
     few_clips,
@@ -169,7 +169,9 @@ class ModelArguments:
     def config_fields(self):
         """The fields of [`AMESSConfig`] that were given, by name."""
         names = [item.name for item in fields(self) if item.name in AMESSConfig.__dataclass_fields__]
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        lengths = {"audio_config": self.max_audio_length, "video_config": self.max_video_length}
+        return {**given, **{name: {"max_length": length} for name, length in lengths.items() if length is not None}}
 
 
 @dataclass
@@ -648,7 +650,10 @@ def read_saved_config(model_args) -> AMESSConfig:
                 f"`--{field_name} {value}`: the saved model has {getattr(config, field_name)}, and its weights fit "
                 "nothing else; train a new one with `--text_model_name_or_path`"
             )
-        setattr(config, field_name, value)
+        if isinstance(value, dict):
+            getattr(config, field_name).max_length = value["max_length"]
+        else:
+            setattr(config, field_name, value)
     config.validate()
     return config
 
@@ -656,12 +661,12 @@ def read_saved_config(model_args) -> AMESSConfig:
 def as_trained(data_args, config):
     """The data arguments with the encoders and the turns of context of a saved model, unless others are given."""
     chosen = {
-        f"{modality}_encoder": getattr(config, f"{modality}_encoder")
-        for modality in FEATURE_MODALITIES
+        f"{modality}_encoder": features.encoder
+        for modality, features in config.feature_configs.items()
         if getattr(data_args, f"{modality}_encoder") is None and getattr(data_args, f"{modality}_features") is None
     }
     if "audio_encoder" in chosen and data_args.audio_encoder_layer is None:
-        chosen["audio_encoder_layer"] = config.audio_encoder_layer
+        chosen["audio_encoder_layer"] = config.audio_config.encoder_layer
     if data_args.context_turns is None:
         chosen["context_turns"] = config.context_turns
     return replace(data_args, **chosen)
@@ -677,15 +682,16 @@ def check_features(config, data_args, dataset):
     sizes = feature_sizes(next(iter(dataset.values())))
     for modality in FEATURE_MODALITIES:
         name = f"{modality}_encoder"
-        given, known = getattr(data_args, name), getattr(config, name)
+        features = config.feature_configs.get(modality)
+        given, known = getattr(data_args, name), features and features.encoder
         if given is not None and given != known:
             raise ValueError(f"`--{name} {given}` makes other features than the model was trained with ({known})")
-        if modality == "audio" and given is not None and data_args.audio_encoder_layer != config.audio_encoder_layer:
+        if modality == "audio" and given is not None and data_args.audio_encoder_layer != features.encoder_layer:
             raise ValueError(
                 f"`--audio_encoder_layer` is {data_args.audio_encoder_layer}, but the model was trained with "
-                f"{config.audio_encoder_layer}; leave it out"
+                f"{features.encoder_layer}; leave it out"
             )
-        given, known = sizes.get(f"{modality}_feature_size"), getattr(config, f"{modality}_feature_size")
+        given, known = sizes.get(modality), features and features.feature_size
         if known is not None and given is None:
             logger.warning(f"the model takes {modality}, and the data has none: it answers without")
         elif known is not None and given != known:

@@ -18,7 +18,7 @@ def small_model(**fields):
     """One layer of each kind, nothing drawn at random, and no size that a length could be taken for."""
     config = text_config()
     config.num_hidden_layers, config.hidden_dropout_prob, config.attention_probs_dropout_prob = 1, 0.0, 0.0
-    sizes = {"num_fusion_layers": 1, "audio_feature_size": 22, "video_feature_size": 21}
+    sizes = {"num_fusion_layers": 1, "audio_config": {"feature_size": 22}, "video_config": {"feature_size": 21}}
     return tiny_model(text_config=config, dropout=0.0, modality_dropout=0.0, **{**sizes, **fields})
 
 

@@ -1,8 +1,5 @@
-import json
-
 import pytest
 from transformers import AutoConfig, BartConfig, BertConfig
-from transformers.utils import logging
 from utils import LABELS, text_config, tiny_config
 
 from amess_hf import AMESSConfig
@@ -13,7 +10,7 @@ class TestValues:
     def test_defaults(self):
         config = AMESSConfig()
         assert isinstance(config.text_config, BertConfig)
-        assert config.audio_feature_size is None
+        assert config.audio_config is None
         assert config.fusion_type == "anchor"
 
     def test_text_config_as_dict(self):
@@ -33,30 +30,33 @@ class TestValues:
             ("hidden_size", 30.0, "expected int"),
             ("hidden_size", 15, "multiple of `num_attention_heads`"),
             ("num_anchors", True, "expected int"),
-            ("audio_feature_size", -3, "greater or equal to 1"),
-            ("fusion_type", "concat", "anchor, cross_modal, gated_anchor, late, mean, text"),
+            ("audio_config", {"feature_size": -3}, "`feature_size`: value must be None, or greater or equal to 1"),
+            ("audio_config", {"max_length": 3, "feature_size": None}, "the width of a frame's features"),
+            ("video_config", {"grid_sides": 5}, "did you mean `grid_side`?"),
+            ("fusion_type", "concat", "anchor, cross_modal, late, mean, text"),
             ("dropout", 1.5, "greater or equal to 0 and smaller or equal to 1"),
             ("label_smoothing", float("nan"), "greater or equal to 0 and smaller or equal to 1"),
             ("label_similarity_weight", "0.5", "float"),
             ("triplet_margin", -0.1, "greater or equal to 0"),
             ("label_triplet_loss_weight", None, "float"),
-            ("audio_encoder", 7, "str"),
+            ("audio_config", {"encoder": 7}, "str"),
             ("format_version", 99, "update amess_hf"),
-            ("zero_shot_labels", ["Dance"], "among the labels"),
+            ("format_version", 2, "train the model again"),
+            ("described_labels", ["Dance"], "among the labels"),
             ("id2label", {0: "Greet", 1: "Greet"}, "a different name for each label"),
             ("id2label", {0: "Greet", 2: "Thank"}, "a name for each id from 0 on"),
             ("id2label", ["Greet", "Thank"], "dict"),
             ("label2id", {"Greet": 1}, "the inverse of `id2label`"),
             ("label_descriptions", ["hello"], "dict"),
-            ("zero_shot_labels", 5, "list"),
+            ("described_labels", 5, "list"),
             ("text_config", "bert", "PreTrainedConfig"),
             ("text_config", {"model_type": "bert", "hidden_size": "x"}, "expected int"),
             ("text_config", BartConfig(), "without a decoder"),
             ("triplet_margin", float("inf"), "smaller than inf"),
             ("context_turns", -1, "greater or equal to 0"),
-            ("audio_band_shift", -1, "greater or equal to 0"),
-            ("video_grid_side", 3, "at least 5"),
-            ("video_grid_shift", 1, "no `video_grid_side`"),
+            ("audio_config", {"max_shift": -1}, "greater or equal to 0"),
+            ("video_config", {"grid_side": 3}, "at least 5"),
+            ("video_config", {"norm": "batch"}, "one of frame, clip"),
         ],
     )
     def test_bad_value_is_refused(self, field, value, allowed):
@@ -99,42 +99,13 @@ class TestValues:
             config.save_pretrained(tmp_path)
 
 
-class TestOldNames:
-    OLD_TO_NEW = {
-        "triplet_loss_weight": "label_triplet_loss_weight",
-        "clip_contrastive_loss_weight": "batch_triplet_loss_weight",
-    }
-
-    @pytest.mark.parametrize(("old", "new"), OLD_TO_NEW.items())
-    def test_are_read_set_and_not_saved(self, old, new, tmp_path):
-        config = tiny_config(**{old: 0.25})
-        assert getattr(config, new) == getattr(config, old) == 0.25
-        setattr(config, old, 0.75)
-        assert getattr(config, new) == 0.75
-        with pytest.raises(ValueError, match=f"`{new}`"):
-            setattr(config, old, -1)
-        config.save_pretrained(tmp_path)
-        saved = json.loads((tmp_path / "config.json").read_text())
-        assert saved[new] == 0.75 and old not in saved
-        assert AutoConfig.from_pretrained(tmp_path) == config
-
-    def test_are_reported_once(self, caplog, monkeypatch):
-        logger = logging.get_logger("amess_hf.configuration_amess")
-        monkeypatch.setattr(logging.get_logger("transformers"), "propagate", True)
-        logger.warning_once.cache_clear()
-        for _ in range(2):
-            tiny_config(triplet_loss_weight=0.5)
-        (message,) = [record.getMessage() for record in caplog.records if "triplet_loss_weight" in record.getMessage()]
-        assert "`triplet_loss_weight`" in message and "`label_triplet_loss_weight`" in message
-
-
 class TestRoundTrip:
     @pytest.mark.parametrize("model_type", ["bert", "roberta", "distilbert"])
     def test_saved_and_loaded_is_equal(self, tmp_path, model_type):
         config = tiny_config(
             text_config=text_config(model_type),
-            audio_encoder="log-mel",
-            zero_shot_labels=["Thank"],
+            audio_config={"encoder": "log-mel"},
+            described_labels=["Thank"],
             dropout=0,
             triplet_margin=1,
         )

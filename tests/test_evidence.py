@@ -17,9 +17,9 @@ from amess_hf.fusion_amess import (
 )
 
 
-TONE = {"audio_feature_norm": "clip", "num_audio_conv_layers": 2, "audio_pooling": "statistics"}
-PICTURE = {"num_video_conv_layers": 1, "conv_kernel_size": 3}
-GRID = {"video_feature_size": 5 * 5 * 2, "video_grid_side": 5}
+TONE = {"audio_config": {"norm": "clip", "num_conv_layers": 2, "pooling": "statistics"}}
+PICTURE = {"video_config": {"num_conv_layers": 1, "conv_kernel_size": 3}}
+GRID = {"video_config": {"feature_size": 5 * 5 * 2, "grid_side": 5}}
 
 
 def lengths_mask(*lengths):
@@ -127,7 +127,8 @@ class TestShifts:
             assert torch.equal(moved[clip], expected.expand(3, -1, -1, -1))
 
     def test_only_in_training(self):
-        model = tiny_model(**GRID, video_grid_shift=1, audio_band_shift=2, dropout=0.0, modality_dropout=0.0)
+        shifts = {"audio_config": {"max_shift": 2}, "video_config": {**GRID["video_config"], "max_shift": 1}}
+        model = tiny_model(**shifts, dropout=0.0, modality_dropout=0.0)
         batch = random_batch(model.config)
         with torch.no_grad():
             once, again = model(**batch).logits, model(**batch).logits
@@ -187,8 +188,8 @@ class TestGrids:
         assert together.shape == (2, 4, 16)
 
     def test_no_grid(self):
-        with pytest.raises(ValueError, match=r"`video_grid_side` is 5; .* divides `video_feature_size` \(24\)"):
-            tiny_config(video_feature_size=24, video_grid_side=5)
+        with pytest.raises(ValueError, match=r"`video_config`: `grid_side` is 5; .* divides `feature_size` \(24\)"):
+            tiny_config(video_config={"feature_size": 24, "grid_side": 5})
 
 
 @pytest.mark.parametrize(

@@ -171,7 +171,11 @@ def test_pushed_data_set_trains(circle):
     assert 0 <= results["eval_accuracy"] <= 1
     assert results["train_loss"] > 0
     config = json.loads((circle.folder / "run-from-hub" / "config.json").read_text())
-    assert (config["audio_feature_size"], config["video_feature_size"], len(config["id2label"])) == (32, 24, 20)
+    assert (
+        config["audio_config"]["feature_size"],
+        config["video_config"]["feature_size"],
+        len(config["id2label"]),
+    ) == (32, 24, 20)
 
 
 class TestFolders:

@@ -127,13 +127,13 @@ class TestMasks:
         close(model(**without).logits, model(**batch).logits)
 
     def test_a_modality_that_the_model_lacks_is_ignored(self):
-        model = tiny_model(video_feature_size=None)
+        model = tiny_model(video_config=None)
         batch = random_batch(model.config, labels=False)
         expected = model(**batch).logits
         close(model(**batch, video_features=torch.randn(3, 4, 5)).logits, expected)
 
     def test_words_alone(self):
-        model = tiny_model(audio_feature_size=None, video_feature_size=None)
+        model = tiny_model(audio_config=None, video_config=None)
         outputs = model(**random_batch(model.config))
         assert torch.isfinite(outputs.loss)
         assert (outputs.anchor_indices[:, 1:] == -1).all()
@@ -405,7 +405,7 @@ class TestDescriptions:
         old = model.classifier.weight.clone()
         model.set_label_descriptions({"Thank": "thanks you", "Dance": ["hello hello", "box"]}, tokenizer)
         assert model.config.id2label == {0: "Thank", 1: "Dance"}
-        assert model.config.zero_shot_labels == ["Dance"]
+        assert model.config.described_labels == ["Dance"]
         close(model.classifier.weight[0], old[LABELS.index("Thank")], 0)
         logits = model(**random_batch(model.config, labels=False)).logits
         assert logits.shape == (3, 2)
@@ -451,7 +451,7 @@ class TestDescriptions:
         close(model(**batch).logits.softmax(-1), before.softmax(-1))
 
     def test_an_untrained_model_compares(self, tokenizer):
-        model = tiny_model(label_descriptions=None, zero_shot_labels=LABELS)
+        model = tiny_model(label_descriptions=None, described_labels=LABELS)
         model.set_label_descriptions({"Dance": "box"}, tokenizer)
         assert model.config.label_descriptions == {"Dance": ["box"]}
 
@@ -482,7 +482,7 @@ class TestCombinedLogits:
         assert combined.logsumexp(-1).std() > 0.1
 
     def test_by_hand_with_a_new_label(self):
-        model = tiny_model(label_similarity_weight=0.5, zero_shot_labels=["Ask for help"])
+        model = tiny_model(label_similarity_weight=0.5, described_labels=["Ask for help"])
         class_logits = torch.tensor([[math.log(2), math.log(1), math.log(1), 50.0]])  # 1/2, 1/4, 1/4; last unused
         similarities = torch.tensor([[math.log(1), math.log(2), math.log(1), math.log(4)]])  # 1/8, 2/8, 1/8, 4/8
         # by class, with the known labels' half: 1/4, 1/8, 1/8
@@ -520,7 +520,7 @@ class TestSaving:
         encoder.save_pretrained(tmp_path)
         tokenizer.save_pretrained(tmp_path)
         model = AMESSForIntentClassification.from_text_pretrained(
-            tmp_path, labels=LABELS, label_descriptions=DESCRIPTIONS, audio_feature_size=6, num_anchors=2
+            tmp_path, labels=LABELS, label_descriptions=DESCRIPTIONS, audio_config={"feature_size": 6}, num_anchors=2
         )
         assert model.config.num_anchors == 2 and model.config.num_labels == 4
         for name, value in model.amess.text_encoder.state_dict().items():

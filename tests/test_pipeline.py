@@ -16,6 +16,7 @@ from transformers.utils import logging
 from utils import DESCRIPTIONS, FRONT_ENDS, LABELS, save_clip_model, save_noise_clip, tiny_config, tiny_model
 
 from amess_hf import AMESSProcessor, IntentRecognitionPipeline, OutOfScopeDetector, clips_amess
+from amess_hf.recipe_amess import merge_fields
 
 
 av = pytest.importorskip("av")
@@ -525,7 +526,9 @@ class TestLoading:
             IntentRecognitionPipeline(pipe.model)
 
     def test_a_processor_of_another_model(self, pipe, tokenizer):
-        other = AMESSProcessor.for_model(tiny_config(**{**FRONT_ENDS, "max_audio_length": 480}), tokenizer)
+        other = AMESSProcessor.for_model(
+            tiny_config(**merge_fields(FRONT_ENDS, {"audio_config": {"max_length": 480}})), tokenizer
+        )
         with pytest.raises(ValueError, match="`max_audio_length` is 480 in the processor and 60 in the model"):
             make_pipeline("intent-recognition", model=pipe.model, processor=other)
 

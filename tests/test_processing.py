@@ -12,6 +12,7 @@ from utils import FRONT_ENDS, tiny_config, tiny_model
 
 from amess_hf import AMESSDataCollator, AMESSProcessor
 from amess_hf.encoders_amess import FrameDifferenceEncoder, LogMelEncoder
+from amess_hf.recipe_amess import merge_fields
 
 
 av = pytest.importorskip("av")
@@ -215,7 +216,9 @@ class TestSaving:
     def test_layer_and_histograms(self, tokenizer, clip, tmp_path):
         pytest.importorskip("skimage")
         names = {"audio_encoder": save_whisper(tmp_path / "whisper"), "audio_encoder_layer": 2, "video_encoder": "hog"}
-        config = tiny_config(**{**FRONT_ENDS, **names, "audio_feature_size": 32, "video_feature_size": 580})
+        fields = {"audio_config": {"feature_size": 32, "encoder": names["audio_encoder"], "encoder_layer": 2}}
+        fields["video_config"] = {"feature_size": 580, "encoder": "hog"}
+        config = tiny_config(**merge_fields(FRONT_ENDS, fields))
         processor = AMESSProcessor.for_model(config, tokenizer)
         assert (processor.audio_sampling_rate, processor.video_frame_rate) == (16000, 10.0)
         expected = processor(clip=clip)
@@ -240,7 +243,10 @@ class TestSaving:
     def test_hub_encoders(self, tokenizer, clip, tmp_path):
         speech = save_speech_model(tmp_path / "wavlm", norm="layer")
         vision = save_vision_model(tmp_path / "swin")
-        names = {"audio_encoder": speech, "video_encoder": vision, "audio_feature_size": 32, "video_feature_size": 24}
+        names = {
+            "audio_config": {"encoder": speech, "feature_size": 32},
+            "video_config": {"encoder": vision, "feature_size": 24},
+        }
         config = tiny_config(**names)
         processor = AMESSProcessor.for_model(config, tokenizer, video_frame_rate=5)
         expected = processor(text="hello", clip=clip)  # loads the encoders, which are not to be saved
@@ -306,6 +312,6 @@ class TestWhatDoesNotFit:
             processor(clip=tmp_path / "nowhere.mp4")
 
     def test_preprocessing_that_is_not_available_is_said(self, tokenizer, caplog):
-        config = tiny_config(audio_encoder="no-such/model")
+        config = tiny_config(audio_config={"encoder": "no-such/model"})
         assert AMESSProcessor.for_model(config, tokenizer).feature_extractor is None
         assert "The preprocessing of no-such/model cannot be loaded" in caplog.text

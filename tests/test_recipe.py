@@ -16,13 +16,11 @@ def test_features_and_lengths(tmp_path):
     assert fields == {
         "context_turns": 0,
         "max_text_length": 30,
-        "max_audio_length": 480,
-        "max_video_length": 230,
-        "audio_feature_size": AUDIO_WIDTH,
-        "video_feature_size": VIDEO_WIDTH,
+        "audio_config": {"feature_size": AUDIO_WIDTH, "max_length": 480},
+        "video_config": {"feature_size": VIDEO_WIDTH, "max_length": 230},
     }
     assert label_names(train)[0] == "Complain"
-    assert config_fields_for(train.remove_columns("audio_features")).keys() == fields.keys() - {"audio_feature_size"}
+    assert config_fields_for(train.remove_columns("audio_features")).keys() == fields.keys() - {"audio_config"}
 
 
 def test_words_alone_are_not_fused(tmp_path):
@@ -45,7 +43,7 @@ def test_context_takes_room(tmp_path):
 
 def test_largest_of_several():
     limits = usual_limits(["mintrec", "mintrec2.0", "folder"])
-    assert limits == {"max_text_length": 50, "max_audio_length": 480, "max_video_length": 230}
+    assert limits == {"text": 50, "audio": 480, "video": 230}
     assert usual_limits(["folder"], context_turns=3) == {}
 
 
@@ -76,4 +74,4 @@ def test_clips_that_are_not_read_are_named(column, caplog):
     assert "--video_encoder hog" in caplog.text
     caplog.clear()
     config_fields_for(rows.remove_columns(column))
-    assert "words alone: there is nothing to fuse" in caplog.text
+    assert "using fusion_type='text'" in caplog.text

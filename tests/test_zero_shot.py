@@ -32,9 +32,7 @@ class TestBalancingOffset:
 
 def lookup_model(tokenizer, **fields):
     """A model whose embedding of a sentence is the mean of its words', and whose classifier is sure of trained intents."""
-    model = tiny_model(
-        fusion_type="text", audio_feature_size=None, video_feature_size=None, projection_dim=0, **fields
-    )
+    model = tiny_model(fusion_type="text", audio_config=None, video_config=None, projection_dim=0, **fields)
     generator = torch.Generator().manual_seed(0)
     words = torch.nn.functional.normalize(torch.randn(64, 32, generator=generator), dim=-1)
     names = list(model.config.label_descriptions)
@@ -62,7 +60,7 @@ class TestDescribedIntents:
     def test_a_new_intent_is_found_and_trained_ones_are_kept(self, tokenizer):
         model = lookup_model(tokenizer)
         model.set_label_descriptions({**DESCRIPTIONS, "Dance": ["box box no", "box no no"]}, tokenizer)
-        assert model.config.zero_shot_labels == ["Dance"]
+        assert model.config.described_labels == ["Dance"]
         probabilities, found = answers(model, tokenizer, ["box no", *(texts[0] for texts in DESCRIPTIONS.values())])
         assert found == ["Dance", *LABELS]
         torch.testing.assert_close(probabilities.sum(-1), torch.ones(5))
@@ -71,7 +69,7 @@ class TestDescribedIntents:
         model = lookup_model(tokenizer)
         model.set_label_descriptions({**DESCRIPTIONS, "Dance": ["box no"], "Refuse": ["no never"]}, tokenizer)
         before, _ = answers(model, tokenizer, ["please hello box"])
-        model.config.zero_shot_offset += 1.5
+        model.config.described_offset += 1.5
         after, _ = answers(model, tokenizer, ["please hello box"])
         ratio = (after / before)[0]
         torch.testing.assert_close(ratio[4] / ratio[0], torch.tensor(1.5).exp())
@@ -110,16 +108,16 @@ class TestDescribedIntents:
         model.update_label_embeds(tokenizer)
         before = model(**batch).logits
         model.set_label_descriptions(DESCRIPTIONS, tokenizer)
-        assert model.config.zero_shot_offset == 0.0
+        assert model.config.described_offset == 0.0
         torch.testing.assert_close(model(**batch).logits, before)
 
     def test_the_constant_is_saved(self, tokenizer, tmp_path):
         model = tiny_model()
         model.set_label_descriptions({**DESCRIPTIONS, "Dance": ["box box no"]}, tokenizer)
-        assert model.config.zero_shot_offset != 0.0
+        assert model.config.described_offset != 0.0
         model.save_pretrained(tmp_path)
         loaded = AMESSForIntentClassification.from_pretrained(tmp_path)
-        assert loaded.config.zero_shot_offset == model.config.zero_shot_offset
+        assert loaded.config.described_offset == model.config.described_offset
         batch = random_batch(model.config, labels=False)
         torch.testing.assert_close(loaded(**batch).logits, model(**batch).logits)
 
@@ -128,4 +126,4 @@ class TestDescribedIntents:
         descriptions = {**DESCRIPTIONS, "Dance": ["box box no"], "Refuse": ["no never"]}
         model.set_label_descriptions(descriptions, tokenizer)
         other.set_label_descriptions(dict(reversed(descriptions.items())), tokenizer)
-        assert model.config.zero_shot_offset == pytest.approx(other.config.zero_shot_offset, abs=1e-4)
+        assert model.config.described_offset == pytest.approx(other.config.described_offset, abs=1e-4)

@@ -7,6 +7,7 @@ import torch
 from transformers import BertConfig, DistilBertConfig, RobertaConfig, set_seed
 
 from amess_hf import AMESSConfig, AMESSForIntentClassification, AMESSProcessor
+from amess_hf.recipe_amess import merge_fields
 
 
 WORDS = "the speaker says hello thanks you are so kind late again please help me with this box no never yes".split()
@@ -30,14 +31,12 @@ def text_config(model_type="bert"):
 
 
 def tiny_config(**fields):
-    """A configuration for words, sound (6 wide) and picture (5 wide); `fields` override."""
+    """A configuration for text, audio (6 wide) and video (5 wide); `fields` override, those of features one by one."""
     defaults = {
         "text_config": text_config(),
-        "audio_feature_size": 6,
-        "video_feature_size": 5,
+        "audio_config": {"feature_size": 6, "max_length": 20},
+        "video_config": {"feature_size": 5, "max_length": 15},
         "max_text_length": 16,
-        "max_audio_length": 20,
-        "max_video_length": 15,
         "hidden_size": 16,
         "intermediate_size": 24,
         "num_attention_heads": 2,
@@ -46,17 +45,13 @@ def tiny_config(**fields):
         "id2label": dict(enumerate(LABELS)),
         "label_descriptions": DESCRIPTIONS,
     }
-    return AMESSConfig(**{**defaults, **fields})
+    return AMESSConfig(**merge_fields(defaults, fields))
 
 
 # what makes a model one for clips, with encoders that need no download
 FRONT_ENDS = {
-    "audio_feature_size": 80,
-    "video_feature_size": 512,
-    "audio_encoder": "log-mel",
-    "video_encoder": "frame-difference",
-    "max_audio_length": 60,
-    "max_video_length": 12,
+    "audio_config": {"feature_size": 80, "encoder": "log-mel", "max_length": 60},
+    "video_config": {"feature_size": 512, "encoder": "frame-difference", "max_length": 12},
 }
 
 
@@ -99,8 +94,8 @@ def random_batch(config, text=(5, 3, 7), audio=(9, 4, 1), video=(6, 8, 2), seed=
         shape = batch["attention_mask"].shape
         batch["input_ids"] = torch.randint(5, 64, shape, generator=generator) * batch["attention_mask"]
     for name, lengths in (("audio", audio), ("video", video)):
-        width = getattr(config, f"{name}_feature_size")
-        if lengths is not None and width is not None:
+        if lengths is not None and name in config.feature_configs:
+            width = config.feature_configs[name].feature_size
             mask = length_mask(lengths)
             batch[f"{name}_features"] = torch.randn(*mask.shape, width, generator=generator)
             batch[f"{name}_attention_mask"] = mask

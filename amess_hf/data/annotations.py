@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers.utils import logging
 
-from ..constants_amess import OUT_OF_SCOPE_LABEL
+from ..configuration_amess import OUT_OF_SCOPE_LABEL
 from .labels import nearest
 from .safe_pickle import first_line
 

@@ -8,8 +8,7 @@ from typing import Any
 from datasets import ClassLabel, Dataset, DatasetDict, concatenate_datasets
 from transformers.utils import logging
 
-from ..configuration_amess import AMESSConfig
-from ..constants_amess import FEATURE_MODALITIES, OUT_OF_SCOPE_ID
+from ..configuration_amess import FEATURE_MODALITIES, OUT_OF_SCOPE_ID, AMESSConfig
 from ..recipe_amess import feature_sizes, label_names
 from .labels import LABELS
 
@@ -94,11 +93,10 @@ def _in_labels(
 def _check_widths(datasets: dict[str, DatasetDict]) -> None:
     sizes = {name: feature_sizes(next(iter(dataset.values()))) for name, dataset in datasets.items()}
     for modality in FEATURE_MODALITIES:
-        field = f"{modality}_feature_size"
-        widths = {name: size[field] for name, size in sizes.items() if field in size}
+        widths = {name: size[modality] for name, size in sizes.items() if modality in size}
         if len(set(widths.values())) > 1:
             raise ValueError(
-                f"the data sets have features of different `{field}`: {widths}; leave them out "
+                f"the data sets have features of different widths: {modality} {widths}; leave them out "
                 f"(`--{modality}_features none`), or choose features of the same encoder"
             )
 

@@ -4,7 +4,7 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
-from ..constants_amess import FEATURE_MODALITIES, OUT_OF_SCOPE_LABEL
+from ..configuration_amess import FEATURE_MODALITIES, OUT_OF_SCOPE_LABEL
 from .annotations import Clip, need_columns, need_text, optional_fields, read_rows
 
 

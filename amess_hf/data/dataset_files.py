@@ -7,7 +7,7 @@ from pathlib import Path
 import xxhash
 from transformers.utils import logging
 
-from ..constants_amess import CLIP_SUFFIXES
+from ..configuration_amess import CLIP_SUFFIXES
 from .annotations import READERS, SPLIT_FILES, find_split_files
 from .feature_files import INDEX_NAME, PICKLE_SUFFIXES
 

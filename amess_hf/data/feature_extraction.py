@@ -22,7 +22,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from transformers.utils import logging
 
-from ..constants_amess import FEATURE_MODALITIES
+from ..configuration_amess import FEATURE_MODALITIES
 from ..encoders_amess import load_audio_encoder, load_video_encoder
 from ..processing_amess import write_json, write_text, written_aside
 from .annotations import as_text, check_span, parse_seconds, read_rows

@@ -20,7 +20,7 @@ from datasets.exceptions import DatasetGenerationError
 from datasets.fingerprint import Hasher
 from transformers.utils import logging
 
-from ..constants_amess import FEATURE_MODALITIES, OUT_OF_SCOPE_ID
+from ..configuration_amess import FEATURE_MODALITIES, OUT_OF_SCOPE_ID
 from ..recipe_amess import DATASET_NAMES, dataset_name
 from .annotations import (
     Clip,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ..constants_amess import FEATURE_MODALITIES, MODALITIES
+from ..configuration_amess import FEATURE_MODALITIES, MODALITIES
 from .prediction import ClipOutputs
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..constants_amess import FEATURE_MODALITIES
+from ..configuration_amess import FEATURE_MODALITIES
 from ..processing_amess import write_text
 from ..version import __version__
 from .metric_names import (
@@ -58,8 +58,6 @@ _MODEL_FIELDS = {
     "fusion_type": "fusion",
     "hidden_size": "width of the fusion",
     "num_anchors": "anchors per modality",
-    "audio_encoder": "sound encoder",
-    "video_encoder": "picture encoder",
 }
 # Metric in `all_results.json`, without its split -> name.
 _METRICS = {
@@ -241,7 +239,7 @@ def _hub_name(name_or_path: str | None):
 
 def _encoders(config: Any):
     """Return the Hub models of text, sound and picture that the model was built from, `None` where there is none."""
-    names = [config.audio_encoder, config.video_encoder]
+    names = [features.encoder for features in config.feature_configs.values()]
     # Front ends that are part of this package have no organisation in their names.
     return [
         _hub_name(getattr(config.text_config, "_name_or_path", None)),
@@ -251,7 +249,7 @@ def _encoders(config: Any):
 
 def _inputs(config: Any, modalities: Sequence[str]):
     """Return the further inputs of the snippet: what follows `"text": ...` in the dictionary, and a note."""
-    decoded = [name for name in FEATURE_MODALITIES if name in modalities and getattr(config, f"{name}_encoder")]
+    decoded = [name for name in FEATURE_MODALITIES if name in modalities and config.feature_configs[name].encoder]
     if decoded:
         return '"clip": "clip.mp4"' if "video" in decoded else '"audio": "clip.wav"'
     return ", ".join(f'"{name}_features": np.load("{name}.npy")' for name in FEATURE_MODALITIES if name in modalities)
@@ -268,9 +266,10 @@ def _hyperparameters(config: Any, training_arguments: Mapping[str, Any]):
     ]
     if not rows:
         return []
-    fields = [(name, getattr(config, key)) for key, name in _MODEL_FIELDS.items() if getattr(config, key) is not None]
+    fields = [(name, getattr(config, key)) for key, name in _MODEL_FIELDS.items()]
     # The path of an encoder's folder is private.
-    fields = [(name, os.path.basename(value) if "encoder" in name else value) for name, value in fields]
+    encoders = {name: features.encoder for name, features in config.feature_configs.items() if features.encoder}
+    fields += [(f"{name} encoder", os.path.basename(encoder)) for name, encoder in encoders.items()]
     return [
         (name, "yes" if value is True else f"{value:g}" if isinstance(value, float) else escape_markdown(str(value)))
         for name, value in rows + fields
@@ -366,7 +365,7 @@ def _report_tables(report: Mapping):
 
 
 def _labels(config: Any):
-    descriptions, zero_shot = config.label_descriptions or {}, set(config.zero_shot_labels or ())
+    descriptions, zero_shot = config.label_descriptions or {}, set(config.described_labels or ())
     labels = []
     for _, name in sorted(config.id2label.items()):
         sentences = descriptions.get(name, ())

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers.utils import logging
 
-from ..constants_amess import MODALITIES
+from ..configuration_amess import MODALITIES
 from ..processing_amess import written_aside
 from .metrics import compute_classification_metrics
 
@@ -116,7 +116,7 @@ def model_modalities(config: Any) -> tuple[str, ...]:
     """Return the modalities that a model with this configuration uses, in the order text, audio, video."""
     if config.fusion_type == "text":
         return ("text",)
-    sizes = {"text": True, "audio": config.audio_feature_size, "video": config.video_feature_size}
+    sizes = {"text": True, "audio": config.audio_config, "video": config.video_config}
     return tuple(name for name in MODALITIES if sizes[name])
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from transformers.utils import logging
 
-from ..constants_amess import FEATURE_MODALITIES, MODALITIES, OUT_OF_SCOPE_ID
+from ..configuration_amess import FEATURE_MODALITIES, MODALITIES, OUT_OF_SCOPE_ID
 from ..oos_amess import OOS_METHODS, OutOfScopeDetector
 from ..pipeline_amess import anchor_spans, scored_anchors, utterance_words
 from ..processing_amess import write_json, write_text

@@ -35,7 +35,7 @@ def default_epochs(num_clips: int, config: AMESSConfig | None = None) -> float:
         num_clips (`int`): Training clips.
         config ([`AMESSConfig`], *optional*): The model's configuration.
     """
-    convolutions = config and (config.num_audio_conv_layers or config.num_video_conv_layers or config.video_grid_side)
+    convolutions = config and any(one.num_conv_layers or one.grid_side for one in config.feature_configs.values())
     clips_seen = CLIPS_SEEN_BY_CONVOLUTIONS if convolutions else CLIPS_SEEN_AT_LEAST
     return max(USUAL_EPOCHS, min(float(math.ceil(clips_seen / max(1, num_clips))), float(EPOCHS_AT_MOST)))
 

@@ -14,8 +14,7 @@ from datasets import Dataset
 from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedTokenizerBase
 
-from ..configuration_amess import AMESSConfig
-from ..constants_amess import FEATURE_MODALITIES, IGNORED_LABEL_ID
+from ..configuration_amess import FEATURE_MODALITIES, IGNORED_LABEL_ID, AMESSConfig
 from .arguments import AMESSTrainingArguments
 
 
@@ -116,8 +115,8 @@ def clip_lengths(dataset: Any, tokenizer: PreTrainedTokenizerBase, config: AMESS
     total = np.minimum(tokens, config.max_text_length)
     for modality in FEATURE_MODALITIES:
         name = f"{modality}_features"
-        if name in columns and getattr(config, f"{modality}_feature_size") is not None:
-            total = total + np.minimum(_num_frames(dataset, name), getattr(config, f"max_{modality}_length"))
+        if name in columns and modality in config.feature_configs:
+            total = total + np.minimum(_num_frames(dataset, name), config.feature_configs[modality].max_length)
     return total
 
 

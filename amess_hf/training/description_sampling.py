@@ -8,8 +8,7 @@ import torch
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from transformers import PreTrainedTokenizerBase
 
-from ..configuration_amess import AMESSConfig, text_positions
-from ..constants_amess import TRAINING_SENTENCES
+from ..configuration_amess import TRAINING_SENTENCES, AMESSConfig, text_positions
 from ..modeling_amess import AMESSForIntentClassification
 from ..processing_amess import encode_texts
 from .arguments import AMESSTrainingArguments

@@ -212,8 +212,8 @@ def make_config(fusion_type="anchor", semantic_synchronization=False, num_labels
     labels = [f"intent {number}" for number in range(num_labels)]
     return AMESSConfig(
         text_config=BertConfig(),
-        audio_feature_size=AUDIO_SIZE,
-        video_feature_size=VIDEO_SIZE,
+        audio_config={"feature_size": AUDIO_SIZE},
+        video_config={"feature_size": VIDEO_SIZE},
         fusion_type=fusion_type,
         id2label=dict(enumerate(labels)),
         label_descriptions={label: ["described"] for label in labels} if semantic_synchronization else None,
@@ -517,7 +517,7 @@ def section_loading(arguments, device):
     ids = list(features)
     tokenizer = BertTokenizer(vocab={word: number for number, word in enumerate(vocabulary())})
     config = make_config()
-    config.video_feature_size = None
+    config.video_config = None
     collator = AMESSDataCollator(tokenizer, config)
     sampler = list(ClipBatchSampler(count, BATCH_SIZE, 0))
     with tempfile.TemporaryDirectory() as folder:

@@ -80,10 +80,8 @@ def build(folder: Path, small: bool, device: str) -> tuple[AMESSForIntentClassif
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *TEXT.split()]
     config = AMESSConfig(
         text_config=BertConfig(**tiny) if small else BertConfig(),
-        audio_feature_size=wavlm.hidden_size,
-        video_feature_size=swin.hidden_size,
-        audio_encoder=str(folder / "wavlm-base"),
-        video_encoder=str(folder / "swin-tiny"),
+        audio_config={"feature_size": wavlm.hidden_size, "encoder": str(folder / "wavlm-base")},
+        video_config={"feature_size": swin.hidden_size, "encoder": str(folder / "swin-tiny")},
         id2label=dict(enumerate(LABELS)),
     )
     tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(dict.fromkeys(words))})

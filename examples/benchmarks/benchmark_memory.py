@@ -86,8 +86,7 @@ def batches(rows, audio_feature_size: int | None) -> torch.utils.data.DataLoader
     )
     config = AMESSConfig(
         text_config=text_config,
-        audio_feature_size=audio_feature_size,
-        max_audio_length=MAX_FRAMES,
+        audio_config=audio_feature_size and {"feature_size": audio_feature_size, "max_length": MAX_FRAMES},
         hidden_size=32,
         intermediate_size=64,
         num_fusion_layers=1,

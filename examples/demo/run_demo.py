@@ -40,7 +40,7 @@ from amess_hf.evaluation import (
 )
 from amess_hf.hub import save_for_hub
 from amess_hf.processing_amess import write_json
-from amess_hf.recipe_amess import front_end_fields
+from amess_hf.recipe_amess import front_end_fields, merge_fields
 from amess_hf.training import AMESSTrainer, AMESSTrainingArguments
 
 
@@ -106,22 +106,25 @@ def build_model(arguments: DemoArguments, labels: list[str], tokenizer: BertToke
         intermediate_size=2 * width,
         max_position_embeddings=64,
     )
+    sizes = {
+        "audio_config": {
+            "feature_size": load_audio_encoder(LOG_MEL).feature_size,
+            "max_length": MAX_AUDIO_LENGTH,
+            # Over the frames of a clip, a raised tone would change the level of all the others too.
+            "norm": "frame",
+            "max_shift": 0,
+        },
+        "video_config": {"feature_size": load_video_encoder(HOG).feature_size, "max_length": MAX_VIDEO_LENGTH},
+    }
     config = AMESSConfig(
         text_config=text_config,
-        audio_encoder=LOG_MEL,
-        video_encoder=HOG,
-        audio_feature_size=load_audio_encoder(LOG_MEL).feature_size,
-        video_feature_size=load_video_encoder(HOG).feature_size,
-        max_audio_length=MAX_AUDIO_LENGTH,
-        max_video_length=MAX_VIDEO_LENGTH,
         hidden_size=width,
         intermediate_size=2 * width,
         projection_dim=width,
         num_anchors=4,
         id2label=dict(enumerate(labels)),
         label_descriptions=demo_label_descriptions(),
-        # Over the frames of a clip, a raised tone would change the level of all the others too.
-        **front_end_fields(audio=LOG_MEL, video=HOG) | {"audio_feature_norm": "frame", "audio_band_shift": 0},
+        **merge_fields(front_end_fields(audio=LOG_MEL, video=HOG), sizes),
     )
     return AMESSForIntentClassification(config)
 

@@ -29,7 +29,7 @@ from transformers import AutoTokenizer, HfArgumentParser
 from transformers.utils import logging
 
 from amess_hf import AMESSDataCollator, AMESSForIntentClassification
-from amess_hf.constants_amess import FEATURE_MODALITIES, MODALITIES
+from amess_hf.configuration_amess import FEATURE_MODALITIES, MODALITIES
 from amess_hf.data.mintrec import load_mintrec
 from amess_hf.evaluation import compute_anchor_metrics, predict_clips, read_evidence_spans
 from amess_hf.evaluation.tables import markdown_table, write_csv

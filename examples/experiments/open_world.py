@@ -89,7 +89,7 @@ def untrained_model(arguments, labels, descriptions):
     model = AMESSForIntentClassification.from_text_pretrained(
         arguments.text_model_name_or_path, labels=labels, fusion_type="text", projection_dim=0
     )
-    model.config.zero_shot_labels = list(labels)
+    model.config.described_labels = list(labels)
     model.set_label_descriptions(descriptions, AutoTokenizer.from_pretrained(arguments.text_model_name_or_path))
     return model.eval()
 
@@ -119,7 +119,7 @@ def score_fold(folder, split, descriptions, pretrained, arguments):
         collator = AMESSDataCollator(tokenizer, model.config)
         outputs = predict_clips(model, split, collator, arguments.batch_size, description=f"{folder} {share}")
         rows[f"pretrained share {share:g}"] = figures_of(outputs.predictions, references, unseen)
-        model.config.zero_shot_offset = 0.0
+        model.config.described_offset = 0.0
         outputs = predict_clips(model, split, collator, arguments.batch_size, description=f"{folder} {share}")
         rows[f"pretrained share {share:g}, not balanced"] = figures_of(outputs.predictions, references, unseen)
     return rows, unseen

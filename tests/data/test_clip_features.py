@@ -92,10 +92,8 @@ def train(splits, tokenizer):
     set_seed(0)
     config = AMESSConfig(
         text_config=text_config(),
-        audio_feature_size=80,
-        video_feature_size=512,
-        audio_encoder="log-mel",
-        video_encoder="frame-difference",
+        audio_config={"feature_size": 80, "encoder": "log-mel"},
+        video_config={"feature_size": 512, "encoder": "frame-difference"},
         hidden_size=32,
         intermediate_size=64,
         num_fusion_layers=1,

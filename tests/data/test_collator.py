@@ -24,7 +24,7 @@ def test_batch(tokenizer):
     config = tiny_config()
     batch = AMESSDataCollator(tokenizer, config)(rows())
     assert batch["audio_features"].shape == (3, 4, 6)
-    assert batch["video_features"].shape == (3, config.max_video_length, 5)
+    assert batch["video_features"].shape == (3, config.video_config.max_length, 5)
     assert batch["audio_attention_mask"].sum(1).tolist() == [2, 3, 4]
     assert batch["video_attention_mask"].sum(1).tolist() == [0, 15, 15]
     assert batch["labels"].tolist() == [0, 1, 2]
@@ -32,7 +32,7 @@ def test_batch(tokenizer):
 
 
 def test_modalities_that_the_model_lacks_are_left_out(tokenizer):
-    batch = AMESSDataCollator(tokenizer, tiny_config(audio_feature_size=None))(rows())
+    batch = AMESSDataCollator(tokenizer, tiny_config(audio_config=None))(rows())
     assert "audio_features" not in batch and "video_features" in batch
 
 
@@ -70,4 +70,4 @@ def test_tokenizer_without_config(tokenizer):
 
 def test_wrong_width(tokenizer):
     with pytest.raises(ValueError, match="video_features"):
-        AMESSDataCollator(tokenizer, tiny_config(video_feature_size=7))(rows())
+        AMESSDataCollator(tokenizer, tiny_config(video_config={"feature_size": 7}))(rows())

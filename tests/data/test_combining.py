@@ -152,5 +152,5 @@ class TestMergedDatasets:
         for name in ("train", "validation"):
             column = [np.zeros((2, 3), dtype=np.float32).tolist()] * len(narrow[name])
             narrow[name] = narrow[name].remove_columns("audio_features").add_column("audio_features", column)
-        with pytest.raises(ValueError, match="`audio_feature_size`"):
+        with pytest.raises(ValueError, match="different widths: audio"):
             merge_datasets({"a": load_mintrec(corpus), "b": narrow})

@@ -16,6 +16,7 @@ from amess_hf import __version__
 from amess_hf.evaluation import create_model_card, name_repository
 from amess_hf.hub import push_folder, save_for_hub
 from amess_hf.oos_amess import OutOfScopeDetector
+from amess_hf.recipe_amess import merge_fields
 
 
 RESULTS = {
@@ -202,7 +203,7 @@ class TestText:
         assert "Trained on meetings." in own and "zhang2022mintrec" not in own and "television" not in own
 
     def test_untrained_intents_are_marked(self):
-        model = tiny_model(zero_shot_labels=["Thank"])
+        model = tiny_model(described_labels=["Thank"])
         text = create_model_card(model, {}).text
         assert text.count("known by its description alone") == 1
         assert "- **Thank** (not trained on; known by its description alone): " in text
@@ -245,9 +246,7 @@ class TestSnippet:
         pytest.importorskip("av", reason='pip install "amess_hf[video]"')
         from clip_writer import write_clip
 
-        save_for_hub(
-            tmp_path, tiny_model(**FRONT_ENDS | {"video_feature_size": None, "video_encoder": None}), tokenizer
-        )
+        save_for_hub(tmp_path, tiny_model(**FRONT_ENDS | {"video_config": None}), tokenizer)
         write_clip(tmp_path / "clip.wav", sound=np.random.default_rng(0).uniform(-0.5, 0.5, 16000))
         assert len(self.run(tmp_path, monkeypatch)) == 3
 
@@ -312,7 +311,7 @@ class TestHostileInput:
         assert "| base model | google-bert/bert-base-uncased |" in card.text
 
     def test_encoders_of_clips_are_base_models_too(self):
-        model = tiny_model(**FRONT_ENDS | {"audio_encoder": "facebook/wavlm-base"})
+        model = tiny_model(**merge_fields(FRONT_ENDS, {"audio_config": {"encoder": "facebook/wavlm-base"}}))
         model.config.text_config._name_or_path = "google-bert/bert-base-uncased"
         card = create_model_card(model, {})
         assert card.data.base_model == ["google-bert/bert-base-uncased", "facebook/wavlm-base"]

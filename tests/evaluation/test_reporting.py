@@ -71,10 +71,8 @@ def tokenizer():
 def model(tokenizer):
     model = tiny_model(
         text_config=BertConfig(**TEXT_SIZES | {"vocab_size": len(tokenizer)}, intermediate_size=48),
-        audio_feature_size=AUDIO_WIDTH,
-        video_feature_size=VIDEO_WIDTH,
-        max_audio_length=AUDIO_FRAMES[1],
-        max_video_length=VIDEO_FRAMES[1],
+        audio_config={"feature_size": AUDIO_WIDTH, "max_length": AUDIO_FRAMES[1]},
+        video_config={"feature_size": VIDEO_WIDTH, "max_length": VIDEO_FRAMES[1]},
         id2label=dict(enumerate(LABELS)),
         label_descriptions=demo_label_descriptions(),
     )

@@ -12,6 +12,7 @@ from browser import Browser, missing_programs
 from utils import FRONT_ENDS, LABELS, tiny_model
 
 from amess_hf import OutOfScopeDetector, save_for_hub
+from amess_hf.recipe_amess import merge_fields
 
 
 pytest.importorskip("av", reason='pip install "amess_hf[video]"')
@@ -117,7 +118,12 @@ def recognizer(tmp_path_factory, tokenizer):
     detector = OutOfScopeDetector("msp")
     detector.threshold, detector.keep, detector.calibration_clips = 0.0, 1.0, 1
     save_for_hub(
-        folder, tiny_model(**FRONT_ENDS | {"max_audio_length": 150, "max_video_length": 30}), tokenizer, detector
+        folder,
+        tiny_model(
+            **merge_fields(FRONT_ENDS, {"audio_config": {"max_length": 150}, "video_config": {"max_length": 30}})
+        ),
+        tokenizer,
+        detector,
     )
     return app.Recognizer(str(folder))
 

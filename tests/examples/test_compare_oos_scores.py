@@ -33,8 +33,8 @@ def compared(tmp_path_factory):
         model = tiny_model(
             seed,
             text_config=BertConfig(**TEXT_SIZES, intermediate_size=48),
-            audio_feature_size=AUDIO_WIDTH,
-            video_feature_size=VIDEO_WIDTH,
+            audio_config={"feature_size": AUDIO_WIDTH},
+            video_config={"feature_size": VIDEO_WIDTH},
             id2label=dict(enumerate(known)),
             label_descriptions={label: demo_label_descriptions()[label] for label in known},
         )

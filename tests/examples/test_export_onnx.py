@@ -60,7 +60,7 @@ def test_with_earlier_turns(tmp_path):
 
 @pytest.mark.slow
 def test_fixed_lengths(tmp_path):
-    model = tiny_model(fusion_type="mean", video_feature_size=None)
+    model = tiny_model(fusion_type="mean", video_config=None)
     sizes = {"batch_size": 2, "text_length": 6, "audio_length": 10, "video_length": 5}
     arguments = export_onnx.ExportArguments("", str(tmp_path / "amess.onnx"), **sizes)
     assert export_onnx.export(model, arguments) <= 1e-4

@@ -136,7 +136,7 @@ def test_lengths_of_clips():
     """Tokens with the two special ones, and frames up to the limit, also of a selection in another order."""
     clips = distributed_worker.make_clips(12, seed=5)
     config, tokenizer = distributed_worker.make_model().config, distributed_worker.make_tokenizer()
-    config.max_text_length, config.max_audio_length = 6, 4
+    config.max_text_length, config.audio_config.max_length = 6, 4
     chosen = clips.select([7, 2, 2, 9])
     expected = [
         min(len(row["text"].split()) + 2, 6) + min(len(row["audio_features"]), 4) + len(row["video_features"])

@@ -10,12 +10,12 @@ from amess_hf.evidence_amess import masked_statistics
 from amess_hf.training.standardisation import standardise_statistics
 
 
-TONE = {"audio_feature_norm": "clip", "audio_pooling": "statistics"}
+TONE = {"audio_config": {"norm": "clip", "pooling": "statistics"}}
 
 
 def clips(model, lengths):
     generator = torch.Generator().manual_seed(1)
-    width = model.config.audio_feature_size
+    width = model.config.audio_config.feature_size
     return [3 + 2 * torch.randn(length, width, generator=generator) for length in lengths]
 
 
@@ -72,7 +72,7 @@ def test_a_number_that_never_changes_counts_for_nothing():
     for clip in sound:
         clip[:, 0] = 7.0
     standardise_statistics(model, sound, collate)
-    layer, width = model.amess.fusion.evidence["audio"], model.config.audio_feature_size
+    layer, width = model.amess.fusion.evidence["audio"], model.config.audio_config.feature_size
     assert layer.deviation[0] == 1 and layer.mean[0] == pytest.approx(7) and layer.deviation[width] == 1
     assert torch.isfinite(layer.frame_statistics(*collate(sound).values())).all()
 

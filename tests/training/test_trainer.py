@@ -65,9 +65,9 @@ class TestEpochs:
     def test_at_least_three_hundred_steps(self):
         assert all(default_epochs(clips) * -(-clips // 16) >= 300 for clips in range(1, 3000))
 
-    @pytest.mark.parametrize("field", ["num_audio_conv_layers", "num_video_conv_layers"])
+    @pytest.mark.parametrize("field", ["audio_config", "video_config"])
     def test_convolutions_learn_longer(self, field):
-        config = tiny_config(**{field: 1})
+        config = tiny_config(**{field: {"num_conv_layers": 1}})
         assert [default_epochs(clips, config) for clips in (10, 600, 2000, 9304)] == [300, 54, 16, 6]
         assert default_epochs(600, tiny_config()) == 8
 

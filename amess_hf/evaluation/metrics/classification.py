@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ...constants_amess import OUT_OF_SCOPE_ID
+from ...configuration_amess import OUT_OF_SCOPE_ID
 
 
 def compute_classification_metrics(
