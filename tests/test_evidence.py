@@ -155,7 +155,7 @@ class TestAnchors:
 class TestTemporalLayer:
     def test_halves_and_leaves_padding_out(self):
         config = tiny_config()
-        layer, tokens = AMESSTemporalLayer(config).eval(), torch.randn(2, 7, 16)
+        layer, tokens = AMESSTemporalLayer(config, 3).eval(), torch.randn(2, 7, 16)
         mask = lengths_mask(7, 4)
         states, mask_after = layer(tokens, mask)
         assert states.shape == (2, 4, 16) and mask_after.sum(1).tolist() == [4, 2]

@@ -134,7 +134,7 @@ class TestInputs:
 
     @pytest.mark.parametrize("absent", ["audio", "video"])
     def test_a_modality_that_the_model_does_not_take(self, tokenizer, clip, absent):
-        config = tiny_config(**{**FRONT_ENDS, f"{absent}_feature_size": None, f"{absent}_encoder": None})
+        config = tiny_config(**{**FRONT_ENDS, f"{absent}_config": None})
         batch = AMESSProcessor.for_model(config, tokenizer)(text="hello", clip=clip)
         assert f"{absent}_features" not in batch and f"{absent}_attention_mask" not in batch
 
@@ -265,21 +265,20 @@ class TestSaving:
 
 class TestWhatDoesNotFit:
     @pytest.mark.parametrize(
-        "field, value",
+        "field, value, other",
         [
-            ("audio_encoder", "microsoft/wavlm-base"),
-            ("video_encoder", None),
-            ("audio_feature_size", 768),
-            ("video_feature_size", None),
-            ("max_text_length", 40),
-            ("max_audio_length", 400),
-            ("max_video_length", 180),
+            ("audio_encoder", "microsoft/wavlm-base", {"audio_config": {"encoder": "microsoft/wavlm-base"}}),
+            ("video_encoder", None, {"video_config": None}),
+            ("audio_feature_size", 768, {"audio_config": {"feature_size": 768}}),
+            ("max_text_length", 40, {"max_text_length": 40}),
+            ("max_audio_length", 400, {"audio_config": {"max_length": 400}}),
+            ("max_video_length", 180, {"video_config": {"max_length": 180}}),
         ],
     )
-    def test_another_model(self, processor, field, value):
+    def test_another_model(self, processor, field, value, other):
         processor.check_model(tiny_config(**FRONT_ENDS))
         with pytest.raises(ValueError, match=f"`{field}` is .* in the processor and {value!r} in the model"):
-            processor.check_model(tiny_config(**{**FRONT_ENDS, field: value}))
+            processor.check_model(tiny_config(**merge_fields(FRONT_ENDS, other)))
 
     def test_an_encoder_of_another_width_or_rate(self, tokenizer, clip):
         wide = AMESSProcessor(tokenizer, audio_encoder="log-mel", audio_feature_size=768)
