@@ -1,13 +1,18 @@
-"""Turn sound and frames into features: frozen encoders from the Hub, and front ends that need no download.
+"""Frozen encoders: from the sound or the frames of a clip to one feature vector per time step.
 
-An encoder turns the sound or the frames of a clip into one feature vector per time step. The features of a clip do not
-depend on which clips are encoded with it, and those of its beginning do not depend on what follows after the current
-window: training on whole clips and inference on the first seconds agree.
+Front ends (log-mel filterbanks, histograms of oriented gradients) need no download; any other name is a model on the Hub.
+The features of a clip depend neither on the clips that are encoded with it nor on what follows after the current window:
+training on whole clips and inference on the first seconds agree.
+
+To add an encoder, derive a class from [`AudioEncoder`] or [`VideoEncoder`] and list it in `ENCODERS`. The class states its
+`name` (a front end) or which models it `reads` (Hub models), the width and rate of its features, and in `config_fields`
+the fields of [`AMESSFeatureConfig`] that suit them; loading, the processor, extraction and `from_text_pretrained` follow.
 """
 
 import functools
+import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,33 +23,52 @@ from transformers.audio_utils import mel_filter_bank, spectrogram, window_functi
 from .clips_amess import iter_frames, read_sound
 
 
-LOG_MEL = "log-mel"
-HOG = "hog"
-HOG_GRID = "hog-grid"
-FRAME_DIFFERENCE = "frame-difference"
-
-# Sound is encoded in windows of this many features (20 s at 50 a second): attention over a long clip would need memory
-# that grows with the square of its length.
+# Audio is encoded in windows of this many features (20 s at 50 a second): the memory of attention grows with the square.
 WINDOW_FEATURES = 1000
-# Frames, and seconds of sound, that go through a Hub model at once.
+# Frames, and seconds of audio, that go through a Hub model at once.
 FRAMES_PER_BATCH = 32
 SECONDS_PER_BATCH = 80.0
 
 
-class AudioEncoder:
-    """Base class of the sound encoders.
+class _Encoder:
+    """What both kinds of encoders state.
 
     Attributes:
-        name (`str`): As in `config.audio_encoder`.
-        sampling_rate (`int`): Samples per second that the encoder takes.
+        modality (`str`): `"audio"` or `"video"`.
+        name (`str`): As in the config; `None` in the class of Hub models.
         feature_size (`int`): Width of a feature.
-        hop_length (`int`): Samples from the beginning of one feature to that of the next.
-        receptive_length (`int`): Samples that a feature is made of; shorter sound is padded with silence.
+        config_fields (`dict`): Fields of [`AMESSFeatureConfig`] that suit the features.
+        reads (`Callable`): Tells from the config of a Hub model whether the class runs it.
+        preprocessor_class, preprocessor_options: Auto class of a Hub model's own preprocessing, and how to load it.
     """
 
-    name: str
-    sampling_rate: int
+    modality: str
+    name: str | None = None
     feature_size: int
+    config_fields: dict[str, Any] = {}
+    reads: Callable[[Any], bool] = staticmethod(lambda config: False)
+    preprocessor_class: Any = None
+    preprocessor_options: dict[str, Any] = {}
+
+    @classmethod
+    def load_preprocessor(cls, name: str) -> Any:
+        """Load the feature extractor or image processor of a Hub model; `None` for a front end."""
+        return cls.preprocessor_class and _load(cls.modality, name, cls.preprocessor_class, **cls.preprocessor_options)
+
+
+class AudioEncoder(_Encoder):
+    """Base class of the audio encoders.
+
+    Attributes:
+        sampling_rate (`int`): Samples per second that the encoder takes.
+        hop_length (`int`): Samples from the beginning of one feature to that of the next.
+        receptive_length (`int`): Samples that a feature is made of; shorter audio is padded with silence.
+    """
+
+    modality = "audio"
+    # Their states, averaged over time, tell a tone of voice.
+    config_fields = {"pooling": "statistics"}
+    sampling_rate: int | None = None
     hop_length: int
     receptive_length: int
 
@@ -53,19 +77,33 @@ class AudioEncoder:
         """Features per second."""
         return self.sampling_rate / self.hop_length
 
+    @property
+    def _overlap(self) -> int:
+        """Samples that a window reads beyond its last hop, so that windows join without a gap."""
+        return max(self.receptive_length - self.hop_length, 0)
+
     def seconds_needed(self, length: int) -> float:
-        """Give the seconds of sound that the first `length` features depend on: whole windows."""
+        """Return the seconds of audio that the first `length` features depend on: whole windows."""
         windows = math.ceil(length / WINDOW_FEATURES)
         return (windows * WINDOW_FEATURES * self.hop_length + self._overlap) / self.sampling_rate
 
+    def read(
+        self, source: Any, max_length: int | None = None, start: float | None = None, end: float | None = None
+    ) -> np.ndarray:
+        """Decode the audio of a clip ([`~clips_amess.open_clip`]), no more than the first `max_length` features need."""
+        if max_length is not None:
+            limit = (start or 0.0) + self.seconds_needed(max_length)
+            end = limit if end is None else min(end, limit)
+        return read_sound(source, self.sampling_rate, start, end)
+
     def __call__(self, sounds: list[np.ndarray]) -> list[np.ndarray]:
-        """Encode the sound of several clips.
+        """Encode the audio of several clips.
 
         Args:
-            sounds (`list[np.ndarray]`): Mono sound of each clip, shape `(samples,)`; no samples where a clip has none.
+            sounds (`list[np.ndarray]`): Mono samples of each clip, shape `(samples,)`; none where a clip has no audio.
 
         Returns:
-            `list[np.ndarray]`: For each clip `float32` of shape `(frames, feature_size)`; no frames without sound.
+            `list[np.ndarray]`: For each clip `float32` of shape `(frames, feature_size)`; no frames without audio.
         """
         windows = [(clip, window) for clip, sound in enumerate(sounds) for window in self._windows(sound)]
         features = self._encode([window for _, window in windows])
@@ -73,11 +111,6 @@ class AudioEncoder:
         for (clip, _), piece in zip(windows, features, strict=True):
             pieces[clip].append(piece)
         return [np.concatenate(piece) for piece in pieces]
-
-    @property
-    def _overlap(self) -> int:
-        """Samples that a window reads beyond its last hop, so that windows join without a gap."""
-        return max(self.receptive_length - self.hop_length, 0)
 
     def _windows(self, sound: np.ndarray) -> Iterator[np.ndarray]:
         sound = np.asarray(sound, dtype=np.float32)
@@ -91,7 +124,7 @@ class AudioEncoder:
 
     def _encode(self, windows: list[np.ndarray]) -> list[np.ndarray]:
         """Encode each window."""
-        raise TypeError(f"{type(self).__name__} is a base class; use `load_audio_encoder`")
+        raise NotImplementedError
 
 
 class LogMelEncoder(AudioEncoder):
@@ -100,7 +133,10 @@ class LogMelEncoder(AudioEncoder):
     The logarithms (base 10, of power; digital silence is -10) are shifted and scaled by constants to about [-1.5, 1.5].
     """
 
-    name = LOG_MEL
+    name = "log-mel"
+    # A filterbank keeps how loud a frame is, which says much about a tone of voice, and has no local pattern before a
+    # convolution reads it.
+    config_fields = {"norm": "clip", "max_shift": 3, "num_conv_layers": 2, "pooling": "statistics"}
     sampling_rate = 16000
     feature_size = 80
     hop_length = 320
@@ -134,28 +170,21 @@ class AudioModelEncoder(AudioEncoder):
     Args:
         name (`str`): Hub id or folder.
         device (`str` or `torch.device`): Where to run.
-        dtype (`torch.dtype`, *optional*): Defaults to float32, and on a GPU to bfloat16 (or float16).
-        feature_extractor ([`~transformers.FeatureExtractionMixin`], *optional*):
-            The model's own preprocessing, loaded from `name` if not given.
-        layer (`int`, *optional*):
-            Take the states after this layer, 1 for the first, in place of the model's output. The lower and middle
-            layers tell best how something is said.
+        preprocessor ([`~transformers.FeatureExtractionMixin`], *optional*): By default the one of `name`.
+        layer (`int`, *optional*): Take the states after this layer, 1 for the first, in place of the model's output. The
+            lower and middle layers tell best how something is said.
 
     Raises:
-        ValueError: The model cannot be loaded, is of another kind, or has no such layer.
+        ValueError: The model cannot be loaded, or has no such layer.
     """
 
-    def __init__(
-        self,
-        name: str,
-        device: Any = "cpu",
-        dtype: torch.dtype | None = None,
-        feature_extractor: Any = None,
-        layer: int | None = None,
-    ):
+    reads = staticmethod(lambda config: hasattr(config, "conv_stride"))
+    preprocessor_class = AutoFeatureExtractor
+
+    def __init__(self, name: str, device: Any = "cpu", preprocessor: Any = None, layer: int | None = None):
         self.name, self.layer = name, layer
-        self.feature_extractor = feature_extractor or _load("audio_encoder", name, AutoFeatureExtractor)
-        self.model = self._prepared(_frozen("audio_encoder", name, device, dtype))
+        self.feature_extractor = preprocessor or self.load_preprocessor(name)
+        self.model = self._prepared(_frozen("audio", name, device))
         self.sampling_rate = self.feature_extractor.sampling_rate
 
     def _prepared(self, model: Any) -> Any:
@@ -166,11 +195,11 @@ class AudioModelEncoder(AudioEncoder):
         self.receptive_length = 1
         for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
             self.receptive_length = (self.receptive_length - 1) * stride + kernel
-        # Models with group normalisation over time were trained without a mask, and padding would change their output.
+        # Models with group normalization over time were trained without a mask, and padding would change their output.
         self.takes_padding = config.feat_extract_norm == "layer"
         if self.layer is not None:
             self._check_layer(len(model.encoder.layers))
-            # One layer more: what goes into it is the state after the chosen one, without a final normalisation.
+            # One layer more: what goes into it is the state after the chosen one, without a final normalization.
             model.encoder.layers = model.encoder.layers[: self.layer + 1]
         return model
 
@@ -190,21 +219,6 @@ class AudioModelEncoder(AudioEncoder):
                 features[index] = row[:length]
         return features
 
-    def _states(self, windows: list[np.ndarray]) -> torch.Tensor:
-        """Give the states of windows that go through the model together, `(windows, features, feature_size)`."""
-        inputs = self.feature_extractor(
-            windows,
-            sampling_rate=self.sampling_rate,
-            padding=True,
-            return_attention_mask=self.takes_padding,
-            return_tensors="pt",
-        )
-        inputs = {key: value.to(self.model.device) for key, value in inputs.items()}
-        inputs["input_values"] = inputs["input_values"].to(self.model.dtype)
-        if self.layer is None:
-            return self.model(**inputs).last_hidden_state
-        return self.model(**inputs, output_hidden_states=True).hidden_states[self.layer]
-
     def _batches(self, windows: list[np.ndarray]) -> Iterator[list[int]]:
         """Group the windows that go through the model together: of similar length, or equal where padding would count."""
         order = sorted(range(len(windows)), key=lambda index: len(windows[index]))
@@ -219,13 +233,28 @@ class AudioModelEncoder(AudioEncoder):
         if batch:
             yield batch
 
+    def _states(self, windows: list[np.ndarray]) -> torch.Tensor:
+        """Return the states of windows that go through the model together, `(windows, features, feature_size)`."""
+        inputs = self.feature_extractor(
+            windows,
+            sampling_rate=self.sampling_rate,
+            padding=True,
+            return_attention_mask=self.takes_padding,
+            return_tensors="pt",
+        ).to(self.model.device)
+        inputs["input_values"] = inputs["input_values"].to(self.model.dtype)
+        if self.layer is None:
+            return self.model(**inputs).last_hidden_state
+        return self.model(**inputs, output_hidden_states=True).hidden_states[self.layer]
 
-class WhisperAudioEncoder(AudioModelEncoder):
+
+class WhisperEncoder(AudioModelEncoder):
     """Hidden states of Whisper's encoder, which gets a clip at its own length, not padded to 30 seconds.
 
     Positions are those of the clip's beginning. The arguments and errors are those of [`AudioModelEncoder`].
     """
 
+    reads = staticmethod(lambda config: config.model_type == "whisper")
     takes_padding = False
 
     def _prepared(self, model: Any) -> Any:
@@ -243,7 +272,7 @@ class WhisperAudioEncoder(AudioModelEncoder):
             windows, sampling_rate=self.sampling_rate, padding="longest", truncation=False, return_tensors="pt"
         )["input_features"]
         encoder = self.model
-        # As in `WhisperEncoder.forward`, which only takes 30 seconds.
+        # As in transformers' `WhisperEncoder.forward`, which only takes 30 seconds.
         states = torch.nn.functional.gelu(encoder.conv1(mel.to(encoder.device, encoder.dtype)))
         states = torch.nn.functional.gelu(encoder.conv2(states)).transpose(1, 2)
         states = states + encoder.embed_positions.weight[: states.shape[1]]
@@ -252,21 +281,18 @@ class WhisperAudioEncoder(AudioModelEncoder):
         return encoder.layer_norm(states)
 
 
-class VideoEncoder:
+class VideoEncoder(_Encoder):
     """Base class of the video encoders.
 
     Attributes:
-        name (`str`): As in `config.video_encoder`.
-        feature_size (`int`): Width of a feature.
         default_frame_rate (`float`): Frames per second if not chosen.
         clip_frame_rate (`float`): Frames per second that the encoder takes.
         frames_per_feature (`int`): Frames that make one feature.
-        frame_size (`int` or `(height, width)`): Size to which `iter_frames` should shrink frames.
+        frame_size (`int` or `(height, width)`): Size to which frames are shrunk while they are decoded.
         gray (`bool`): Whether frames have one channel.
     """
 
-    name: str
-    feature_size: int
+    modality = "video"
     default_frame_rate: float
     clip_frame_rate: float
     frames_per_feature: int = 1
@@ -284,58 +310,35 @@ class VideoEncoder:
         return {"frame_rate": self.clip_frame_rate, "size": self.frame_size, "gray": self.gray}
 
     def frames_needed(self, length: int) -> int:
-        """Give the number of frames that the first `length` features depend on."""
+        """Return the number of frames that the first `length` features depend on."""
         return length * self.frames_per_feature
+
+    def read(
+        self, source: Any, max_length: int | None = None, start: float | None = None, end: float | None = None
+    ) -> Iterator[np.ndarray]:
+        """Decode the frames of a clip ([`~clips_amess.open_clip`]), no more than the first `max_length` features need."""
+        limit = None if max_length is None else self.frames_needed(max_length)
+        return iter_frames(source, start=start, end=end, max_frames=limit, **self.reading)
 
     def __call__(self, clips: list[Iterable[np.ndarray]]) -> list[np.ndarray]:
         """Encode the frames of several clips.
 
         Args:
-            clips (`list[Iterable[np.ndarray]]`):
-                Frames of each clip, `uint8` of shape `(height, width, 3)` (or `(height, width)` with `gray`), at
-                `clip_frame_rate`. An iterator is consumed lazily, so that only a batch of frames is in memory.
+            clips (`list[Iterable[np.ndarray]]`): Frames of each clip, `uint8` of shape `(height, width, 3)` (or `(height,
+                width)` with `gray`), at `clip_frame_rate`. An iterator is consumed a batch at a time.
 
         Returns:
             `list[np.ndarray]`: For each clip `float32` of shape `(features, feature_size)`; none without frames.
         """
-        raise TypeError(f"{type(self).__name__} is a base class; use `load_video_encoder`")
-
-
-class FrameDifferenceEncoder(VideoEncoder):
-    """Small grey frames (16 x 16) and their change since the previous frame: 512 numbers in [-1, 1], 10 times a second.
-
-    Args:
-        frame_rate (`float`, *optional*): Frames per second, defaults to 10.
-    """
-
-    name = FRAME_DIFFERENCE
-    default_frame_rate = 10.0
-    side = 16
-    feature_size = 2 * side * side
-    frame_size = (side, side)
-    gray = True
-
-    def __init__(self, frame_rate: float | None = None):
-        self.clip_frame_rate = frame_rate or self.default_frame_rate
-
-    def __call__(self, clips: list[Iterable[np.ndarray]]) -> list[np.ndarray]:
-        """Encode the frames of several clips; see [`VideoEncoder`]."""
-        return [self._encode(frames) for frames in clips]
-
-    def _encode(self, frames: Iterable[np.ndarray]) -> np.ndarray:
-        small = [_grey(frame, self.frame_size) for frame in frames]
-        if not small:
-            return np.zeros((0, self.feature_size), dtype=np.float32)
-        brightness = np.stack(small).reshape(len(small), -1)
-        return np.concatenate([2 * brightness - 1, _change(brightness)], axis=1)
+        raise NotImplementedError
 
 
 class HOGEncoder(VideoEncoder):
     """Shape and motion of each frame: 580 numbers, 10 times a second.
 
-    The shape is histograms of oriented gradients (Dalal and Triggs, 2005) of the grey frame at 64 x 64 pixels, by
-    scikit-image: nine directions in cells of 16 x 16, normalised in blocks of 2 x 2 cells. The motion is the change of the
-    grey frame at 16 x 16 pixels since the previous one, as in [`FrameDifferenceEncoder`].
+    The shape is histograms of oriented gradients (Dalal and Triggs, 2005) of the gray frame at 64 x 64 pixels, by
+    scikit-image: nine directions in cells of 16 x 16, normalized in blocks of 2 x 2 cells. The motion is the change of the
+    gray frame at 16 x 16 pixels since the previous one.
 
     Args:
         frame_rate (`float`, *optional*): Frames per second, defaults to 10.
@@ -344,7 +347,7 @@ class HOGEncoder(VideoEncoder):
         ImportError: scikit-image is not installed.
     """
 
-    name = HOG
+    name = "hog"
     default_frame_rate = 10.0
     side = 64
     motion_side = 16
@@ -374,13 +377,14 @@ class HOGEncoder(VideoEncoder):
         shapes, small, last = [], [], None
         for frame in frames:
             if frame is not last:  # a slow clip shows one picture several times
-                last, grey = frame, _grey(frame, self.frame_size)
-                shape, tiny = self.hog(grey), _shrink(grey, (self.motion_side, self.motion_side))
+                last, gray = frame, _gray(frame, self.frame_size)
+                shape, tiny = self.hog(gray), _shrink(gray, (self.motion_side, self.motion_side))
             shapes.append(shape)
             small.append(tiny)
         if not shapes:
             return np.zeros((0, self.feature_size), dtype=np.float32)
-        joined = self._join(np.stack(shapes).astype(np.float32), _change(np.stack(small)))
+        motion = np.diff(np.stack(small), axis=0, prepend=small[0][None])
+        joined = self._join(np.stack(shapes).astype(np.float32), motion)
         return joined.reshape(len(joined), self.feature_size)
 
     def _join(self, shapes: np.ndarray, motion: np.ndarray) -> np.ndarray:
@@ -390,46 +394,19 @@ class HOGEncoder(VideoEncoder):
 class HOGGridEncoder(HOGEncoder):
     """The same as a grid of 15 x 15 places with 10 numbers each, in which a shape is found wherever it is.
 
-    Nine directions in cells of 4 x 4 pixels, each normalised with its three neighbours to the right and below, and the
-    change of the grey frame at 15 x 15 pixels. The numbers of a place lie next to each other, and the model reads the
-    grid by a convolution (`config.video_grid_side`).
-
-    Args:
-        frame_rate (`float`, *optional*): Frames per second, defaults to 10.
-
-    Raises:
-        ImportError: scikit-image is not installed.
+    Nine directions in cells of 4 x 4 pixels, each normalized with its three neighbors to the right and below, and the
+    change of the gray frame at 15 x 15 pixels. The numbers of a place lie next to each other, and the model reads the
+    grid by a convolution. Arguments and errors are those of [`HOGEncoder`].
     """
 
-    name = HOG_GRID
+    name = "hog-grid"
     cell_side = 4
     motion_side = grid_side = 15
     feature_size = grid_side**2 * (9 + 1)
+    config_fields = {"grid_side": grid_side, "max_shift": 1}
 
     def _join(self, shapes: np.ndarray, motion: np.ndarray) -> np.ndarray:
         return np.concatenate([shapes[:, :, :, 0, 0], motion[..., None]], axis=-1)
-
-
-# Front ends for video by name; any other name is a Hub model.
-VIDEO_FRONT_ENDS = {encoder.name: encoder for encoder in (HOGEncoder, HOGGridEncoder, FrameDifferenceEncoder)}
-
-
-def _grey(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Give the brightness of a frame with values from 0 to 255 as `float32` from 0 to 1, shrunk to `size`."""
-    if frame.ndim == 3:
-        frame = frame @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as the decoder does
-    return _shrink(np.ascontiguousarray(frame, dtype=np.float32) / np.float32(255), size)
-
-
-def _shrink(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    if picture.shape == size:
-        return picture
-    return torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(picture)[None], size)[0].numpy()
-
-
-def _change(brightness: np.ndarray) -> np.ndarray:
-    """Give the change of each row since the one before; none for the first."""
-    return np.diff(brightness, axis=0, prepend=brightness[:1])
 
 
 class VideoModelEncoder(VideoEncoder):
@@ -440,32 +417,26 @@ class VideoModelEncoder(VideoEncoder):
 
     Args:
         name (`str`): Hub id or folder.
-        frame_rate (`float`, *optional*): Frames per second, defaults to 8.
         device (`str` or `torch.device`): Where to run.
-        dtype (`torch.dtype`, *optional*): As in [`AudioModelEncoder`].
-        image_processor ([`~transformers.ImageProcessingMixin`], *optional*):
-            The model's own preprocessing, loaded from `name` if not given.
+        preprocessor ([`~transformers.ImageProcessingMixin`], *optional*): By default the one of `name`.
+        frame_rate (`float`, *optional*): Frames per second, defaults to 8.
 
     Raises:
         ValueError: The model cannot be loaded.
     """
 
+    reads = staticmethod(lambda config: True)
+    preprocessor_class = AutoImageProcessor
+    # Pillow's resizing everywhere: torchvision's differs a little, and a checkpoint may move between machines.
+    preprocessor_options = {"backend": "pil"}
     default_frame_rate = 8.0
 
-    def __init__(
-        self,
-        name: str,
-        frame_rate: float | None = None,
-        device: Any = "cpu",
-        dtype: torch.dtype | None = None,
-        image_processor: Any = None,
-    ):
+    def __init__(self, name: str, device: Any = "cpu", preprocessor: Any = None, frame_rate: float | None = None):
         self.name = name
         self.clip_frame_rate = frame_rate or self.default_frame_rate
-        config = _load("video_encoder", name, AutoConfig)
-        # Pillow's resizing everywhere: torchvision's differs a little, and a checkpoint may move between machines.
-        self.image_processor = image_processor or _load("video_encoder", name, AutoImageProcessor, backend="pil")
-        self.model = _frozen("video_encoder", name, device, dtype)
+        self.image_processor = preprocessor or self.load_preprocessor(name)
+        self.model = _frozen("video", name, device)
+        config = self.model.config
         sizes = getattr(config, "hidden_sizes", None)
         self.feature_size = sizes[-1] if sizes else config.hidden_size
         self.frames_per_feature = getattr(config, "tubelet_size", 1)
@@ -474,7 +445,7 @@ class VideoModelEncoder(VideoEncoder):
         self.has_class_token = any(key.endswith("cls_token") for key, _ in self.model.named_parameters())
 
     def frames_needed(self, length: int) -> int:
-        """Give the number of frames that the first `length` features depend on: whole inputs to the model."""
+        """Return the number of frames that the first `length` features depend on: whole inputs to the model."""
         inputs = math.ceil(length * self.frames_per_feature / self.frames_per_input)
         return inputs * self.frames_per_input
 
@@ -488,7 +459,7 @@ class VideoModelEncoder(VideoEncoder):
         return [np.concatenate(piece) for piece in pieces]
 
     def _inputs(self, clips: list[Iterable[np.ndarray]]) -> Iterator[tuple[int, list[np.ndarray], int]]:
-        """Give (clip, frames of one input to the model, number of features that are not of padding)."""
+        """Yield (clip, frames of one input to the model, number of features that are not of padding)."""
         for clip, frames in enumerate(clips):
             for group in _chunks(iter(frames), self.frames_per_input):
                 length = math.ceil(len(group) / self.frames_per_feature)
@@ -496,7 +467,7 @@ class VideoModelEncoder(VideoEncoder):
 
     @torch.no_grad()
     def _encode(self, inputs: list[list[np.ndarray]]) -> np.ndarray:
-        """Give features of shape `(inputs, features, feature_size)`."""
+        """Return features of shape `(inputs, features, feature_size)`."""
         frames = [frame for group in inputs for frame in group]
         pixels = self.image_processor(frames, return_tensors="pt")["pixel_values"]
         pixels = pixels.to(self.model.device, self.model.dtype)
@@ -514,116 +485,92 @@ class VideoModelEncoder(VideoEncoder):
         return hidden.float().cpu().numpy()
 
 
-def load_audio_encoder(
+# All encoders. A front end is found by its name, a Hub model by the first class that reads it; the last class of a
+# modality stands for Hub models of which nothing is loaded yet.
+ENCODERS: dict[str, tuple[type[_Encoder], ...]] = {
+    "audio": (LogMelEncoder, WhisperEncoder, AudioModelEncoder),
+    "video": (HOGEncoder, HOGGridEncoder, VideoModelEncoder),
+}
+
+
+def encoder_class(modality: str, name: str) -> type[_Encoder]:
+    """Return the class of a front end, or the general one of Hub models; nothing is loaded."""
+    return next((kind for kind in ENCODERS[modality] if kind.name == name), ENCODERS[modality][-1])
+
+
+def load_encoder(
+    modality: str,
     name: str,
     device: Any = "cpu",
-    dtype: torch.dtype | None = None,
-    feature_extractor: Any = None,
+    preprocessor: Any = None,
     layer: int | None = None,
-) -> AudioEncoder:
-    """Load a sound encoder.
+    frame_rate: float | None = None,
+) -> Any:
+    """Load an encoder.
 
     Args:
-        name (`str`): `"log-mel"`, or a Hub id or folder of a WavLM, wav2vec 2.0, HuBERT or Whisper model.
+        modality (`str`): `"audio"` or `"video"`.
+        name (`str`): `"log-mel"`, `"hog"`, `"hog-grid"`, or the Hub id or folder of a WavLM, wav2vec 2.0, HuBERT or Whisper
+            model (audio), of a Swin, ViT, ResNet or VideoMAE model (video).
         device (`str` or `torch.device`): Where it runs.
-        dtype (`torch.dtype`, *optional*): As in [`AudioModelEncoder`].
-        feature_extractor ([`~transformers.FeatureExtractionMixin`], *optional*): As in [`AudioModelEncoder`].
+        preprocessor (*optional*): Feature extractor or image processor of a Hub model, by default its own.
         layer (`int`, *optional*): As in [`AudioModelEncoder`].
+        frame_rate (`float`, *optional*): Frames of video per second, by default the encoder's own.
+
+    Returns:
+        [`AudioEncoder`] or [`VideoEncoder`]
 
     Raises:
         ValueError: The model cannot be loaded, is of another kind, or has no such layer.
-    """
-    if name == LOG_MEL:
-        if layer is not None:
-            raise ValueError(f"`audio_encoder_layer` is {layer}, but {LOG_MEL!r} has no layers; leave it out")
-        return LogMelEncoder()
-    config = _load("audio_encoder", name, AutoConfig)
-    if config.model_type == "whisper":
-        return WhisperAudioEncoder(name, device, dtype, feature_extractor, layer)
-    if not hasattr(config, "conv_stride"):
-        raise ValueError(
-            f"`audio_encoder` is {name!r}, a {config.model_type} model, which does not read sound; "
-            f"give a WavLM, wav2vec 2.0, HuBERT or Whisper model, or {LOG_MEL!r}"
-        )
-    return AudioModelEncoder(name, device, dtype, feature_extractor, layer)
-
-
-def load_video_encoder(
-    name: str,
-    frame_rate: float | None = None,
-    device: Any = "cpu",
-    dtype: torch.dtype | None = None,
-    image_processor: Any = None,
-) -> VideoEncoder:
-    """Load a video encoder.
-
-    Args:
-        name (`str`): `"hog"`, `"hog-grid"` or `"frame-difference"`, or a Hub id or folder of a Swin, ViT, ResNet or VideoMAE model.
-        frame_rate (`float`, *optional*): Frames per second; defaults to the encoder's own.
-        device (`str` or `torch.device`): Where it runs.
-        dtype (`torch.dtype`, *optional*): As in [`AudioModelEncoder`].
-        image_processor ([`~transformers.ImageProcessingMixin`], *optional*): As in [`VideoModelEncoder`].
-
-    Raises:
-        ValueError: The model cannot be loaded.
         ImportError: What a front end needs is not installed.
     """
-    if name in VIDEO_FRONT_ENDS:
-        return VIDEO_FRONT_ENDS[name](frame_rate)
-    return VideoModelEncoder(name, frame_rate, device, dtype, image_processor)
+    kind = encoder_class(modality, name)
+    if kind.name is not None:
+        if layer is not None:
+            raise ValueError(f"`audio_encoder_layer` is {layer}, but {name!r} has no layers; leave it out")
+        return kind() if modality == "audio" else kind(frame_rate)
+    config = _load(modality, name, AutoConfig)
+    kind = next((kind for kind in ENCODERS[modality] if kind.reads(config)), None)
+    if kind is None:
+        raise ValueError(
+            f"`{modality}_encoder` is {name!r}, a {config.model_type} model, which does not read {modality}; "
+            f"give a WavLM, wav2vec 2.0, HuBERT or Whisper model, or {ENCODERS[modality][0].name!r}"
+        )
+    return kind(name, device, preprocessor, layer if modality == "audio" else frame_rate)
 
 
-def sound_for(
-    source: Any,
-    encoder: AudioEncoder,
-    max_length: int | None = None,
-    start: float | None = None,
-    end: float | None = None,
-) -> np.ndarray:
-    """Decode the sound of a clip for an encoder, no more of it than the first `max_length` features depend on."""
-    if max_length is not None:
-        limit = (start or 0.0) + encoder.seconds_needed(max_length)
-        end = limit if end is None else min(end, limit)
-    return read_sound(source, encoder.sampling_rate, start, end)
-
-
-def frames_for(
-    source: Any,
-    encoder: VideoEncoder,
-    max_length: int | None = None,
-    start: float | None = None,
-    end: float | None = None,
-) -> Iterator[np.ndarray]:
-    """Decode the frames of a clip for an encoder, no more than the first `max_length` features depend on."""
-    limit = None if max_length is None else encoder.frames_needed(max_length)
-    return iter_frames(source, start=start, end=end, max_frames=limit, **encoder.reading)
-
-
-def _load(field: str, name: str, auto_class: Any, **kwargs: Any) -> Any:
+def _load(modality: str, name: str, auto_class: Any, **kwargs: Any) -> Any:
     try:
         return auto_class.from_pretrained(name, **kwargs)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        front_end = LOG_MEL if field == "audio_encoder" else HOG
         raise ValueError(
-            f"`{field}` is {name!r}, which cannot be loaded ({reason}); give a model on the Hub, a folder, or {front_end!r}"
+            f"`{modality}_encoder` is {name!r}, which cannot be loaded ({reason}); give a model on the Hub, a folder, or "
+            f"{ENCODERS[modality][0].name!r}"
         ) from error
 
 
-def _frozen(field: str, name: str, device: Any, dtype: torch.dtype | None) -> torch.nn.Module:
-    """Load a model in eval mode, without gradients."""
-    if dtype is None:
-        on_gpu = torch.device(device).type == "cuda"
-        dtype = (torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16) if on_gpu else torch.float32
-    return _load(field, name, AutoModel, dtype=dtype).eval().requires_grad_(False).to(device)
+def _frozen(modality: str, name: str, device: Any) -> torch.nn.Module:
+    """Load a model in eval mode, without gradients; on a GPU in half precision."""
+    dtype = torch.float32
+    if torch.device(device).type == "cuda":
+        dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return _load(modality, name, AutoModel, dtype=dtype).eval().requires_grad_(False).to(device)
+
+
+def _gray(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return the brightness of a frame with values from 0 to 255 as `float32` from 0 to 1, shrunk to `size`."""
+    if frame.ndim == 3:
+        frame = frame @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as the decoder does
+    return _shrink(np.ascontiguousarray(frame, dtype=np.float32) / np.float32(255), size)
+
+
+def _shrink(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    if picture.shape == size:
+        return picture
+    return torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(picture)[None], size)[0].numpy()
 
 
 def _chunks(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
-    chunk: list[Any] = []
-    for item in items:
-        chunk.append(item)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
+    while chunk := list(itertools.islice(items, size)):
         yield chunk

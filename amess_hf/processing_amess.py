@@ -5,7 +5,7 @@ import os
 import shutil
 import threading
 import uuid
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import (
-    AutoFeatureExtractor,
-    AutoImageProcessor,
     BatchEncoding,
     BatchFeature,
     PreTrainedConfig,
@@ -26,18 +24,7 @@ from transformers.utils import logging
 
 from .clips_amess import check_span, clip_name, clip_span, is_clip_source, resample
 from .configuration_amess import FEATURE_MODALITIES, MAX_LENGTHS
-from .encoders_amess import (
-    LOG_MEL,
-    VIDEO_FRONT_ENDS,
-    AudioEncoder,
-    LogMelEncoder,
-    VideoEncoder,
-    VideoModelEncoder,
-    frames_for,
-    load_audio_encoder,
-    load_video_encoder,
-    sound_for,
-)
+from .encoders_amess import AudioEncoder, VideoEncoder, encoder_class, load_encoder
 
 
 logger = logging.get_logger(__name__)
@@ -138,7 +125,7 @@ class AMESSProcessor(ProcessorMixin):
         image_processor ([`~transformers.ImageProcessingMixin`] or its `dict`, *optional*):
             Preprocessing of `video_encoder` where that is a Hub model.
         audio_encoder, video_encoder (`str`, *optional*):
-            As in [`AMESSConfig`]: a Hub model, `"log-mel"` (sound), `"hog"` or `"frame-difference"` (video), or `None`
+            As in [`AMESSConfig`]: a Hub model, `"log-mel"` (sound), `"hog"` or `"hog-grid"` (video), or `None`
             where only ready features can be given.
         audio_encoder_layer (`int`, *optional*):
             As in [`AMESSConfig`]: the layer of `audio_encoder` that features come from, `None` for its output.
@@ -221,16 +208,15 @@ class AMESSProcessor(ProcessorMixin):
         """
         fields = shared_fields(config)
         audio, video = fields["audio_encoder"], fields["video_encoder"]
-        feature_extractor = _preprocessing(audio, {LOG_MEL}, AutoFeatureExtractor)
+        feature_extractor = _preprocessing("audio", audio)
         if video is not None and video_frame_rate is None:
-            video_frame_rate = VIDEO_FRONT_ENDS.get(video, VideoModelEncoder).default_frame_rate
+            video_frame_rate = encoder_class("video", video).default_frame_rate
+        audio_source = feature_extractor or encoder_class("audio", audio)
         return cls(
             tokenizer,
             feature_extractor=feature_extractor,
-            image_processor=_preprocessing(video, VIDEO_FRONT_ENDS, AutoImageProcessor, backend="pil"),
-            audio_sampling_rate=(
-                LogMelEncoder.sampling_rate if audio == LOG_MEL else getattr(feature_extractor, "sampling_rate", None)
-            ),
+            image_processor=_preprocessing("video", video),
+            audio_sampling_rate=audio_source.sampling_rate if audio else None,
             video_frame_rate=video_frame_rate,
             **fields,
         )
@@ -292,9 +278,10 @@ class AMESSProcessor(ProcessorMixin):
         key = f"{modality} {device}"
         if key not in self._encoders:
             if modality == "audio":
-                encoder = load_audio_encoder(name, device, None, self.feature_extractor, self.audio_encoder_layer)
+                encoder = load_encoder(modality, name, device, self.feature_extractor, layer=self.audio_encoder_layer)
             else:
-                encoder = load_video_encoder(name, self.video_frame_rate, device, None, self.image_processor)
+                rate = self.video_frame_rate
+                encoder = load_encoder(modality, name, device, self.image_processor, frame_rate=rate)
             if encoder.feature_size != width:
                 raise ValueError(
                     f"`{modality}_encoder` {name!r} gives features {encoder.feature_size} wide, but "
@@ -336,7 +323,7 @@ class AMESSProcessor(ProcessorMixin):
         if encoder is None:
             return None
         if is_clip_source(audio):
-            return sound_for(audio, encoder, self.max_audio_length + 1, start, end)
+            return encoder.read(audio, self.max_audio_length + 1, start, end)
         samples, sampling_rate = sound_array(audio, sampling_rate)
         sound = resample(samples, sampling_rate or encoder.sampling_rate, encoder.sampling_rate)
         limit = (start or 0.0) + encoder.seconds_needed(self.max_audio_length + 1)
@@ -366,7 +353,7 @@ class AMESSProcessor(ProcessorMixin):
         if encoder is None:
             return None
         if is_clip_source(video):
-            frames = list(frames_for(video, encoder, self.max_video_length + 1, start, end))
+            frames = list(encoder.read(video, self.max_video_length + 1, start, end))
             return np.stack(frames) if frames else np.zeros((0, 1, 1, 3), dtype=np.uint8)
         frames = _span(_frame_array(video), encoder.clip_frame_rate, start, end, "video")
         return frames[: encoder.frames_needed(self.max_video_length + 1)]
@@ -660,15 +647,12 @@ def _part(part: Any, type_key: str) -> Any:
     return part_class.from_dict(part)
 
 
-def _preprocessing(name: str | None, front_ends: Container[str], auto_class: Any, **kwargs: Any) -> Any:
+def _preprocessing(modality: str, name: str | None) -> Any:
     """Load a Hub encoder's own preprocessing; `None` for a front end, and (with a warning) if it cannot be loaded."""
-    if name is None or name in front_ends:
-        return None
     try:
-        return auto_class.from_pretrained(name, **kwargs)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        logger.warning(f"The preprocessing of {name} cannot be loaded, so the processor is saved without it: {reason}")
+        return None if name is None else encoder_class(modality, name).load_preprocessor(name)
+    except ValueError as error:
+        logger.warning(f"The preprocessing of {name} cannot be loaded, so the processor is saved without it: {error}")
         return None
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from transformers.utils import logging
 
 from .configuration_amess import FEATURE_MODALITIES
+from .encoders_amess import encoder_class
 from .processing_amess import LABELS
 
 
@@ -25,16 +26,6 @@ USUAL_LIMITS = {
 
 
 FEATURE_CONFIGS = ("audio_config", "video_config")
-
-# What suits the features of a front end: a filterbank keeps how loud a frame is, which says much about a tone of
-# voice, and has no local pattern before a convolution reads it; nor has a grid of histograms, whose patterns lie
-# side by side.
-FRONT_END_FIELDS = {
-    ("audio", "log-mel"): {"norm": "clip", "max_shift": 3, "num_conv_layers": 2, "pooling": "statistics"},
-    ("video", "hog-grid"): {"grid_side": 15, "max_shift": 1},
-}
-# Any other encoder of sound is pretrained: its states, averaged over time, tell a tone of voice.
-PRETRAINED_FIELDS = {"audio": {"pooling": "statistics"}, "video": {}}
 
 
 def merge_fields(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
@@ -53,8 +44,7 @@ def front_end_fields(
     fields = {}
     for modality, encoder in (("audio", audio), ("video", video)):
         if encoder is not None:
-            suits = FRONT_END_FIELDS.get((modality, encoder), PRETRAINED_FIELDS[modality])
-            fields[f"{modality}_config"] = {"encoder": encoder, **suits}
+            fields[f"{modality}_config"] = {"encoder": encoder, **encoder_class(modality, encoder).config_fields}
     if audio_layer is not None and audio is not None:
         fields["audio_config"]["encoder_layer"] = audio_layer
     return fields

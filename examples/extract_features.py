@@ -17,7 +17,7 @@ from accelerate import PartialState
 from progress import ProgressArguments, hide_progress_bars
 from transformers import HfArgumentParser
 
-from amess_hf.data.feature_extraction import extract_features
+from amess_hf.data.clip_features import extract_features
 from amess_hf.data.feature_files import DTYPES
 from amess_hf.data.mintrec import DATASET_NAMES
 
@@ -48,7 +48,7 @@ class ExtractionArguments:
         },
     )
     video_encoder: str | None = field(
-        default=None, metadata={"help": "A Swin, ViT, ResNet or VideoMAE model, hog, hog-grid or frame-difference."}
+        default=None, metadata={"help": "A Swin, ViT, ResNet or VideoMAE model, hog or hog-grid."}
     )
     video_frame_rate: float | None = field(
         default=None, metadata={"help": "Frames per second; the encoder's own if not given."}

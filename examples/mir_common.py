@@ -197,9 +197,7 @@ class DataArguments:
     )
     video_encoder: str | None = field(
         default=None,
-        metadata={
-            "help": "Make video features from raw clips: hog, hog-grid, frame-difference, or a model on the Hub."
-        },
+        metadata={"help": "Make video features from raw clips: hog, hog-grid, or a model on the Hub."},
     )
     allow_missing_features: bool = field(
         default=False, metadata={"help": "Treat a clip without features as one without sound or picture."}

@@ -284,7 +284,7 @@ LONG_CLIP = """
 import resource, sys
 import numpy as np
 from amess_hf.clips_amess import iter_frames, read_sound
-from amess_hf.encoders_amess import FrameDifferenceEncoder, LogMelEncoder
+from amess_hf.encoders_amess import HOGEncoder, LogMelEncoder
 import av
 
 def peak():
@@ -294,7 +294,7 @@ idle = peak()
 count = sum(1 for _ in iter_frames(sys.argv[1], frame_rate=2, size=224))
 samples = read_sound(sys.argv[1], 16000)
 heard = LogMelEncoder()([samples])[0]
-seen = FrameDifferenceEncoder()([iter_frames(sys.argv[1], frame_rate=10, size=16, gray=True)])[0]
+seen = HOGEncoder()([HOGEncoder().read(sys.argv[1])])[0]
 print(count, len(samples), len(heard), len(seen), peak() - idle)
 """
 

@@ -10,13 +10,10 @@ from transformers import AutoImageProcessor, AutoModel, WhisperFeatureExtractor,
 
 from amess_hf.encoders_amess import (
     WINDOW_FEATURES,
-    FrameDifferenceEncoder,
     HOGEncoder,
     HOGGridEncoder,
     LogMelEncoder,
-    VideoEncoder,
-    load_audio_encoder,
-    load_video_encoder,
+    load_encoder,
 )
 
 
@@ -85,7 +82,7 @@ class TestLogMel:
 class TestSpeechModels:
     @pytest.mark.parametrize("kind", ["wavlm-group", "wav2vec2-group", "hubert-group", "wavlm-layer"])
     def test_alone_as_in_a_batch(self, models, kind):
-        encoder = load_audio_encoder(models[kind])
+        encoder = load_encoder("audio", models[kind])
         sounds = [noise(16000, 1), noise(3200, 2), noise(0), noise(100, 3), noise(16000, 4)]
         together = encoder(sounds)
         assert [f.shape for f in together] == [(49, 32), (9, 32), (0, 32), (1, 32), (49, 32)]
@@ -93,7 +90,7 @@ class TestSpeechModels:
             np.testing.assert_allclose(encoder([sound])[0], features, atol=2e-5)
 
     def test_equals_the_model(self, models):
-        encoder = load_audio_encoder(models["wavlm-group"])
+        encoder = load_encoder("audio", models["wavlm-group"])
         sound = noise(8000)
         model = AutoModel.from_pretrained(models["wavlm-group"]).eval()
         with torch.no_grad():
@@ -101,14 +98,14 @@ class TestSpeechModels:
         np.testing.assert_allclose(encoder([sound])[0], expected.numpy(), atol=1e-5)
 
     def test_frozen(self, models):
-        encoder = load_audio_encoder(models["wavlm-group"], dtype=torch.bfloat16)
+        encoder = load_encoder("audio", models["wavlm-group"])
         assert not encoder.model.training and not any(p.requires_grad for p in encoder.model.parameters())
-        assert encoder.model.dtype == torch.bfloat16
+        encoder.model.bfloat16()
         features = encoder([noise(8000)])[0]
         assert features.dtype == np.float32 and np.isfinite(features).all()
 
     def test_long_sound_goes_in_windows(self, models):
-        encoder = load_audio_encoder(models["wavlm-group"])
+        encoder = load_encoder("audio", models["wavlm-group"])
         sound = noise(320 * (WINDOW_FEATURES + 10) + 80)
         features = encoder([sound])[0]
         assert len(features) == WINDOW_FEATURES + 10
@@ -119,9 +116,9 @@ class TestSpeechModels:
 
     def test_what_cannot_be_used(self, models, tmp_path):
         with pytest.raises(ValueError, match="`audio_encoder` is 'no-such/model', which cannot be loaded"):
-            load_audio_encoder("no-such/model")
-        with pytest.raises(ValueError, match="a vit model, which does not read sound; give a WavLM"):
-            load_audio_encoder(models["vit"])
+            load_encoder("audio", "no-such/model")
+        with pytest.raises(ValueError, match="a vit model, which does not read audio; give a WavLM"):
+            load_encoder("audio", models["vit"])
 
 
 class TestLayers:
@@ -130,7 +127,7 @@ class TestLayers:
     def test_the_states_after_a_layer(self, models, kind, layer):
         sounds = [noise(8000, 1), noise(3200, 2)]
         model = AutoModel.from_pretrained(models[kind]).eval()
-        encoder = load_audio_encoder(models[kind], layer=layer)
+        encoder = load_encoder("audio", models[kind], layer=layer)
         for sound, features in zip(sounds, encoder(sounds), strict=True):
             values = encoder.feature_extractor(sound, sampling_rate=16000, return_tensors="pt")["input_values"]
             with torch.no_grad():
@@ -140,11 +137,11 @@ class TestLayers:
     @pytest.mark.parametrize(("kind", "layer", "layers"), [("deep-group", 4, 3), ("whisper", 7, 3), ("whisper", 0, 3)])
     def test_a_layer_that_is_not_there(self, models, kind, layer, layers):
         with pytest.raises(ValueError, match=f"`audio_encoder_layer` is {layer}, but .* has {layers} layers"):
-            load_audio_encoder(models[kind], layer=layer)
+            load_encoder("audio", models[kind], layer=layer)
 
     def test_log_mel_has_none(self):
         with pytest.raises(ValueError, match="`audio_encoder_layer` is 3, but 'log-mel' has no layers"):
-            load_audio_encoder("log-mel", layer=3)
+            load_encoder("audio", "log-mel", layer=3)
 
 
 class TestWhisper:
@@ -157,11 +154,11 @@ class TestWhisper:
             outputs = model(mel, output_hidden_states=True)
         for layer in (None, 2):
             expected = outputs.last_hidden_state if layer is None else outputs.hidden_states[layer]
-            states = load_audio_encoder(models["whisper"], layer=layer)._states([sound])
+            states = load_encoder("audio", models["whisper"], layer=layer)._states([sound])
             torch.testing.assert_close(states, expected, atol=2e-5, rtol=0)
 
     def test_as_long_as_the_clip_and_alone_as_in_a_batch(self, models):
-        encoder = load_audio_encoder(models["whisper"], layer=2)
+        encoder = load_encoder("audio", models["whisper"], layer=2)
         assert (encoder.sampling_rate, encoder.frame_rate, encoder.feature_size) == (16000, 50, 32)
         sounds = [noise(16000, 1), noise(3210, 2), noise(0), noise(100, 3), noise(16000, 4)]
         together = encoder(sounds)
@@ -171,14 +168,14 @@ class TestWhisper:
         assert np.abs(together[0] - together[4]).max() > 0.1
 
     def test_a_layer_leaves_the_rest_out(self, models):
-        encoder = load_audio_encoder(models["whisper"], layer=2)
+        encoder = load_encoder("audio", models["whisper"], layer=2)
         assert len(encoder.model.layers) == 2 and not hasattr(encoder.model, "decoder")
 
 
 class TestVisionModels:
     @pytest.mark.parametrize("kind", list(VISION_WIDTHS))
     def test_alone_as_in_a_batch(self, models, kind):
-        encoder = load_video_encoder(models[kind], frame_rate=4)
+        encoder = load_encoder("video", models[kind], frame_rate=4)
         clips = [pictures(5, seed=1), pictures(0), pictures(37, seed=2), pictures(1, 33, 71, seed=3)]
         together = encoder(clips)
         step = 2 if kind == "videomae" else 1
@@ -198,11 +195,11 @@ class TestVisionModels:
         with torch.no_grad():
             outputs = model(pixels)
         pooled = outputs.last_hidden_state[:, 0] if kind == "vit" else outputs.pooler_output.flatten(1)
-        np.testing.assert_allclose(load_video_encoder(models[kind])([frames])[0], pooled.numpy(), atol=1e-5)
+        np.testing.assert_allclose(load_encoder("video", models[kind])([frames])[0], pooled.numpy(), atol=1e-5)
 
     def test_frames_come_as_a_stream(self, models):
         """No more than a batch of frames is taken before the first is encoded, and a generator will do."""
-        encoder = load_video_encoder(models["swin"])
+        encoder = load_encoder("video", models["swin"])
         taken, seen = [], []
         encode = encoder._encode
 
@@ -220,31 +217,7 @@ class TestVisionModels:
 
     def test_what_cannot_be_loaded(self):
         with pytest.raises(ValueError, match="`video_encoder` is 'no-such/model', which cannot be loaded .*'hog'"):
-            load_video_encoder("no-such/model")
-
-
-class TestFrameDifference:
-    def test_by_hand(self):
-        grey = np.zeros((3, 16, 16), dtype=np.uint8)
-        grey[1, 2, 3], grey[2, 2, 3] = 255, 51
-        features = FrameDifferenceEncoder()([grey])[0]
-        assert features.shape == (3, 512) and features.dtype == np.float32
-        pixel = 2 * 16 + 3
-        np.testing.assert_allclose(features[:, pixel], [-1, 1, -0.6], atol=1e-6)
-        np.testing.assert_allclose(features[:, 256 + pixel], [0, 1, -0.8], atol=1e-6)
-        still = np.delete(features, [pixel, 256 + pixel], axis=1)
-        assert set(np.unique(still)) == {-1.0, 0.0}
-
-    def test_large_colour_frames_are_shrunk(self):
-        frame = np.zeros((1, 64, 32, 3), dtype=np.uint8)
-        frame[0, :4, :2] = 255  # exactly the first of 16 x 16 cells
-        features = FrameDifferenceEncoder()([frame])[0]
-        assert features[0, 0] == pytest.approx(1, abs=1e-5) and features[0, 1:256].max() == -1
-
-    def test_no_frames_and_rate(self):
-        assert FrameDifferenceEncoder()([[]])[0].shape == (0, 512)
-        assert FrameDifferenceEncoder().reading == {"frame_rate": 10.0, "size": (16, 16), "gray": True}
-        assert FrameDifferenceEncoder(4.0).frame_rate == 4.0
+            load_encoder("video", "no-such/model")
 
 
 class TestHOG:
@@ -256,12 +229,13 @@ class TestHOG:
         from skimage.feature import hog
 
         frames = pictures(3, 64, 64)[..., 0]
-        features = load_video_encoder("hog")([frames])[0]
+        features = load_encoder("video", "hog")([frames])[0]
         assert features.shape == (3, 580) and features.dtype == np.float32
         for frame, row in zip(frames, features, strict=True):
             expected = hog(frame / 255, orientations=9, pixels_per_cell=(16, 16), cells_per_block=(2, 2))
             np.testing.assert_allclose(row[:324], expected, atol=1e-5)
-        change = FrameDifferenceEncoder()([frames])[0][:, 256:]
+        small = frames.reshape(3, 16, 4, 16, 4).mean((2, 4)) / 255
+        change = np.diff(small, axis=0, prepend=small[:1]).reshape(3, -1)
         np.testing.assert_allclose(features[:, 324:], change, atol=1e-6)
         assert np.abs(features[1:, 324:]).max() > 0 and not features[0, 324:].any()
 
@@ -282,7 +256,7 @@ class TestHOG:
     def test_without_the_library(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "skimage.feature", None)
         with pytest.raises(ImportError, match=r"needs scikit-image; pip install \"amess_hf\[video\]\""):
-            load_video_encoder("hog")
+            load_encoder("video", "hog")
 
 
 class TestHOGGrid:
@@ -294,7 +268,7 @@ class TestHOGGrid:
         from skimage.feature import hog
 
         frames = pictures(3, 64, 64)[..., 0]
-        features = load_video_encoder("hog-grid")([frames])[0]
+        features = load_encoder("video", "hog-grid")([frames])[0]
         assert features.shape == (3, 15 * 15 * 10) and features.dtype == np.float32
         grids = features.reshape(3, 15, 15, 10)
         for frame, grid in zip(frames, grids, strict=True):
@@ -308,8 +282,3 @@ class TestHOGGrid:
     def test_no_frames_and_pictures_of_any_size(self):
         encoder = HOGGridEncoder()
         assert encoder([[]])[0].shape == (0, 2250) and encoder([pictures(2, 90, 40)])[0].shape == (2, 2250)
-
-
-def test_the_base_class_encodes_nothing():
-    with pytest.raises(TypeError, match="use `load_video_encoder`"):
-        VideoEncoder()([])

@@ -381,7 +381,7 @@ class TestAnswers:
             assert all(0.4 <= a["start"] < a["end"] <= 0.8 + 1e-6 for a in answer["anchors"][modality])
 
     def test_anchors_without_a_clip(self, pipe):
-        features = {"audio_features": np.ones((5, 80)), "video_features": np.zeros((0, 512))}
+        features = {"audio_features": np.ones((5, 80)), "video_features": np.zeros((0, 580))}
         anchors = pipe({"text": "", **features}, return_anchors=True)["anchors"]
         assert anchors["text"] == [] and anchors["video"] == []
         assert set(anchors["audio"][0]) == {"frame", "score"}

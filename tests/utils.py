@@ -51,7 +51,7 @@ def tiny_config(**fields):
 # what makes a model one for clips, with encoders that need no download
 FRONT_ENDS = {
     "audio_config": {"feature_size": 80, "encoder": "log-mel", "max_length": 60},
-    "video_config": {"feature_size": 512, "encoder": "frame-difference", "max_length": 12},
+    "video_config": {"feature_size": 580, "encoder": "hog", "max_length": 12},
 }
 
 

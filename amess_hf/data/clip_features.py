@@ -1,7 +1,17 @@
-"""Turn raw clips into features: read, encode a few at a time, and add as columns of a data set."""
+"""Turn raw clips into features: as columns of a data set, or as feature files.
 
+[`add_clip_features`] encodes in this process and caches with the data set. [`extract_features`] shares the clips among the
+processes of an `accelerate launch`: each writes small parts; when all are done, the parts become `audio_data/<encoder>/` and
+`video_data/<encoder>/` (safetensors shards with an index). If it is killed at any point and started again, it continues
+with the clips that are not in a part yet.
+"""
+
+import re
+import shutil
+import uuid
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,43 +20,45 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from datasets.fingerprint import Hasher
+from safetensors import safe_open
+from safetensors.numpy import save_file
 from transformers.utils import logging
 
-from ..clips_amess import ClipError
-from ..encoders_amess import (
-    AudioEncoder,
-    VideoEncoder,
-    frames_for,
-    load_audio_encoder,
-    load_video_encoder,
-    sound_for,
-)
-from .annotations import first_of
-from .dataset_files import RAW_CLIPS_FOLDER, find_clips, fingerprint
-from .mintrec import with_feature_arrays
+from ..clips_amess import ClipError, clip_span
+from ..encoders_amess import AudioEncoder, VideoEncoder, load_encoder
+from ..processing_amess import write_text, written_aside
+from .annotations import as_text, check_span, first_of, parse_seconds, read_rows
+from .custom_data import CLIP_COLUMNS
+from .dataset_files import NO_FEATURES, RAW_CLIPS_FOLDER, find_clips, fingerprint
+from .feature_files import SafetensorsFeatures, recover_folder, write_features
+from .mintrec import load_mintrec, with_feature_arrays
 
 
 logger = logging.get_logger(__name__)
 
-# Clips encoded together: enough to fill a batch of a frozen encoder, few enough to hold their sound in memory.
+# Clips encoded together: enough to fill a batch of a frozen encoder, few enough to hold their audio in memory.
 CLIPS_PER_BATCH = 16
 # Columns of a row that say where its clip is.
 JOB_COLUMNS = ("id", "clip", "audio", "video", "start", "end", "dialogue_id")
 # Column that says, while a split is encoded, why a clip could not be used.
 ERROR_COLUMN = "clip_error"
+FAILED_CLIPS_NAME = "failed_clips.tsv"
 
 
 @dataclass
 class ClipJob:
-    """A clip to encode.
+    """A clip to encode and, once it is encoded, its features.
 
     Attributes:
         id (`str`): Clip id.
-        audio (`str`, *optional*): Path of the file whose sound is wanted.
-        video (`str`, *optional*): Path of the file whose picture is wanted; usually the same.
-        start (`float`, *optional*): Where the clip begins in its file, in seconds.
-        end (`float`, *optional*): Where it ends.
+        audio (`str`, *optional*): Path of the file whose audio is wanted.
+        video (`str`, *optional*): Path of the file whose frames are wanted; usually the same.
+        start, end (`float`, *optional*): Where the clip begins and ends in its file, in seconds.
+        audio_features, video_features (`np.ndarray` of shape `(frames, width)`, *optional*): `None` without encoder.
+        error (`str`, *optional*): Why the clip could not be read.
     """
 
     id: str
@@ -54,22 +66,8 @@ class ClipJob:
     video: str | None
     start: float | None = None
     end: float | None = None
-
-
-@dataclass
-class EncodedClip:
-    """Features of a clip, or what went wrong.
-
-    Attributes:
-        job ([`ClipJob`]): The clip.
-        audio (`np.ndarray` of shape `(frames, width)`, *optional*): `None` without audio encoder.
-        video (`np.ndarray` of shape `(frames, width)`, *optional*): `None` without video encoder.
-        error (`str`, *optional*): Why the clip could not be read.
-    """
-
-    job: ClipJob
-    audio: np.ndarray | None = None
-    video: np.ndarray | None = None
+    audio_features: np.ndarray | None = None
+    video_features: np.ndarray | None = None
     error: str | None = None
 
 
@@ -79,9 +77,8 @@ def clip_jobs(
     """Return what to read for each row of a data set.
 
     Args:
-        rows (iterable of `dict[str, Any]`): Rows with `id` and, where known, the paths `clip`, `audio`, `video`.
-            `start` and `end` are a span of the file, unless the row has a `dialogue_id`: then they are times of the
-            episode that the clip was cut from (MIntRec2.0).
+        rows (iterable of `dict[str, Any]`): Rows with `id` and, where known, the paths `clip`, `audio`, `video`, and the
+            span `start`, `end` ([`~clips_amess.clip_span`]).
         data_dir (`str` or `Path`, *optional*): Where to look for the clips of rows without a path.
         allow_missing (`bool`): Give a job without a file for a row that has no clip; otherwise it is an error.
 
@@ -91,16 +88,16 @@ def clip_jobs(
     found: dict[str, Path] | None = None
     jobs, missing = [], []
     for row in rows:
-        path = row.get("clip")
-        video = row.get("video") or path
-        audio = row.get("audio") or video  # a clip's own sound, unless another is given
-        if audio is None and video is None and data_dir is not None:
+        video = row.get("video") or row.get("clip")
+        audio = row.get("audio") or video  # a clip's own audio, unless another is given
+        if audio is None and data_dir is not None:
             found = find_clips(data_dir) if found is None else found
             audio = video = str(found[row["id"]]) if row["id"] in found else None
-        if audio is None and video is None:
+        error = None
+        if audio is None:
+            error = "the row has no clip"
             missing.append(row["id"])
-        span = {} if row.get("dialogue_id") is not None else {"start": row.get("start"), "end": row.get("end")}
-        jobs.append(ClipJob(row["id"], audio, video, **span))
+        jobs.append(ClipJob(row["id"], audio, video, **clip_span(row), error=error))
     if missing and not allow_missing:
         raise ValueError(
             f"{data_dir or 'the data'}: no raw clip for {len(missing)} of {len(jobs)} rows: {first_of(missing)}; "
@@ -109,56 +106,44 @@ def clip_jobs(
     return jobs
 
 
-def encode_jobs(
+def _encode_jobs(
     jobs: list[ClipJob],
-    audio_encoder: AudioEncoder | None,
-    video_encoder: VideoEncoder | None,
-    max_audio_length: int | None = None,
-    max_video_length: int | None = None,
-) -> list[EncodedClip]:
-    """Encode a few clips together; frames are decoded as they are encoded.
+    encoders: dict[str, AudioEncoder | VideoEncoder],
+    limits: dict[str, int | None],
+    on_error: str,
+) -> list[ClipJob]:
+    """Encode a few clips together, at most `limits[modality]` features of each; frames are decoded as they are encoded.
 
-    Args:
-        jobs (`list[ClipJob]`): The clips.
-        audio_encoder ([`AudioEncoder`], *optional*): None leaves the modality out.
-        video_encoder ([`VideoEncoder`], *optional*): None leaves the modality out.
-        max_audio_length (`int`, *optional*): Features to keep.
-        max_video_length (`int`, *optional*): Features to keep.
-
-    Returns:
-        `list[EncodedClip]`: In the order of `jobs`. A clip that cannot be read has its `error` set and does not affect
-        the others.
+    Returns copies of the jobs with features. A clip that cannot be read has its `error` set and does not affect the others;
+    with `on_error="raise"` it is a `ValueError`.
     """
-    results = [EncodedClip(job, error=None if job.audio or job.video else "the row has no clip") for job in jobs]
-    if audio_encoder is not None:
-        sounds = [_sound(result, audio_encoder, max_audio_length) for result in results]
-        for result, features in zip(results, audio_encoder(sounds), strict=True):
-            result.audio = features[:max_audio_length]
-    if video_encoder is not None:
-        clips = [_frames(result, video_encoder, max_video_length) for result in results]
-        for result, features in zip(results, video_encoder(clips), strict=True):
-            result.video = features[:max_video_length]
-    return results
+    jobs = [replace(job) for job in jobs]
+    for modality, encoder in encoders.items():
+        read = {"audio": _sound, "video": _frames}[modality]
+        sources = [read(job, encoder, limits.get(modality)) for job in jobs]
+        for job, features in zip(jobs, encoder(sources), strict=True):
+            setattr(job, f"{modality}_features", features[: limits.get(modality)])
+    failed = next((job for job in jobs if job.error is not None), None)
+    if failed is not None and on_error == "raise":
+        raise ValueError(f"clip {failed.id}: {failed.error}; `on_error` skip continues without it")
+    return jobs
 
 
-def _sound(result: EncodedClip, encoder: AudioEncoder, limit: int | None) -> np.ndarray:
-    job = result.job
+def _sound(job: ClipJob, encoder: AudioEncoder, limit: int | None) -> np.ndarray:
     try:
         if job.audio is not None:
-            return sound_for(job.audio, encoder, limit, job.start, job.end)
+            return encoder.read(job.audio, limit, job.start, job.end)
     except ClipError as error:
-        result.error = str(error)
+        job.error = str(error)
     return np.zeros(0, dtype=np.float32)
 
 
-def _frames(result: EncodedClip, encoder: VideoEncoder, limit: int | None) -> Iterator[np.ndarray]:
-    job = result.job
-    if job.video is None or result.error is not None:
-        return
+def _frames(job: ClipJob, encoder: VideoEncoder, limit: int | None) -> Iterator[np.ndarray]:
     try:
-        yield from frames_for(job.video, encoder, limit, job.start, job.end)
+        if job.video is not None and job.error is None:
+            yield from encoder.read(job.video, limit, job.start, job.end)
     except ClipError as error:
-        result.error = str(error)
+        job.error = str(error)
 
 
 def add_clip_features(
@@ -170,25 +155,23 @@ def add_clip_features(
     video_frame_rate: float | None = None,
     max_audio_length: int | None = None,
     max_video_length: int | None = None,
-    device: str | torch.device | None = None,
     on_error: str = "raise",
     failures: dict[str, str] | None = None,
 ) -> datasets.DatasetDict:
     """Add the columns `audio_features` and `video_features`, made from the raw clips.
 
     The result is cached with the data set: the same clips, encoders and limits are not encoded again; a clip that has
-    changed is noticed. For thousands of clips, `FeatureExtraction` does the same in parallel and resumes.
+    changed is noticed. For thousands of clips, [`extract_features`] does the same in parallel and resumes.
 
     Args:
         dataset (`datasets.DatasetDict`): What [`load_mintrec`] returns.
-        audio_encoder (`str`, *optional*): As in [`AMESSConfig`]; `None` leaves the modality out.
+        audio_encoder (`str`, *optional*): As for [`load_encoder`]; `None` leaves the modality out.
         video_encoder (`str`, *optional*): The same for video.
         data_dir (`str` or `Path`, *optional*): Where to look for the clips of rows without a path.
-        audio_encoder_layer (`int`, *optional*): As in [`AMESSConfig`].
+        audio_encoder_layer (`int`, *optional*): Layer of the audio encoder.
         video_frame_rate (`float`, *optional*): Frames a second for the video encoder, by default its own.
         max_audio_length (`int`, *optional*): Features to keep; no more of a clip is decoded.
         max_video_length (`int`, *optional*): The same for video.
-        device (`str` or `torch.device`, *optional*): Where the encoders run, by default a GPU if there is one.
         on_error (`str`): `"raise"` at a clip that cannot be used, or `"skip"` it: the row is left out, with a warning.
         failures (`dict[str, str]`, *optional*): Filled with {clip id: why it could not be used} for the rows left out.
 
@@ -196,65 +179,76 @@ def add_clip_features(
         `datasets.DatasetDict`: With the columns, `float32` of shape `(frames, width)`.
 
     Raises:
-        ValueError: If a row has no clip, a clip cannot be used, an encoder cannot be loaded, or a split has no usable
-        clip.
+        ValueError: A row has no clip, a clip cannot be used, an encoder cannot be loaded, or a split has no usable clip.
     """
-    if on_error not in ("raise", "skip"):
-        raise ValueError(f"`on_error` is {on_error!r}; choose raise or skip")
-    if audio_encoder is None and video_encoder is None:
+    _check_on_error(on_error)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    encoders = _load_encoders(audio_encoder, video_encoder, device, audio_encoder_layer, video_frame_rate)
+    if not encoders:
         return dataset
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    audio = None if audio_encoder is None else load_audio_encoder(audio_encoder, device, layer=audio_encoder_layer)
-    video = None if video_encoder is None else load_video_encoder(video_encoder, video_frame_rate, device)
-    limits = {"max_audio_length": max_audio_length, "max_video_length": max_video_length}
+    limits = {"audio": max_audio_length, "video": max_video_length}
     encoded, unusable = {}, {}
     for name, split in dataset.items():
         paths = split.select_columns([column for column in JOB_COLUMNS if column in split.column_names])
         jobs = clip_jobs(paths.with_format(None), data_dir, allow_missing=on_error == "skip")
-        encoded[name] = _encode_split(split, name, jobs, audio, video, limits, on_error, unusable)
+        encoded[name] = _leave_out(_encode_split(split, name, jobs, encoders, limits, on_error), name, unusable)
     if unusable:
-        logger.warning(
-            f"{len(unusable)} clips cannot be used and are left out: "
-            + first_of([f"{clip} ({reason})" for clip, reason in unusable.items()])
-        )
+        reasons = [f"{clip} ({reason})" for clip, reason in unusable.items()]
+        logger.warning(f"{len(unusable)} clips cannot be used and are left out: {first_of(reasons)}")
     if failures is not None:
         failures.update(unusable)
     return with_feature_arrays(datasets.DatasetDict(encoded))
+
+
+def _check_on_error(on_error: str) -> None:
+    """Raise `ValueError` unless it is `"raise"` or `"skip"`."""
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"`on_error` is {on_error!r}; choose raise or skip")
+
+
+def _load_encoders(
+    audio: str | None, video: str | None, device: Any, audio_layer: int | None, video_frame_rate: float | None
+) -> dict[str, AudioEncoder | VideoEncoder]:
+    """Load {modality: encoder} for those that are named."""
+    encoders = {}
+    if audio is not None:
+        encoders["audio"] = load_encoder("audio", audio, device, layer=audio_layer)
+    if video is not None:
+        encoders["video"] = load_encoder("video", video, device, frame_rate=video_frame_rate)
+    return encoders
 
 
 def _encode_split(
     split: datasets.Dataset,
     name: str,
     jobs: list[ClipJob],
-    audio: AudioEncoder | None,
-    video: VideoEncoder | None,
+    encoders: dict[str, AudioEncoder | VideoEncoder],
     limits: dict[str, int | None],
     on_error: str,
-    failures: dict[str, str],
 ) -> datasets.Dataset:
-    """Add the features of a split; rows that cannot be encoded are left out and noted in `failures`."""
-    encoders = {key: encoder for key, encoder in (("audio", audio), ("video", video)) if encoder is not None}
-    features = split.features.copy()
+    """Add the features of a split, and the column of errors."""
+    features = split.features | {ERROR_COLUMN: datasets.Value("string")}
     for modality, encoder in encoders.items():
         features[f"{modality}_features"] = datasets.Array2D((None, encoder.feature_size), "float32")
-    features[ERROR_COLUMN] = datasets.Value("string")
-
     begun = []
 
     def encode(_: Any, rows: list[int]) -> dict[str, list[Any]]:
         begun.append(rows)
-        clips = encode_jobs([jobs[row] for row in rows], audio, video, **limits)
-        for clip in clips:
-            if clip.error is not None and on_error == "raise":
-                raise ValueError(f"clip {clip.job.id}: {clip.error}; `on_error` skip continues without it")
-        columns = {f"{modality}_features": [getattr(clip, modality) for clip in clips] for modality in encoders}
-        return {**columns, ERROR_COLUMN: [clip.error for clip in clips]}
+        clips = _encode_jobs([jobs[row] for row in rows], encoders, limits, on_error)
+        columns = {
+            f"{modality}_features": [getattr(clip, f"{modality}_features") for clip in clips] for modality in encoders
+        }
+        return columns | {ERROR_COLUMN: [clip.error for clip in clips]}
 
     files = {Path(path) for job in jobs for path in (job.audio, job.video) if path is not None}
-    names = [
-        (key, _loaded_version(encoder), encoder.frame_rate, encoder.feature_size) for key, encoder in encoders.items()
+    state = [
+        split._fingerprint,
+        repr(jobs),
+        fingerprint(filter(Path.is_file, files)),
+        sorted(limits.items()),
+        on_error,
     ]
-    state = [split._fingerprint, repr(jobs), fingerprint(filter(Path.is_file, files)), names, sorted(limits.items())]
+    state += [_loaded_version(encoder) for encoder in encoders.values()]
     encode_rows = partial(
         split.with_format(None).map,
         encode,
@@ -262,9 +256,9 @@ def _encode_split(
         batched=True,
         batch_size=CLIPS_PER_BATCH,
         writer_batch_size=CLIPS_PER_BATCH,
-        features=features,
+        features=datasets.Features(features),
         desc=f"Encoding the clips of {name}",
-        new_fingerprint=Hasher.hash([*state, getattr(audio, "layer", None), on_error]),
+        new_fingerprint=Hasher.hash(state),
     )
     try:
         encoded = encode_rows()
@@ -276,7 +270,7 @@ def _encode_split(
     if damage:
         logger.warning(f"the cache of the clips of {name} is damaged ({damage}); they are encoded again")
         encoded = encode_rows(load_from_cache_file=False)
-    return _leave_out(encoded, name, failures)
+    return encoded
 
 
 def _leave_out(encoded: datasets.Dataset, name: str, failures: dict[str, str]) -> datasets.Dataset:
@@ -292,13 +286,209 @@ def _leave_out(encoded: datasets.Dataset, name: str, failures: dict[str, str]) -
     return encoded.select([row for row, error in enumerate(errors) if error is None])
 
 
-def encoder_version(name: str) -> str:
+def _encoder_version(name: str) -> str:
     """Return the name of an encoder, with a digest of the files for one in a local folder: its weights may change."""
     folder = Path(name).expanduser()
     return f"{name} {fingerprint([folder])}" if folder.is_dir() else name
 
 
-def _loaded_version(encoder: AudioEncoder | VideoEncoder) -> tuple[str, str | None]:
-    """Return what distinguishes a loaded encoder from another with the same name: its folder, or its commit on the Hub."""
-    config = getattr(getattr(encoder, "model", None), "config", None)
-    return encoder_version(encoder.name), getattr(config, "_commit_hash", None)
+def _loaded_version(encoder: AudioEncoder | VideoEncoder) -> tuple[Any, ...]:
+    """Return what tells a loaded encoder from others: name and folder, commit on the Hub, layer, rate, width."""
+    commit = getattr(getattr(getattr(encoder, "model", None), "config", None), "_commit_hash", None)
+    layer = getattr(encoder, "layer", None)
+    return _encoder_version(encoder.name), commit, layer, encoder.modality, encoder.frame_rate, encoder.feature_size
+
+
+def extract_features(
+    data_dir: str | Path,
+    dataset_name: str = "mintrec",
+    table: str | Path | None = None,
+    output_dir: str | Path | None = None,
+    audio_encoder: str | None = None,
+    video_encoder: str | None = None,
+    video_frame_rate: float | None = None,
+    dtype: str = "float32",
+    on_error: str = "raise",
+    audio_encoder_layer: int | None = None,
+) -> dict[str, str]:
+    """Encode the raw clips of a data set into feature files that [`load_mintrec`] reads.
+
+    All processes of an `accelerate launch` call this and share the work.
+
+    Args:
+        data_dir (`str` or `Path`): Folder of the data set, with the clips below it.
+        dataset_name (`str`): How to read its tables, as in [`load_mintrec`].
+        table (`str` or `Path`, *optional*): Read this table instead: columns `clip` (or `audio`, `video`; paths relative to
+            `data_dir`), where wanted `id`, and `start`, `end` (seconds) where a clip is a span of its file.
+        output_dir (`str` or `Path`, *optional*): Where to write, by default `data_dir`.
+        audio_encoder (`str`, *optional*): As for [`load_encoder`]; `None` leaves the modality out.
+        video_encoder (`str`, *optional*): The same for video.
+        video_frame_rate (`float`, *optional*): Frames a second for the video encoder, by default its own.
+        dtype (`str`): How features are stored, `"float32"` or `"float16"`.
+        on_error (`str`): `"raise"` at a clip that cannot be read, or `"skip"` it.
+        audio_encoder_layer (`int`, *optional*): Layer of the audio encoder; part of its folder's name.
+
+    Returns:
+        `dict[str, str]`: {clip id: why it could not be read}; also written to `failed_clips.tsv` in the output folder.
+
+    Raises:
+        ValueError: If no encoder is given or it cannot be loaded, tables or clips are missing, or (`on_error="raise"`)
+            a clip cannot be read.
+    """
+    _check_on_error(on_error)
+    if audio_encoder is None and video_encoder is None:
+        raise ValueError("`audio_encoder` and `video_encoder` are both missing; give at least one")
+    # One process may have much longer clips than another, which waits for it at the end.
+    state = PartialState(timeout=timedelta(days=1))
+    with state.main_process_first():  # the data set's cache is written once
+        jobs = read_jobs(data_dir, dataset_name, table)
+    extraction = _Extraction(state, jobs, Path(output_dir or data_dir), dtype, on_error)
+    return extraction.run(audio_encoder, video_encoder, audio_encoder_layer, video_frame_rate)
+
+
+def read_jobs(data_dir: str | Path, dataset_name: str = "mintrec", table: str | Path | None = None) -> list[ClipJob]:
+    """Return the clips of `table` or of all splits of the data set, each once; see [`extract_features`]."""
+    if table is not None:
+        rows = _table_rows(Path(table), Path(data_dir))
+    else:
+        splits = load_mintrec(
+            data_dir, dataset_name, scope="all", audio_features=NO_FEATURES, video_features=NO_FEATURES
+        )
+        rows = (row for split in splits.values() for row in split)
+    return list({job.id: job for job in clip_jobs(rows, data_dir)}.values())
+
+
+def _table_rows(table: Path, folder: Path) -> Iterator[dict[str, Any]]:
+    for number, (where, row) in enumerate(read_rows(table)):
+        paths = {name: str(folder / row[name]) for name in CLIP_COLUMNS if row.get(name)}
+        if not paths:
+            raise ValueError(f"{where}: no path in `clip`, `audio` or `video`; fill one of the cells")
+        span = {name: parse_seconds(row.get(name), where) for name in ("start", "end")}
+        check_span(span["start"], span["end"], where)
+        yield {"id": as_text(row.get("id")) or f"{table.stem}-{number}", **paths, **span}
+
+
+@dataclass
+class _Extraction:
+    """One extraction: its parts while it runs, its feature folders when it is done."""
+
+    state: PartialState
+    jobs: list[ClipJob]
+    root: Path
+    dtype: str
+    on_error: str
+
+    def run(self, audio: str | None, video: str | None, layer: int | None, rate: float | None) -> dict[str, str]:
+        """Encode the remaining clips; return {clip id: why it could not be read}."""
+        self._name_folders(audio, video, layer, rate)
+        if self.state.is_main_process:
+            self._clean_up()
+        self.state.wait_for_everyone()
+        done = self._done()
+        remaining = [job for job in self.jobs if job.id not in done]
+        # No process may add a part before all have seen which clips are left.
+        self.state.wait_for_everyone()
+        if done:
+            self.state.print(f"{len(done)} of {len(self.jobs)} clips are already encoded")
+        failures = {}
+        share = remaining[self.state.process_index :: self.state.num_processes]
+        if share:
+            encoders = _load_encoders(audio, video, self.state.device, layer, rate)
+            failures = self._encode(share, encoders)
+        failures = dict(sorted(gather_object([*failures.items()])))
+        if self.state.is_main_process:
+            self._join_parts()
+            self._report(failures)
+            shutil.rmtree(self.parts)
+        self.state.wait_for_everyone()
+        return failures
+
+    def _name_folders(self, audio: str | None, video: str | None, layer: int | None, rate: float | None) -> None:
+        """Set the feature folders and the folder of parts; existing features must be of the same weights."""
+        names = {modality: name for modality, name in (("audio", audio), ("video", video)) if name is not None}
+        slugs = {modality: re.sub(r"[^\w.-]+", "-", Path(name).name) for modality, name in names.items()}
+        if audio is not None and layer is not None:
+            slugs["audio"] += f"-layer{layer}"
+        self.folders = {modality: self.root / f"{modality}_data" / slug for modality, slug in slugs.items()}
+        self.versions = {modality: _encoder_version(name) for modality, name in names.items()}
+        # Parts of encoders whose weights have changed since are not merged with those of the current ones.
+        self.parts = self.root / f".parts-{'-'.join(slugs.values())}-{Hasher.hash([self.versions, rate])[:8]}"
+        for modality, folder in self.folders.items():
+            made_by = SafetensorsFeatures(folder).metadata.get("encoder") if folder.exists() else None
+            if made_by not in (None, self.versions[modality]):
+                raise ValueError(
+                    f"{folder}: `{modality}_encoder` was {made_by} when these features were made and is now "
+                    f"{self.versions[modality]}; remove the folder, or choose another `output_dir`"
+                )
+
+    def _clean_up(self) -> None:
+        """Remove half-written files of a killed run."""
+        for folder in self.folders.values():
+            recover_folder(folder)
+        self.parts.mkdir(parents=True, exist_ok=True)
+        for leftover in self.parts.glob("*.partial"):
+            leftover.unlink()
+
+    def _done(self) -> set[str]:
+        """Return the ids of the clips that are in a part, or in the feature folders of every modality."""
+        finished = [set(SafetensorsFeatures(folder)) if folder.exists() else set() for folder in self.folders.values()]
+        return set.intersection(*finished) | {key.split("/", 1)[1] for key in self._part_of()}
+
+    def _part_of(self) -> dict[str, Path]:
+        """Return {`"modality/clip id"`: part}."""
+        part_of = {}
+        for path in sorted(self.parts.glob("*.safetensors")):
+            with safe_open(path, framework="np") as part:
+                part_of |= dict.fromkeys(part.keys(), path)
+        return part_of
+
+    def _encode(self, jobs: list[ClipJob], encoders: dict[str, AudioEncoder | VideoEncoder]) -> dict[str, str]:
+        """Encode this process's share, a part for each batch of clips."""
+        failures, hidden = {}, not self.state.is_main_process
+        with logging.tqdm(total=len(jobs), desc="Encoding clips", unit="clip", disable=hidden) as progress:
+            for begin in range(0, len(jobs), CLIPS_PER_BATCH):
+                clips = _encode_jobs(jobs[begin : begin + CLIPS_PER_BATCH], encoders, {}, self.on_error)
+                self._write_part([clip for clip in clips if clip.error is None])
+                failures |= {clip.id: clip.error for clip in clips if clip.error is not None}
+                progress.update(len(clips))
+        return failures
+
+    def _write_part(self, clips: list[ClipJob]) -> None:
+        """Write the features of a few clips; a part gets its name only when it is complete."""
+        tensors = {
+            f"{m}/{clip.id}": np.ascontiguousarray(getattr(clip, f"{m}_features"))
+            for clip in clips
+            for m in self.folders
+        }
+        if tensors:
+            with written_aside(self.parts / f"{uuid.uuid4().hex}.safetensors") as partial_file:
+                save_file(tensors, partial_file)
+
+    def _join_parts(self) -> None:
+        """Merge the parts and the features of earlier runs into feature folders, in the order of the table."""
+        part_of = self._part_of()
+        for modality, folder in self.folders.items():
+            if part_of or not folder.exists():
+                options = {"dtype": self.dtype, "metadata": {"encoder": self.versions[modality]}}
+                write_features(self._features(modality, part_of), folder, source=self.root, replace=True, **options)
+
+    def _features(self, modality: str, part_of: dict[str, Path]) -> Iterator[tuple[str, np.ndarray]]:
+        folder = self.folders[modality]
+        earlier = SafetensorsFeatures(folder) if folder.exists() else {}
+        for clip_id in dict.fromkeys([*earlier, *(job.id for job in self.jobs)]):
+            key = f"{modality}/{clip_id}"
+            if key in part_of:
+                with safe_open(part_of[key], framework="np") as part:
+                    yield clip_id, part.get_tensor(key)
+            elif clip_id in earlier:
+                yield clip_id, earlier[clip_id]
+
+    def _report(self, failures: dict[str, str]) -> None:
+        """Print how many clips are encoded, and list those that could not be read in a file."""
+        path, total = self.root / FAILED_CLIPS_NAME, len(self.jobs)
+        print(f"{total - len(failures)} of {total} clips are in {' and '.join(map(str, self.folders.values()))}")
+        if failures:
+            write_text(path, "id\treason\n" + "".join(f"{clip}\t{reason}\n" for clip, reason in failures.items()))
+            print(f"{len(failures)} clips could not be read; {path} says why")
+        else:
+            path.unlink(missing_ok=True)

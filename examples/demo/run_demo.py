@@ -29,7 +29,7 @@ from amess_hf.data.clip_features import add_clip_features
 from amess_hf.data.collator import AMESSDataCollator
 from amess_hf.data.dataset_files import NO_FEATURES
 from amess_hf.data.mintrec import load_mintrec
-from amess_hf.encoders_amess import HOG, LOG_MEL, load_audio_encoder, load_video_encoder
+from amess_hf.encoders_amess import encoder_class, load_encoder
 from amess_hf.evaluation import (
     compute_anchor_metrics,
     create_model_card,
@@ -49,6 +49,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 from predict_clip import merged_spans
 
 
+LOG_MEL, HOG = "log-mel", "hog"
 # Frames of sound and picture that the model takes: those of the longest clip, and some more.
 MAX_AUDIO_LENGTH, MAX_VIDEO_LENGTH = 130, 26
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -108,13 +109,13 @@ def build_model(arguments: DemoArguments, labels: list[str], tokenizer: BertToke
     )
     sizes = {
         "audio_config": {
-            "feature_size": load_audio_encoder(LOG_MEL).feature_size,
+            "feature_size": encoder_class("audio", LOG_MEL).feature_size,
             "max_length": MAX_AUDIO_LENGTH,
             # Over the frames of a clip, a raised tone would change the level of all the others too.
             "norm": "frame",
             "max_shift": 0,
         },
-        "video_config": {"feature_size": load_video_encoder(HOG).feature_size, "max_length": MAX_VIDEO_LENGTH},
+        "video_config": {"feature_size": encoder_class("video", HOG).feature_size, "max_length": MAX_VIDEO_LENGTH},
     }
     config = AMESSConfig(
         text_config=text_config,
@@ -169,7 +170,7 @@ def format_table(rows: list[dict], clips: list[CorpusClip]) -> str:
 
 def burst_spans(clips: list[CorpusClip]) -> dict[str, dict[str, tuple[int, int, int]]]:
     """The frames of tone and face of the clips that have one, as `compute_anchor_metrics` takes them."""
-    rates = {"audio": load_audio_encoder(LOG_MEL).frame_rate, "video": load_video_encoder(HOG).frame_rate}
+    rates = {"audio": load_encoder("audio", LOG_MEL).frame_rate, "video": load_encoder("video", HOG).frame_rate}
     spans = {"audio": {}, "video": {}}
     for clip in clips:
         scene = clip.scene

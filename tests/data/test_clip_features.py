@@ -93,7 +93,7 @@ def train(splits, tokenizer):
     config = AMESSConfig(
         text_config=text_config(),
         audio_config={"feature_size": 80, "encoder": "log-mel"},
-        video_config={"feature_size": 512, "encoder": "frame-difference"},
+        video_config={"feature_size": 580, "encoder": "hog"},
         hidden_size=32,
         intermediate_size=64,
         num_fusion_layers=1,
@@ -117,7 +117,7 @@ def train(splits, tokenizer):
 @pytest.mark.slow
 def test_clips_train_a_model_and_the_pipeline_agrees_with_training(corpus, tokenizer, tmp_path):
     dataset = load_mintrec(corpus, cache_dir=tmp_path)
-    splits = add_clip_features(dataset, "log-mel", "frame-difference", data_dir=corpus)
+    splits = add_clip_features(dataset, "log-mel", "hog", data_dir=corpus)
     model, collator = train(splits, tokenizer)
     rows = list(splits["validation"])
     with torch.no_grad():
@@ -156,21 +156,21 @@ class TestCache:
         counts = []
         import amess_hf.data.clip_features as module
 
-        encode_jobs = module.encode_jobs
+        _encode_jobs = module._encode_jobs
 
         def counted(jobs, *args, **kwargs):
             counts.append(len(jobs))
-            return encode_jobs(jobs, *args, **kwargs)
+            return _encode_jobs(jobs, *args, **kwargs)
 
-        monkeypatch.setattr(module, "encode_jobs", counted)
-        first = add_clip_features(dataset, "log-mel", "frame-difference", data_dir=folder)["train"]
-        again = add_clip_features(dataset, "log-mel", "frame-difference", data_dir=folder)["train"]
+        monkeypatch.setattr(module, "_encode_jobs", counted)
+        first = add_clip_features(dataset, "log-mel", "hog", data_dir=folder)["train"]
+        again = add_clip_features(dataset, "log-mel", "hog", data_dir=folder)["train"]
         assert counts == [3]
         for one, other in zip(first, again, strict=True):
             np.testing.assert_array_equal(one["audio_features"], other["audio_features"])
-            assert one["audio_features"].dtype == np.float32 and one["video_features"].shape[1] == 512
+            assert one["audio_features"].dtype == np.float32 and one["video_features"].shape[1] == 580
         (folder / "dia0_utt1.mp4").write_bytes((folder / "dia0_utt2.mp4").read_bytes())
-        add_clip_features(dataset, "log-mel", "frame-difference", data_dir=folder)
+        add_clip_features(dataset, "log-mel", "hog", data_dir=folder)
         assert counts == [3, 3]
         cut = add_clip_features(dataset, "log-mel", None, data_dir=folder, max_audio_length=5)["train"]
         assert "video_features" not in cut.column_names and cut[0]["audio_features"].shape == (5, 80)
@@ -238,9 +238,7 @@ class TestClipJobs:
         failures = {}
         for _ in range(2):  # the second time from the cache
             failures.clear()
-            splits = add_clip_features(
-                dataset, "log-mel", "frame-difference", data_dir=folder, on_error="skip", failures=failures
-            )
+            splits = add_clip_features(dataset, "log-mel", "hog", data_dir=folder, on_error="skip", failures=failures)
             assert splits["train"]["id"] == [clip for clip in dataset["train"]["id"] if clip != "dia0_utt1"]
             assert set(splits["train"].column_names) == {
                 *dataset["train"].column_names,
@@ -268,7 +266,7 @@ class TestClipJobs:
         with pytest.raises(ValueError, match="no raw clip for 1 of 3 rows: train-2"):
             add_clip_features(dataset, "log-mel")
         failures = {}
-        encoded = add_clip_features(dataset, "log-mel", "frame-difference", on_error="skip", failures=failures)
+        encoded = add_clip_features(dataset, "log-mel", "hog", on_error="skip", failures=failures)
         assert encoded["train"]["id"] == ["train-0"] and len(encoded["train"][0]["audio_features"])
         assert list(failures) == ["train-1", "train-2"] and failures["train-2"] == "the row has no clip"
         assert "missing.mp4" in failures["train-1"]
@@ -318,7 +316,7 @@ def test_one_command_from_clips_to_a_pipeline(corpus, tokenizer, tmp_path, monke
     BertModel(text_config()).save_pretrained(tmp_path / "encoder")
     tokenizer.save_pretrained(tmp_path / "encoder")
     options = {
-        "data_dir": corpus, "audio_encoder": "log-mel", "video_encoder": "frame-difference",
+        "data_dir": corpus, "audio_encoder": "log-mel", "video_encoder": "hog",
         "text_model_name_or_path": tmp_path / "encoder", "output_dir": tmp_path / "run", "max_steps": 2,
         "hidden_size": 16, "projection_dim": 8, "per_device_train_batch_size": 4, "use_cpu": True, "disable_tqdm": True,
     }  # fmt: skip

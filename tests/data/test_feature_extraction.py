@@ -8,7 +8,7 @@ import pytest
 
 from amess_hf import load_mintrec
 from amess_hf.data.feature_files import SafetensorsFeatures
-from amess_hf.encoders_amess import FrameDifferenceEncoder, LogMelEncoder
+from amess_hf.encoders_amess import HOGEncoder, LogMelEncoder
 
 
 av = pytest.importorskip("av")
@@ -17,11 +17,11 @@ from clip_writer import write_clip
 from encoder_models import save_speech_model
 
 from amess_hf.clips_amess import read_frames, read_sound
-from amess_hf.data import feature_extraction
-from amess_hf.data.feature_extraction import FeatureExtraction, encoder_slug, extract_features, read_jobs
+from amess_hf.data import clip_features
+from amess_hf.data.clip_features import extract_features, read_jobs
 
 
-ENCODERS = {"audio_encoder": "log-mel", "video_encoder": "frame-difference"}
+ENCODERS = {"audio_encoder": "log-mel", "video_encoder": "hog"}
 TRAIN, DEV = 18, 3  # more than a batch of 16
 
 
@@ -42,7 +42,7 @@ def corpus(tmp_path):
 
 def check_complete(corpus, tmp_path, count=TRAIN + DEV):
     """Every clip is there once, as a direct encoding has it, and nothing else is left behind."""
-    for modality, encoder in (("audio", "log-mel"), ("video", "frame-difference")):
+    for modality, encoder in (("audio", "log-mel"), ("video", "hog")):
         features = SafetensorsFeatures(corpus / f"{modality}_data" / encoder)
         ids = list(features)
         assert len(ids) == len(set(ids)) == count
@@ -52,8 +52,8 @@ def check_complete(corpus, tmp_path, count=TRAIN + DEV):
     for row in (splits["train"][5], splits["validation"][2]):
         clip = row["clip"]
         np.testing.assert_allclose(row["audio_features"], LogMelEncoder()([read_sound(clip, 16000)])[0], atol=1e-6)
-        frames = read_frames(clip, **FrameDifferenceEncoder().reading)
-        np.testing.assert_allclose(row["video_features"], FrameDifferenceEncoder()([frames])[0], atol=1e-6)
+        frames = read_frames(clip, **HOGEncoder().reading)
+        np.testing.assert_allclose(row["video_features"], HOGEncoder()([frames])[0], atol=1e-6)
 
 
 def test_what_it_writes_is_read_back(corpus, tmp_path, capsys):
@@ -83,25 +83,25 @@ def kill(*args, **kwargs):
 def arm(moment):
     """Makes the extraction kill itself at a moment."""
     if moment == "encoding":
-        write_part = FeatureExtraction.write_part
+        _write_part = clip_features._Extraction._write_part
 
         def write_and_die(self, clips):
-            write_part(self, clips)
+            _write_part(self, clips)
             (self.parts / ".cut.safetensors.partial").write_bytes(b"half a part")
             kill()
 
-        FeatureExtraction.write_part = write_and_die
+        clip_features._Extraction._write_part = write_and_die
     elif moment == "joining":
-        write_features = feature_extraction.write_features
+        write_features = clip_features.write_features
 
         def join_and_die(entries, out, **kwargs):
             write_features(entries, out, **kwargs)
             (out.parent / f".{out.name}.cut.partial").mkdir()  # as a kill a little earlier leaves it
             kill()
 
-        feature_extraction.write_features = join_and_die
+        clip_features.write_features = join_and_die
     else:
-        feature_extraction.shutil.rmtree = lambda path, **_: kill() if ".parts" in str(path) else None
+        clip_features.shutil.rmtree = lambda path, **_: kill() if ".parts" in str(path) else None
 
 
 @pytest.mark.parametrize("moment", ["encoding", "joining", "clearing up"])
@@ -161,7 +161,7 @@ class TestFailures:
         bad.write_bytes(good)
         assert extract_features(corpus, **ENCODERS) == {}
         assert not (corpus / "failed_clips.tsv").exists()
-        assert len(SafetensorsFeatures(corpus / "video_data" / "frame-difference")) == TRAIN + DEV
+        assert len(SafetensorsFeatures(corpus / "video_data" / "hog")) == TRAIN + DEV
 
     def test_no_encoder(self, corpus):
         with pytest.raises(ValueError, match="`audio_encoder` and `video_encoder` are both missing"):
@@ -180,7 +180,7 @@ class TestTable:
         options = {"table": tmp_path / "clips.csv", "output_dir": tmp_path / "out", "dtype": "float16"}
         extract_features(tmp_path, **options, **ENCODERS)
         audio = SafetensorsFeatures(tmp_path / "out" / "audio_data" / "log-mel")
-        video = SafetensorsFeatures(tmp_path / "out" / "video_data" / "frame-difference")
+        video = SafetensorsFeatures(tmp_path / "out" / "video_data" / "hog")
         assert [len(video[clip]) for clip in "ab"] == [10, 5] and [len(audio[clip]) for clip in "ab"] == [49, 24]
         expected = LogMelEncoder()([read_sound(tmp_path / "film.wav", 16000, 1.5, 2.0)])[0]
         np.testing.assert_allclose(audio["b"], expected, atol=2e-3)
@@ -195,7 +195,3 @@ class TestTable:
         ):
             with pytest.raises(ValueError, match=message):
                 extract_features(tmp_path, table=tmp_path / table, audio_encoder="log-mel")
-
-
-def test_slug():
-    assert encoder_slug("microsoft/wavlm-base") == "wavlm-base" and encoder_slug("a/b c/") == "b-c"

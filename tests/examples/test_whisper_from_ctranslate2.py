@@ -12,7 +12,7 @@ from encoder_models import save_whisper
 from tokenizers import Tokenizer, models
 from transformers import WhisperForConditionalGeneration, WhisperModel
 
-from amess_hf.encoders_amess import load_audio_encoder
+from amess_hf.encoders_amess import load_encoder
 
 
 TOKENS = [
@@ -138,9 +138,7 @@ def test_the_same_model(model, files, source, tmp_path):
         torch.testing.assert_close(loaded.eval()(**inputs).logits, expected(**inputs).logits, atol=1e-4, rtol=1e-4)
     assert WhisperModel.from_pretrained(target).config.encoder_layers == 3
     sound = np.random.default_rng(0).normal(0, 0.1, 8000)
-    features = [
-        load_audio_encoder(folder, dtype=torch.float32, layer=2)([sound])[0] for folder in (model, str(target))
-    ]
+    features = [load_encoder("audio", folder, layer=2)([sound])[0] for folder in (model, str(target))]
     np.testing.assert_allclose(*features, atol=1e-4)
 
 
