@@ -58,19 +58,15 @@ def save_for_hub(
     """Save everything that a model needs to one folder, which loads with and without this package installed.
 
     Args:
-        save_directory (`str` or `os.PathLike`):
-            The folder; it is created if it does not exist.
-        model ([`AMESSForIntentClassification`]):
-            The model.
+        save_directory (`str` or `os.PathLike`): The folder; it is created if it does not exist.
+        model ([`AMESSForIntentClassification`]): The model.
         processor ([`AMESSProcessor`] or a tokenizer, *optional*):
             What makes the model's input; a tokenizer becomes the processor that belongs to the model's config.
-        detector ([`OutOfScopeDetector`], *optional*):
-            A fitted detector.
+        detector ([`OutOfScopeDetector`], *optional*): A fitted detector.
         run_folder (`str` or `os.PathLike`, *optional*):
             The training run's output folder: its card, metrics and arguments are copied, and its detector unless one is
             given.
-        repo_id (`str`, *optional*):
-            The model's name in a new card.
+        repo_id (`str`, *optional*): The model's name in a new card.
         merge_adapter (`bool`, *optional*, defaults to `True`):
             Whether an adapter in the text encoder is merged into its weights, so that the folder loads without peft.
 
@@ -82,26 +78,16 @@ def save_for_hub(
     if run_folder is not None:
         _copy_run_files(Path(run_folder), folder)
     model.save_pretrained(folder, merge_adapter=merge_adapter)
-    save_processor_and_descriptions(folder, model.config, processor)
+    _save_processor_and_descriptions(folder, model.config, processor)
     if detector is not None:
         detector.save_pretrained(folder)
     if not (folder / CARD_NAME).exists():
         _write_card(folder, model, repo_id, detector)
 
 
-def save_processor_and_descriptions(
+def _save_processor_and_descriptions(
     folder: str | os.PathLike, config: AMESSConfig, processor: AMESSProcessor | PreTrainedTokenizerBase | None
 ) -> None:
-    """Save what a saved model needs next to its config: the processor with its tokenizer, and the label descriptions.
-
-    Args:
-        folder (`str` or `os.PathLike`): The model's folder.
-        config ([`AMESSConfig`]): The model's config.
-        processor ([`AMESSProcessor`] or a tokenizer, *optional*): As for [`save_for_hub`].
-
-    Raises:
-        ValueError: If the processor was made for another model.
-    """
     if processor is not None:
         if not isinstance(processor, ProcessorMixin):
             processor = AMESSProcessor.for_model(config, processor)
@@ -112,20 +98,10 @@ def save_processor_and_descriptions(
 
 
 def save_training_arguments(folder: str | os.PathLike, training_args: TrainingArguments) -> None:
-    """Write `training_args.json` in place of the pickle `training_args.bin`.
-
-    Tokens are masked, as transformers masks them, and paths of the machine are left out.
-
-    Args:
-        folder (`str` or `os.PathLike`): The model's folder.
-        training_args ([`~transformers.TrainingArguments`]): The arguments.
-    """
-    values = {
-        name: value
-        for name, value in training_args.to_dict().items()
-        if not (isinstance(value, str) and os.path.isabs(value))
-    }
-    write_json(Path(folder, TRAINING_ARGUMENTS_NAME), values, default=str)
+    """Write `training_args.json` in place of the pickle `training_args.bin`, without paths of the machine or tokens."""
+    values = training_args.to_dict().items()  # masks tokens
+    kept = {name: value for name, value in values if not (isinstance(value, str) and os.path.isabs(value))}
+    write_json(Path(folder, TRAINING_ARGUMENTS_NAME), kept, default=str)
     Path(folder, TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
 
@@ -197,7 +173,8 @@ def push_folder(
 ) -> CommitInfo | Future:
     """Upload the files of a model's folder that belong on the Hub (see [`files_for_hub`]), in one commit.
 
-    The folder's card, if there is one, then names the repository (see [`~amess_hf.evaluation.name_repository`]). If the folder has a model, then weights, code and detector of an earlier push that it no longer has are removed.
+    The folder's card then names the repository. If the folder has a model, the weights, code and detector of an earlier
+    push that it no longer has are removed.
 
     Args:
         folder (`str` or `os.PathLike`): The folder.
@@ -280,7 +257,7 @@ class PushesToHub:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             folder = output_dir if output_dir is not None else self.args.output_dir
-            save_processor_and_descriptions(folder, self.model.config, self.processing_class)
+            _save_processor_and_descriptions(folder, self.model.config, self.processing_class)
             save_training_arguments(folder, self.args)
 
     def push_to_hub(

@@ -31,7 +31,7 @@ from amess_hf import (
     OutOfScopeDetector,
     load_mintrec,
 )
-from amess_hf.configuration_amess import FEATURE_MODALITIES, OUT_OF_SCOPE_ID, OUT_OF_SCOPE_LABEL
+from amess_hf.configuration_amess import FEATURE_MODALITIES, OUT_OF_SCOPE_ID
 from amess_hf.data.clip_features import add_clip_features
 from amess_hf.data.combining import (
     few_clips,
@@ -54,10 +54,16 @@ from amess_hf.evaluation.aggregation import (
     update_results,
     write_aggregate,
 )
-from amess_hf.evaluation.metric_names import CLASSIFICATION_METRICS, OOS_METRICS, OPEN_METRICS
-from amess_hf.evaluation.metrics import compute_oos_metrics, compute_open_classification_metrics, generalized_accuracy
+from amess_hf.evaluation.metrics import (
+    CLASSIFICATION_METRICS,
+    OOS_METRICS,
+    OPEN_METRICS,
+    compute_oos_metrics,
+    compute_open_classification_metrics,
+    generalized_accuracy,
+)
 from amess_hf.evaluation.model_card import create_model_card
-from amess_hf.evaluation.prediction import ClipOutputs, answers, write_predictions
+from amess_hf.evaluation.prediction import ClipOutputs, write_predictions
 from amess_hf.evaluation.reporting import fit_detectors, report
 from amess_hf.oos_amess import DETECTOR_CONFIG_NAME, DETECTOR_WEIGHTS_NAME, OOS_METHODS
 from amess_hf.processing_amess import write_json, write_text
@@ -845,7 +851,7 @@ def score(
                     in_scope = detector.predict(outputs[name].as_model_outputs()).numpy()
                     metrics |= out_of_scope_metrics(outputs[name], detector, in_scope, prefix)
                 path = os.path.join(folder, f"predictions_{short_name}.tsv")
-                write_answers(path, outputs[name], run.model.config.id2label, in_scope)
+                write_predictions(path, outputs[name], run.model.config.id2label, in_scope)
         reports = write_reports(run, data_args, training_args, outputs, detector) if data_args.report else {}
         results = update_results(folder, metrics)
         if training_args.do_train:
@@ -900,26 +906,6 @@ def find_detector(run, data_args, training_args, outputs, model_name_or_path):
         if os.path.exists(os.path.join(folder, name)):
             os.remove(os.path.join(folder, name))
     return None
-
-
-def write_answers(path, outputs, names, in_scope=None):
-    """
-    Write the answers to the clips of a split, as [`~amess_hf.evaluation.prediction.write_predictions`] writes them.
-
-    Args:
-        path (`str`): The file.
-        outputs ([`ClipOutputs`]): The clips and their scores.
-        names (`dict[int, str]`): Names of the label ids.
-        in_scope (`np.ndarray` of shape `(clips,)`, bool, *optional*): The detector's decisions; out-of-scope clips are
-            answered `UNK`.
-    """
-    predictions, scores = answers(outputs.logits, names)
-    if in_scope is not None:
-        predictions = [
-            name if known else OUT_OF_SCOPE_LABEL for name, known in zip(predictions, in_scope, strict=True)
-        ]
-    labels = [names.get(int(label), OUT_OF_SCOPE_LABEL) for label in outputs.labels]
-    write_predictions(path, outputs.ids, labels, predictions, scores)
 
 
 def write_reports(run, data_args, training_args, outputs, detector):

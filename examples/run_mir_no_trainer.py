@@ -36,8 +36,7 @@ from transformers.utils import logging
 
 from amess_hf import AMESSDataCollator, AMESSTrainer
 from amess_hf.evaluation.aggregation import update_results
-from amess_hf.evaluation.metric_names import CLASSIFICATION_METRICS
-from amess_hf.evaluation.metrics import in_scope_metrics
+from amess_hf.evaluation.metrics import CLASSIFICATION_METRICS, in_scope_metrics
 from amess_hf.evaluation.prediction import CLIP_OUTPUTS, ClipOutputs
 from amess_hf.hub import push_folder, save_for_hub, save_training_arguments
 from amess_hf.modeling_amess import LOSS_PARTS

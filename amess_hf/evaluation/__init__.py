@@ -1,10 +1,9 @@
 """Metrics, predictions, reports and model cards. Plots and cards need the `report` extra: `pip install "amess_hf[report]"`."""
 
 from .aggregation import aggregate_runs, paired_difference, write_aggregate
-from .anchor_metrics import compute_anchor_metrics, read_evidence_spans
 from .metrics import compute_classification_metrics, compute_oos_metrics, compute_open_classification_metrics
 from .model_card import create_model_card, name_repository
-from .prediction import ClipOutputs, modality_table, predict_clips
+from .prediction import ClipOutputs, compute_anchor_metrics, modality_table, predict_clips, read_evidence_spans
 from .reporting import fit_detectors, report
 
 

@@ -2,81 +2,53 @@
 
 import json
 import os
-import re
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 
 from ..processing_amess import write_json, write_text
-from .tables import markdown_table, write_csv
+from .tables import markdown_table, percent, write_csv
 
 
-_SEED_FOLDER = "seed-{seed}"
 # Named as by the Trainer's `save_metrics`.
 ALL_RESULTS_NAME = "all_results.json"
-SPLIT_RESULTS_NAME = "{split}_results.json"
 
 
 def seed_folder(output_dir: str | os.PathLike, seed: int) -> str:
     """Return the folder of the run with this seed, e.g. `output_dir/seed-3`."""
-    return os.path.join(output_dir, _SEED_FOLDER.format(seed=seed))
+    return os.path.join(output_dir, f"seed-{seed}")
 
 
 def load_seed_results(output_dir: str | os.PathLike, seeds: Sequence[int] | None = None) -> dict[int, dict]:
-    """Read `all_results.json` of the seeds that have one in `output_dir/seed-*`.
-
-    Args:
-        output_dir (`str`): The folder with the seeds' folders; it may be missing.
-        seeds (`Sequence[int]`, *optional*): The seeds to read; by default all that exist.
-
-    Returns:
-        `dict[int, dict]`: seed -> the file's metrics, in order of the seeds; empty if there is nothing yet.
-
-    Raises:
-        ValueError: If a file does not hold a JSON object.
-    """
-    results = {}
-    for name in os.listdir(output_dir) if os.path.isdir(output_dir) else []:
-        match = re.fullmatch(_SEED_FOLDER.format(seed=r"(\d+)"), name)
-        path = os.path.join(output_dir, name, ALL_RESULTS_NAME)
-        if match and os.path.isfile(path) and (seeds is None or int(match.group(1)) in seeds):
-            results[int(match.group(1))] = _read_results(path)
-    return dict(sorted(results.items()))
+    """Read `all_results.json` of all seeds (or of `seeds`) that have one; seed -> metrics, in order of the seeds."""
+    paths = {path.parent.name[len("seed-") :]: path for path in Path(output_dir).glob(f"seed-*/{ALL_RESULTS_NAME}")}
+    found = {int(seed): path for seed, path in paths.items() if seed.isdecimal()}
+    return {seed: _read_results(found[seed]) for seed in sorted(found) if seeds is None or seed in seeds}
 
 
 def update_results(output_dir: str | os.PathLike, metrics: Mapping, split: str | None = None) -> dict:
-    """Add metrics to `all_results.json` in a folder.
-
-    Args:
-        output_dir (`str`): The folder of the run.
-        metrics (`dict`): Name -> value.
-        split (`str`, *optional*): If given, the metrics are also written to `{split}_results.json`.
+    """Add metrics to `all_results.json` in a folder, and with `split` write them to `{split}_results.json` too.
 
     Returns:
         `dict`: What `all_results.json` then holds.
 
     Raises:
-        ValueError: If `all_results.json` does not hold a JSON object.
+        ValueError: If `all_results.json` is damaged.
     """
     if split is not None:
-        path = os.path.join(output_dir, SPLIT_RESULTS_NAME.format(split=split))
-        write_json(path, metrics, indent=4, sort_keys=True)
-    path = os.path.join(output_dir, ALL_RESULTS_NAME)
-    results = (_read_results(path) if os.path.isfile(path) else {}) | metrics
+        write_json(os.path.join(output_dir, f"{split}_results.json"), metrics, indent=4, sort_keys=True)
+    path = Path(output_dir, ALL_RESULTS_NAME)
+    results = (_read_results(path) if path.is_file() else {}) | metrics
     write_json(path, results, indent=4, sort_keys=True)
     return results
 
 
-def _read_results(path: str | os.PathLike):
-    with open(path, encoding="utf-8") as file:
-        try:
-            results = json.load(file)
-        except ValueError as error:
-            raise ValueError(f"`{path}` is not valid JSON ({error}); delete it and run again") from error
-    if not isinstance(results, dict):
-        raise ValueError(f"`{path}` holds a {type(results).__name__}, not a table of metrics; delete it and run again")
-    return results
+def _read_results(path: Path):
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`{path}` does not hold metrics as JSON ({error}); delete it and run again") from error
 
 
 def aggregate_runs(runs: Mapping[Hashable, Mapping]) -> dict[str, dict]:
@@ -88,21 +60,13 @@ def aggregate_runs(runs: Mapping[Hashable, Mapping]) -> dict[str, dict]:
     Returns:
         `dict[str, dict]`: metric -> `mean`, `deviation` (of the sample, `None` for a single run), `min`, `max`, `runs`
         (how many).
-
-    Raises:
-        ValueError: If there is no run.
     """
-    if not runs:
-        raise ValueError("there is no run to aggregate")
     tables = list(runs.values())
-    return {
-        name: _summary([table[name] for table in tables])
-        for name in tables[0]
-        if all(_is_number(table.get(name)) for table in tables)
-    }
+    shared = [name for name in tables[0] if all(_is_number(table.get(name)) for table in tables)]
+    return {name: _summary([table[name] for table in tables]) for name in shared}
 
 
-def _is_number(value: Any):
+def _is_number(value: object):
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
@@ -139,13 +103,12 @@ def paired_difference(
     """
     from scipy.stats import bootstrap
 
-    keys = [key for key in first if key in second]
-    if not keys:
+    differences = np.array([first[key] - second[key] for key in first if key in second], dtype=np.float64)
+    if not len(differences):
         raise ValueError("the two runs have no seed or clip in common; run both with the same ones")
-    differences = np.array([first[key] - second[key] for key in keys], dtype=np.float64)
     summary = _summary(differences)
     low = high = summary["mean"]
-    if len(keys) > 1:
+    if len(differences) > 1:
         low, high = bootstrap(
             (differences,),
             np.mean,
@@ -155,8 +118,7 @@ def paired_difference(
             method="percentile",
             random_state=np.random.default_rng(0),
         ).confidence_interval
-    pairs = summary.pop("runs")
-    return summary | {"low": float(low), "high": float(high), "pairs": pairs}
+    return summary | {"low": float(low), "high": float(high), "pairs": summary.pop("runs")}
 
 
 def format_spread(summary: Mapping) -> str:
@@ -182,16 +144,11 @@ def write_aggregate(aggregate: Mapping[str, Mapping], output_dir: str | os.PathL
     rows = [[name, *(summary[column] for column in columns)] for name, summary in aggregate.items()]
     write_csv(os.path.join(output_dir, "aggregate.csv"), ["metric", *columns], rows)
     cells = []
-    for name, summary in aggregate.items():
-        as_share = 0 <= summary["min"] and summary["max"] <= 1
-        values = [_cell(summary[column], as_share) for column in columns[:-1]]
-        cells.append([f"{name}{' (%)' if as_share else ''}", *values, summary["runs"]])
+    for name, *values, runs in rows:
+        is_share = 0 <= values[2] and values[3] <= 1
+        form = percent if is_share else "{:.5g}".format
+        shown = ["–" if value is None else form(value) for value in values]
+        cells.append([f"{name}{' (%)' if is_share else ''}", *shown, runs])
     text = markdown_table(["metric", *columns], cells)
     write_text(os.path.join(output_dir, "aggregate.md"), text)
     return text
-
-
-def _cell(value: Any, as_share: bool):
-    if value is None:
-        return "–"
-    return f"{100 * value:.2f}" if as_share else f"{value:.5g}"

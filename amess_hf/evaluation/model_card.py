@@ -1,64 +1,41 @@
 """The model card: README.md of a saved model, with metrics from the run that trained it."""
 
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..configuration_amess import FEATURE_MODALITIES
-from ..processing_amess import write_text
 from ..version import __version__
-from .metric_names import (
-    CLASSIFICATION_METRICS,
-    MODALITY_NAMES,
-    OOS_METRICS,
-    OPEN_METRICS,
-    escape_markdown,
-    modality_label,
-    percent,
-)
+from .metrics import CLASSIFICATION_METRICS, OOS_METRICS, OPEN_METRICS
 from .prediction import model_modalities
+from .tables import escape_markdown, percent
 
 
 _TEMPLATE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "model_card_template.md.jinja")
-
 _TASK = {"task_type": "video-classification", "task_name": "Multimodal Intent Recognition"}
+_METADATA = {
+    "library_name": "transformers",
+    "pipeline_tag": _TASK["task_type"],
+    "tags": ["amess", "multimodal", "intent-recognition", "custom_code"],
+}
 _SPLITS = {"eval": "validation", "test": "test"}
-_SENTENCES_SHOWN = 3
 # What a card calls a model that is not on a Hub: the folder that contains the card.
 _THIS_FOLDER = "."
 _IN_THIS_FOLDER = "Run it in the folder that this file is in.\n"
-# A modality carries most of the evidence if the others reach less than this share of the accuracy with all.
-_MOST_OF_THE_EVIDENCE = 0.03
+# A modality carries nearly all of the evidence if it alone is nearer than this to the accuracy with all.
+_NEARLY_ALL = 0.03
 _LIBRARIES = ("transformers", "torch", "datasets", "tokenizers")
-# Training argument -> its name on the card, in the card's order.
-_HYPERPARAMETERS = {
-    "num_train_epochs": "epochs",
-    "max_steps": "steps",
-    "per_device_train_batch_size": "batch size per device",
-    "gradient_accumulation_steps": "batches per step",
-    "learning_rate": "learning rate of the text encoder's last layer",
-    "head_learning_rate": "learning rate of everything else",
-    "layer_decay": "learning rate of a layer relative to the one above",
-    "weight_decay": "weight decay of the text encoder",
-    "head_weight_decay": "weight decay of everything else",
-    "warmup_steps": "warm-up (steps, or share of them)",
-    "lr_scheduler_type": "schedule",
-    "optim": "optimizer",
-    "weight_averaging": "weight averaging",
-    "bf16": "bfloat16",
-    "fp16": "float16",
-    "seed": "seed",
-}
-_MODEL_FIELDS = {
-    "fusion_type": "fusion",
-    "hidden_size": "width of the fusion",
-    "num_anchors": "anchors per modality",
-}
+_HYPERPARAMETERS = (
+    *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate"),
+    *("head_learning_rate", "layer_decay", "weight_decay", "head_weight_decay", "warmup_steps", "lr_scheduler_type"),
+    *("optim", "weight_averaging", "bf16", "fp16", "seed"),
+)
+_MODEL_FIELDS = ("fusion_type", "hidden_size", "num_anchors")
 # Metric in `all_results.json`, without its split -> name.
 _METRICS = {
     **CLASSIFICATION_METRICS,
@@ -79,7 +56,7 @@ DATASETS = {
         "title": "MIntRec",
         "description": (
             "MIntRec: 2,224 clips of one television series, 1,334 for training, 445 for development and 445 for testing, with "
-            "20 intents. The annotations are published under the MIT licence at github.com/thuiar/MIntRec."
+            "20 intents. The annotations are published under the MIT license at github.com/thuiar/MIntRec."
         ),
         "citation": """\
 @inproceedings{zhang2022mintrec,
@@ -153,45 +130,41 @@ def create_model_card(
     # The folder's name only: its path is private.
     datasets = [os.path.basename(name.strip()) for name in (dataset_name or "").split(",") if name.strip()]
     known = [DATASETS[name] for name in datasets if name in DATASETS]
-    dataset_title = " and ".join(DATASETS.get(name, {"title": name})["title"] for name in datasets)
-    config = model.config
-    modalities = model_modalities(config)
-    text_encoder, *other_encoders = encoders = _encoders(config)
-    license = license or next((entry["license"] for entry in known if "license" in entry), None)
+    dataset_title = " and ".join(DATASETS[name]["title"] if name in DATASETS else name for name in datasets)
+    modalities, encoders = model_modalities(model.config), _encoders(model.config)
+    measured = {split: _metrics_of(results, prefix) for prefix, split in _SPLITS.items()}
     card_data = ModelCardData(
+        **_METADATA,
         language=language or ("en" if known else None),
-        license=license,
-        library_name="transformers",
-        base_model=text_encoder if not any(other_encoders) else [name for name in encoders if name],
-        pipeline_tag=_TASK["task_type"],
-        tags=["amess", "multimodal", "intent-recognition", "custom_code"],
+        license=license or next((entry["license"] for entry in known if "license" in entry), None),
+        base_model=encoders[0] if len(encoders) == 1 else encoders or None,
         metrics=["accuracy", "f1"] if results else None,
         model_name=_title(model_id),
-        eval_results=_eval_results(results, dataset_title or "unnamed", datasets) or None,
+        eval_results=_eval_results(measured, dataset_title or "unnamed", datasets) or None,
     )
     return ModelCard.from_template(
         card_data,
         template_path=_TEMPLATE,
-        title=_title(model_id),
+        escape=escape_markdown,
+        percent=percent,
+        config=model.config,
+        data=card_data,
         model_id=model_id or _THIS_FOLDER,
         where_to_run="" if model_id else _IN_THIS_FOLDER,
-        modality_words=_join([MODALITY_NAMES[name] for name in modalities]),
-        inputs=_inputs(config, modalities),
-        has_descriptions=config.label_descriptions is not None,
-        encoders=[name for name in encoders if name],
-        license=license,
-        language=card_data.language,
+        modalities=modalities,
+        inputs=_inputs(model.config, modalities),
+        encoders=encoders,
         dataset_title=escape_markdown(dataset_title),
-        data_description="\n\n".join(entry["description"] for entry in known),
-        english_television=bool(known),
-        labels=_labels(config),
-        citations="\n\n".join([_PAPER, *(entry["citation"] for entry in known)]),
+        datasets=known,
+        citations=[_PAPER, *(entry["citation"] for entry in known)],
         detector=detector,
-        hyperparameters=_hyperparameters(config, training_arguments or {}),
-        versions=_versions(),
+        hyperparameters=_hyperparameters(model.config, training_arguments) if training_arguments else {},
+        versions={"amess_hf": __version__, **{name: version(name) for name in _LIBRARIES}},
         evidence=_evidence(report or {}),
-        **_result_table(results),
-        **_report_tables(report or {}),
+        metrics={key: name for key, name in _METRICS.items() if any(key in values for values in measured.values())},
+        measured={split: values for split, values in measured.items() if values},
+        report=report or {},
+        detection_metrics=OOS_METRICS,
     )
 
 
@@ -204,86 +177,50 @@ def name_repository(path: str | os.PathLike, repo_id: str) -> None:
         path (`str` or `os.PathLike`): The card, e.g. `README.md` of a run's output folder.
         repo_id (`str`): The repository on the Hub, `"organization/name"`.
     """
-    with open(path, encoding="utf-8", newline="") as file:
-        card = file.read()
-    named, count = re.subn(
-        r"""(pipeline\("intent-recognition", model=|from_pretrained\()"[^"\n]*\"""",
-        lambda match: match[1] + json.dumps(repo_id),
-        card,
-    )
-    named = named.replace(_IN_THIS_FOLDER, "")
-    unnamed, title = _title(None), _title(repo_id)
-    if count:
-        named = re.sub(rf"^# {unnamed}$", lambda _: f"# {title}", named, count=1, flags=re.MULTILINE)
-        named = re.sub(
-            rf"^(- |model_)name: {unnamed}$",
-            lambda match: f"{match[1]}name: {title}",
-            named,
-            count=1,
-            flags=re.MULTILINE,
-        )
-    if named != card:
-        write_text(path, named)
+    loads_model = r'(pipeline\("intent-recognition", model=|from_pretrained\()"[^"\n]*"'
+    if not re.search(loads_model, Path(path).read_text(encoding="utf-8")):
+        return
+    card, unnamed = ModelCard.load(path), _title(None)
+    text = re.sub(loads_model, rf'\1"{repo_id}"', card.text).replace(_IN_THIS_FOLDER, "")
+    card.text = re.sub(rf"^# {unnamed}$", f"# {_title(repo_id)}", text, count=1, flags=re.MULTILINE)
+    if card.data.model_name == unnamed:
+        card.data.model_name = _title(repo_id)
+    card.save(path)
 
 
 def _title(model_id: str | None):
     return os.path.basename((model_id or "").rstrip("/")) or "amess"
 
 
-def _hub_name(name_or_path: str | None):
-    """Return the name if it can be that of a Hub model; a local path means nothing to a reader of the card."""
-    if name_or_path and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name_or_path) and not os.path.exists(name_or_path):
-        return name_or_path
-    return None
-
-
 def _encoders(config: Any):
-    """Return the Hub models of text, sound and picture that the model was built from, `None` where there is none."""
-    names = [features.encoder for features in config.feature_configs.values()]
-    # Front ends that are part of this package have no organisation in their names.
-    return [
-        _hub_name(getattr(config.text_config, "_name_or_path", None)),
-        *(_hub_name(name) if name and "/" in name else None for name in names),
-    ]
+    """Return the Hub models that the model was built from; a local path means nothing to a reader of the card."""
+    text_encoder = getattr(config.text_config, "_name_or_path", None) or ""
+    # Front ends that are part of this package have no organization in their names.
+    others = [features.encoder for features in config.feature_configs.values() if "/" in (features.encoder or "")]
+    names = [text_encoder, *others]
+    return [name for name in names if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not os.path.exists(name)]
 
 
 def _inputs(config: Any, modalities: Sequence[str]):
-    """Return the further inputs of the snippet: what follows `"text": ...` in the dictionary, and a note."""
-    decoded = [name for name in FEATURE_MODALITIES if name in modalities and config.feature_configs[name].encoder]
+    """Return the further inputs of the snippet: what precedes `"text": ...` in the dictionary."""
+    features = [name for name in FEATURE_MODALITIES if name in modalities]
+    decoded = [name for name in features if config.feature_configs[name].encoder]
     if decoded:
-        return '"clip": "clip.mp4"' if "video" in decoded else '"audio": "clip.wav"'
-    return ", ".join(f'"{name}_features": np.load("{name}.npy")' for name in FEATURE_MODALITIES if name in modalities)
+        return '"video": "clip.mp4"' if "video" in decoded else '"audio": "clip.wav"'
+    return ", ".join(f'"{name}_features": np.load("{name}.npy")' for name in features)
 
 
 def _hyperparameters(config: Any, training_arguments: Mapping[str, Any]):
-    used = {name: training_arguments.get(name) for name in _HYPERPARAMETERS}
-    if (used["max_steps"] or -1) > 0:
-        used["num_train_epochs"] = None
-    else:
-        used["max_steps"] = None
-    rows = [
-        (name, used[key]) for key, name in _HYPERPARAMETERS.items() if used[key] is not None and used[key] is not False
-    ]
-    if not rows:
-        return []
-    fields = [(name, getattr(config, key)) for key, name in _MODEL_FIELDS.items()]
+    values = {name: training_arguments.get(name) for name in _HYPERPARAMETERS}
+    del values["num_train_epochs" if (values["max_steps"] or -1) > 0 else "max_steps"]
+    values |= {name: getattr(config, name) for name in _MODEL_FIELDS}
+    values |= {f"{name}_encoder": features.encoder for name, features in config.feature_configs.items()}
+    values = {name: value for name, value in values.items() if value is not None and value is not False}
     # The path of an encoder's folder is private.
-    encoders = {name: features.encoder for name, features in config.feature_configs.items() if features.encoder}
-    fields += [(f"{name} encoder", os.path.basename(encoder)) for name, encoder in encoders.items()]
-    return [
-        (name, "yes" if value is True else f"{value:g}" if isinstance(value, float) else escape_markdown(str(value)))
-        for name, value in rows + fields
-    ]
-
-
-def _versions():
-    found = {"amess_hf": __version__}
-    for name in _LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    return {
+        name: f"{value:g}" if isinstance(value, float) else escape_markdown(os.path.basename(str(value)))
+        for name, value in values.items()
+    }
 
 
 def _evidence(report: Mapping[str, Any]):
@@ -293,30 +230,21 @@ def _evidence(report: Mapping[str, Any]):
     if len(alone) < 2:
         return None
     complete = max(accuracy, key=len)
-    figures = [f"{percent(share)} % from {MODALITY_NAMES[name]} alone" for name, share in alone.items()]
-    said = (
-        f"Of the {report['split']} clips {percent(accuracy[complete])} % are answered correctly from all modalities, "
-        f"{_join(figures)}."
-    )
-    best = max(alone, key=lambda name: alone[name])
-    if alone[best] >= accuracy[complete] - _MOST_OF_THE_EVIDENCE:
-        return f"Nearly all of the evidence that this model uses is in the {MODALITY_NAMES[best]}. {said}"
-    rests = {name: accuracy.get(tuple(other for other in complete if other != name)) for name in alone}
-    if None not in rests.values():
-        worst = min(rests, key=lambda name: rests[name])
-        said += f" The largest loss is that of the {MODALITY_NAMES[worst]}: {percent(rests[worst])} % without."
-    return said
+    figures = ", ".join(f"{percent(share)} % from {name} alone" for name, share in alone.items())
+    said = f"Of the {report['split']} clips {percent(accuracy[complete])} % are answered correctly from all modalities, {figures}."
+    best = max(alone, key=alone.get)
+    if alone[best] >= accuracy[complete] - _NEARLY_ALL:
+        return f"Nearly all of the evidence that this model uses is in the {best}. {said}"
+    rests = {name: accuracy[tuple(other for other in complete if other != name)] for name in alone}
+    worst = min(rests, key=rests.get)
+    return f"{said} The largest loss is that of {worst}: {percent(rests[worst])} % without."
 
 
-def _join(words: list[str]):
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
-
-
-def _metrics_of(results: Mapping, prefix: str):
+def _metrics_of(results: Mapping[str, Any], prefix: str):
     return {key: results[f"{prefix}_{key}"] for key in _METRICS if f"{prefix}_{key}" in results}
 
 
-def _eval_results(results: Mapping, dataset_title: str, datasets: list[str]):
+def _eval_results(measured: Mapping[str, Mapping], dataset_title: str, datasets: list[str]):
     return [
         EvalResult(
             **_TASK,
@@ -327,55 +255,6 @@ def _eval_results(results: Mapping, dataset_title: str, datasets: list[str]):
             metric_name=_METRICS[key],
             metric_value=value,
         )
-        for prefix, split in _SPLITS.items()
-        for key, value in _metrics_of(results, prefix).items()
+        for split, values in measured.items()
+        for key, value in values.items()
     ]
-
-
-def _result_table(results: Mapping):
-    measured = {split: _metrics_of(results, prefix) for prefix, split in _SPLITS.items()}
-    columns = [key for key in _METRICS if any(key in metrics for metrics in measured.values())]
-    return {
-        "result_columns": [_METRICS[key] for key in columns],
-        "results": [
-            {"split": split, "values": [percent(metrics[key]) if key in metrics else "–" for key in columns]}
-            for split, metrics in measured.items()
-            if metrics
-        ],
-    }
-
-
-def _report_tables(report: Mapping):
-    return {
-        "modality_split": report.get("split"),
-        "modality_rows": [
-            [
-                modality_label(row["modalities"]),
-                *(percent(row[key]) for key in ("accuracy", "weighted_f1", "changed")),
-            ]
-            for row in report.get("modalities", ())
-        ],
-        "detection_split": report.get("split"),
-        "detection_columns": list(OOS_METRICS.values()),
-        "detection_rows": [
-            [f"`{method}`", *(percent(metrics[key]) for key in OOS_METRICS)]
-            for method, metrics in report.get("oos_detection", {}).items()
-        ],
-    }
-
-
-def _labels(config: Any):
-    descriptions, zero_shot = config.label_descriptions or {}, set(config.described_labels or ())
-    labels = []
-    for _, name in sorted(config.id2label.items()):
-        sentences = descriptions.get(name, ())
-        labels.append(
-            {
-                # On one line each: a line of dashes would end the card's header.
-                "name": escape_markdown(name),
-                "sentences": escape_markdown(" ".join(sentences[:_SENTENCES_SHOWN])),
-                "more": len(sentences[_SENTENCES_SHOWN:]),
-                "zero_shot": name in zero_shot,
-            }
-        )
-    return labels

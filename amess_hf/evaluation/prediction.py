@@ -1,9 +1,10 @@
-"""A model's outputs for a whole split, with any modalities masked, and the predictions as a file."""
+"""A model's outputs for a split, and what follows from them: predictions' file, modality table, anchors and evidence."""
 
 import csv
 import os
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers.utils import logging
 
-from ..configuration_amess import MODALITIES
+from ..configuration_amess import FEATURE_MODALITIES, MODALITIES, OUT_OF_SCOPE_LABEL
 from ..processing_amess import written_aside
 from .metrics import compute_classification_metrics
 
@@ -57,24 +58,15 @@ class ClipOutputs:
 
         Args:
             dataset (`datasets.Dataset`, or examples one after another): The clips, with `id`, `text` and `label`.
-            outputs (`np.ndarray` or `torch.Tensor`):
-                `logits`, `pooler_output`, `multimodal_embeds`, `label_embeds`, `anchor_indices`, `anchor_scores`, with
-                one row for each clip (`label_embeds` for each label).
-
-        Returns:
-            [`ClipOutputs`]: The outputs, floating-point values as float32.
-
-        Raises:
-            ValueError: If an output does not have one row for each clip.
+            outputs (`np.ndarray` or `torch.Tensor`): The other attributes, floating-point values of any type.
         """
-        if not hasattr(dataset, "__len__"):  # a stream
-            dataset = [{name: row[name] for name in ("id", "text", "label")} for row in dataset]
+        if not hasattr(dataset, "column_names") or not hasattr(dataset, "__len__"):  # a list, or a stream
+            rows = [(row["id"], row["text"], row["label"]) for row in dataset]
+            ids, texts, labels = map(list, zip(*rows, strict=True))
+        else:
+            ids, texts, labels = (list(dataset[name]) for name in ("id", "text", "label"))
         arrays = {name: _to_numpy(value) for name, value in outputs.items() if value is not None}
-        for name, values in arrays.items():
-            if name in CLIP_OUTPUTS and len(values) != len(dataset):
-                raise ValueError(f"`{name}` has {len(values)} rows for {len(dataset)} clips; give one for each clip")
-        ids, texts, labels = (_column(dataset, name) for name in ("id", "text", "label"))
-        return cls(ids=ids, texts=texts, labels=np.array(labels), **arrays)
+        return cls(ids, texts, np.array(labels), **arrays)
 
     def __len__(self):
         return len(self.ids)
@@ -84,6 +76,12 @@ class ClipOutputs:
         """The best known label's id for each clip, of shape `(clips,)`."""
         return self.logits.argmax(-1)
 
+    def confidence(self, temperature: float = 1.0) -> np.ndarray:
+        """Return the probability of each clip's best label, of shape `(clips,)`, with logits divided by `temperature`."""
+        from scipy.special import softmax
+
+        return softmax(self.logits.astype(np.float64) / temperature, axis=-1).max(-1)
+
     def as_model_outputs(self) -> dict[str, np.ndarray]:
         """Return the same as a `dict`, as [`OutOfScopeDetector`] takes it."""
         names = ("logits", "pooler_output", "multimodal_embeds", "label_embeds")
@@ -91,20 +89,12 @@ class ClipOutputs:
 
     def select(self, rows: np.ndarray) -> "ClipOutputs":
         """Return the clips where `rows`, of shape `(clips,)`, is true."""
-        numbers = np.flatnonzero(rows)
-        chosen = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, list):
-                value = [value[number] for number in numbers]
-            elif value is not None and field.name != "label_embeds":
-                value = value[numbers]
-            chosen[field.name] = value
-        return ClipOutputs(**chosen)
-
-
-def _column(dataset: Any, name: str):
-    return list(dataset[name]) if hasattr(dataset, "column_names") else [row[name] for row in dataset]
+        names = ("labels", *CLIP_OUTPUTS)
+        arrays = {name: getattr(self, name)[rows] for name in names if getattr(self, name) is not None}
+        ids, texts = (
+            [value for value, kept in zip(values, rows, strict=True) if kept] for values in (self.ids, self.texts)
+        )
+        return replace(self, ids=ids, texts=texts, **arrays)
 
 
 def _to_numpy(value: Any):
@@ -116,13 +106,7 @@ def model_modalities(config: Any) -> tuple[str, ...]:
     """Return the modalities that a model with this configuration uses, in the order text, audio, video."""
     if config.fusion_type == "text":
         return ("text",)
-    sizes = {"text": True, "audio": config.audio_config, "video": config.video_config}
-    return tuple(name for name in MODALITIES if sizes[name])
-
-
-def modality_sets(modalities: Sequence[str]) -> list[tuple[str, ...]]:
-    """Return every non-empty set of these modalities, all of them first, then by size, each in the given order."""
-    return [kept for size in range(len(modalities), 0, -1) for kept in combinations(modalities, size)]
+    return ("text", *config.feature_configs)
 
 
 def predict_clips(
@@ -153,24 +137,23 @@ def predict_clips(
         raise ValueError("there is no clip to evaluate; the split is empty")
     training = model.training
     model.eval()
+    outputs = defaultdict(list)
+    masked = [_MASKS[modality] for modality in MODALITIES if modality not in keep_modalities]
     loader = DataLoader(dataset, batch_size, collate_fn=data_collator)
-    outputs = {name: [] for name in CLIP_OUTPUTS}
     try:
         for batch in logging.tqdm(loader, desc=description, unit="batch", leave=False):
             # Without labels: no loss is needed, and -1 is not a label id.
             batch = {name: value.to(model.device) for name, value in batch.items() if name != "labels"}
-            for modality in set(MODALITIES) - set(keep_modalities):
-                if _MASKS[modality] in batch:
-                    batch[_MASKS[modality]] = torch.zeros_like(batch[_MASKS[modality]])
+            batch |= {name: torch.zeros_like(batch[name]) for name in masked if name in batch}
             with torch.no_grad():
                 result = model(**batch)
-            for name, values in outputs.items():
+            for name in CLIP_OUTPUTS:
                 if result.get(name) is not None:
-                    values.append(result[name].cpu())
+                    outputs[name].append(result[name].cpu())
     finally:
         model.train(training)
-    outputs = {name: torch.cat(values) for name, values in outputs.items() if values}
-    return ClipOutputs.from_predictions(dataset, label_embeds=result.get("label_embeds"), **outputs)
+    arrays = {name: torch.cat(values) for name, values in outputs.items()}
+    return ClipOutputs.from_predictions(dataset, label_embeds=result.get("label_embeds"), **arrays)
 
 
 def modality_table(
@@ -180,10 +163,9 @@ def modality_table(
     batch_size: int = 32,
     complete: ClipOutputs | None = None,
 ) -> list[dict]:
-    """Measure what each modality adds, by masking the others.
+    """Measure what each modality adds: in-scope metrics with each non-empty set of modalities, the others masked.
 
-    The in-scope metrics with each non-empty set of the model's modalities kept. A clip that has none of the kept
-    modalities is answered without input, as in use.
+    A clip that has none of the kept modalities is answered without input, as in use.
 
     Args:
         model ([`AMESSForIntentClassification`]): The model.
@@ -193,67 +175,103 @@ def modality_table(
         complete ([`ClipOutputs`], *optional*): The outputs with all modalities, if they are already available.
 
     Returns:
-        `list[dict]`: all modalities first, each with `modalities` (list of names), `accuracy`, `weighted_f1`, and
-        `changed`, the share of clips whose answer differs from that with all modalities.
+        `list[dict]`: all modalities first, then by size, each with `modalities` (list of names), `accuracy`,
+        `weighted_f1`, and `changed`, the share of clips whose answer differs from that with all modalities.
     """
     modalities = model_modalities(model.config)
     if complete is None:
         complete = predict_clips(model, dataset, data_collator, batch_size)
     in_scope = complete.labels >= 0
-    labels, reference = complete.labels[in_scope], complete.predictions[in_scope]
     table = []
-    for kept in modality_sets(modalities):
-        predictions = reference
+    for kept in (kept for size in range(len(modalities), 0, -1) for kept in combinations(modalities, size)):
+        outputs = complete
         if kept != modalities:
-            masked = predict_clips(model, dataset, data_collator, batch_size, kept, f"Only {' and '.join(kept)}")
-            predictions = masked.predictions[in_scope]
-        metrics = compute_classification_metrics(predictions, labels)
-        table.append(
-            {
-                "modalities": list(kept),
-                "accuracy": metrics["accuracy"],
-                "weighted_f1": metrics["weighted_f1"],
-                "changed": float((predictions != reference).mean()),
-            }
-        )
+            outputs = predict_clips(model, dataset, data_collator, batch_size, kept, f"Only {' and '.join(kept)}")
+        metrics = compute_classification_metrics(outputs.predictions[in_scope], complete.labels[in_scope])
+        row = {"modalities": list(kept)} | {name: metrics[name] for name in ("accuracy", "weighted_f1")}
+        changed = (outputs.predictions != complete.predictions)[in_scope]
+        table.append(row | {"changed": float(changed.mean())})
     return table
 
 
-def answers(logits: np.ndarray, names: Mapping[int, str]) -> tuple[list[str], np.ndarray]:
-    """Return the name and the probability of each clip's best label.
-
-    Args:
-        logits (`np.ndarray` of shape `(clips, num_labels)`): Scores.
-        names (`dict[int, str]`): Names of the label ids.
-
-    Returns:
-        `tuple` of `list[str]` and `np.ndarray` of shape `(clips,)`.
-    """
-    from scipy.special import softmax
-
-    probabilities = softmax(logits.astype(np.float64), axis=-1)
-    return [names[index] for index in logits.argmax(-1)], probabilities.max(-1)
-
-
 def write_predictions(
-    path: str | os.PathLike,
-    ids: Sequence[str],
-    labels: Sequence[str],
-    predictions: Sequence[str],
-    scores: Sequence[float],
+    path: str | os.PathLike, outputs: ClipOutputs, names: Mapping[int, str], in_scope: np.ndarray | None = None
 ) -> None:
-    """Write `id`, `label`, `prediction` and `score` as tab-separated text.
+    """Write `id`, `label`, `prediction` and `score` (the probability) of each clip as tab-separated text.
 
     Args:
         path (`str`): The file.
-        ids (`list[str]`): Clip ids.
-        labels (`list[str]`): Names of the true intents.
-        predictions (`list[str]`): Names of the predicted intents.
-        scores (`list[float]`): Probability of each prediction.
+        outputs ([`ClipOutputs`]): The clips and their scores.
+        names (`dict[int, str]`): Names of the label ids.
+        in_scope (`np.ndarray` of shape `(clips,)`, bool, *optional*): A detector's decisions; other clips are answered
+            `UNK`.
     """
+    labels = [names.get(int(label), OUT_OF_SCOPE_LABEL) for label in outputs.labels]
+    predictions = outputs.predictions if in_scope is None else np.where(in_scope, outputs.predictions, -1)
+    answers = [names.get(int(prediction), OUT_OF_SCOPE_LABEL) for prediction in predictions]
     with written_aside(path) as partial, open(partial, "w", encoding="utf-8", newline="") as file:
         # Like MIntRec's own tables: nothing is quoted, quotation marks are literal, white space becomes one space.
         writer = csv.writer(file, delimiter="\t", quoting=csv.QUOTE_NONE, quotechar=None, lineterminator="\n")
         writer.writerow(["id", "label", "prediction", "score"])
-        for *names, score in zip(ids, labels, predictions, scores, strict=True):
-            writer.writerow([*(" ".join(str(name).split()) for name in names), f"{score:.6f}"])
+        for *cells, score in zip(outputs.ids, labels, answers, outputs.confidence(), strict=True):
+            writer.writerow([*(" ".join(str(cell).split()) for cell in cells), f"{score:.6f}"])
+
+
+def read_evidence_spans(path: str | os.PathLike) -> dict[str, dict[str, tuple[int, int, int]]]:
+    """Read where the evidence of clips lies, where it is known, as for simulated clips.
+
+    Args:
+        path (`str`):
+            A tab-separated table with the columns `id`, `modality` (`audio` or `video`), `first` (frame), `end` (the frame
+            after the last) and `frames` (of the clip); other columns are ignored.
+
+    Returns:
+        `dict`: modality -> clip id -> (first, end, frames).
+
+    Raises:
+        ValueError: If the table cannot be read.
+    """
+    import pandas
+
+    columns = {"id": str, "modality": str, "first": int, "end": int, "frames": int}
+    form = {"sep": "\t", "quoting": csv.QUOTE_NONE, "keep_default_na": False}
+    try:
+        table = pandas.read_csv(path, usecols=list(columns), dtype=columns, **form)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is no table of spans ({error}); give {', '.join(columns)}") from error
+    spans = defaultdict(dict)
+    for row in table.itertuples():
+        spans[row.modality][row.id] = (row.first, row.end, row.frames)
+    return dict(spans)
+
+
+def compute_anchor_metrics(
+    outputs: ClipOutputs, spans: Mapping[str, Mapping[str, tuple[int, int, int]]]
+) -> dict[str, dict[str, float]]:
+    """Compare anchors with spans of evidence.
+
+    Args:
+        outputs ([`ClipOutputs`]): The clips, of a model that chooses anchors.
+        spans (`dict`): What [`read_evidence_spans`] gives; clips that are not in it are left out.
+
+    Returns:
+        `dict`: modality -> `clips` (how many count), `best_anchor` (share of clips whose best anchor lies in the span),
+        `all_anchors` (share of all anchors that do) and `chance` (mean share of the frames that do); a modality that no
+        clip with anchors has a span for is left out.
+    """
+    metrics = {}
+    for modality in FEATURE_MODALITIES:
+        known = spans.get(modality, {})
+        indices = outputs.anchor_indices[:, MODALITIES.index(modality)]
+        rows = [row for row, clip in enumerate(outputs.ids) if clip in known and indices[row, 0] >= 0]
+        if not rows:
+            continue
+        indices, bounds = indices[rows], np.array([known[outputs.ids[row]] for row in rows])
+        inside = (indices >= bounds[:, :1]) & (indices < bounds[:, 1:2])
+        metrics[modality] = {
+            "clips": len(rows),
+            "best_anchor": float(inside[:, 0].mean()),
+            "all_anchors": float(inside[indices >= 0].mean()),
+            "chance": float(((bounds[:, 1] - bounds[:, 0]) / bounds[:, 2]).mean()),
+        }
+    return metrics

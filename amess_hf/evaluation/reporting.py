@@ -1,8 +1,7 @@
 """The evaluation report: one folder with Markdown, plots and the numbers behind them."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from types import ModuleType
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,31 +11,25 @@ from ..configuration_amess import FEATURE_MODALITIES, MODALITIES, OUT_OF_SCOPE_I
 from ..oos_amess import OOS_METHODS, OutOfScopeDetector
 from ..pipeline_amess import anchor_spans, scored_anchors, utterance_words
 from ..processing_amess import write_json, write_text
-from .anchor_metrics import compute_anchor_metrics
-from .calibration import (
-    confidence_and_correct,
-    expected_calibration_error,
-    fit_temperature,
-    negative_log_likelihood,
-)
-from .metric_names import (
+from .metrics import (
     CLASSIFICATION_METRICS,
-    MODALITY_NAMES,
     OOS_METRICS,
     OPEN_METRICS,
-    escape_markdown,
-    modality_label,
-    percent,
+    compute_calibration_metrics,
+    compute_classification_metrics,
+    compute_oos_metrics,
+    compute_open_classification_metrics,
+    fit_temperature,
 )
-from .metrics import compute_classification_metrics, compute_oos_metrics, compute_open_classification_metrics
-from .prediction import ClipOutputs, modality_table, predict_clips
-from .tables import markdown_table
+from .prediction import ClipOutputs, compute_anchor_metrics, modality_table, predict_clips
+from .tables import escape_markdown, markdown_table, percent
 
 
 logger = logging.get_logger(__name__)
 
 _MISTAKES_SHOWN = 20
 _ANCHORS_SHOWN = 3
+_LOWER_IS_BETTER = ("fpr95", "eer", "der")
 
 
 def fit_detectors(
@@ -119,9 +112,6 @@ def report(
     report(model, dataset["validation"], collator, "report/dev", outputs=outputs, calibration_outputs=outputs)
     ```
     """
-    from . import plots
-
-    names = [model.config.id2label[number] for number in range(model.config.num_labels)]
     if outputs is None:
         outputs = predict_clips(model, dataset, data_collator, batch_size)
     elif outputs.ids != list(dataset["id"]):
@@ -129,351 +119,268 @@ def report(
     in_scope = outputs.labels >= 0
     if not in_scope.any():
         raise ValueError(f"every clip of the split {name!r} is out of scope; load it with scope='in' or scope='all'")
-    known, known_clips = outputs.select(in_scope), dataset.select(np.flatnonzero(in_scope))
-    if calibration_outputs is not None:
-        calibration_outputs = calibration_outputs.select(calibration_outputs.labels >= 0)
-
     os.makedirs(output_dir, exist_ok=True)
-    writer = _ReportWriter(output_dir)
-    results = {"split": name, "clips": int(in_scope.sum()), "out_of_scope_clips": int((~in_scope).sum())}
-    writer.heading(f"Evaluation on {escape_markdown(name)}", level=1)
-    results["classification"] = compute_classification_metrics(known.predictions, known.labels, names)
-    _write_classification(writer, plots, results, known, names)
-    results["modalities"] = modality_table(model, known_clips, data_collator, batch_size, complete=known)
-    _write_modalities(writer, plots, results["modalities"])
-    results["calibration"] = _write_calibration(writer, plots, known, calibration_outputs)
-    _write_oos(writer, plots, results, outputs, list(detectors))
-    clips = _ClipAnchors(known, known_clips, data_collator.processor)
-    _write_mistakes(writer, known, names, clips)
-    _write_map(writer, plots, outputs, names)
-    if known.anchor_indices is not None:
-        _write_anchors(writer, plots, known, names, clips)
+    page = _Page(output_dir, outputs, model, dataset, data_collator.processor, name)
+    page.results["modalities"] = modality_table(model, page.clips, data_collator, batch_size, complete=page.known)
+    page.write_classification()
+    page.write_modalities()
+    page.write_calibration(calibration_outputs)
+    page.write_oos(list(detectors))
+    page.write_mistakes()
+    page.write_map()
+    if outputs.anchor_indices is not None:
+        page.write_anchors()
         if evidence_spans is not None:
-            results["anchors"] = _write_evidence(writer, known, evidence_spans)
-    writer.save(results)
-    return results
+            page.write_evidence(evidence_spans)
+    page.save()
+    return page.results
 
 
-class _ReportWriter:
-    """Collect Markdown; plots are written immediately."""
+class _Page:
+    """The report on one split: `write_*` adds a section with its plots, and what it measures to `results`."""
 
-    def __init__(self, output_dir: str | os.PathLike):
-        self.output_dir = output_dir
-        self.parts = []
+    def __init__(
+        self, folder: str | os.PathLike, outputs: ClipOutputs, model: Any, dataset: Any, processor: Any, name: str
+    ):
+        from . import plots
 
-    def heading(self, text: str, level: int = 2):
-        self.parts.append(f"{'#' * level} {text}")
+        self.plots, self.folder, self.processor = plots, folder, processor
+        in_scope = outputs.labels >= 0
+        self.outputs, self.known = outputs, outputs.select(in_scope)
+        self.clips = dataset.select(np.flatnonzero(in_scope))
+        self.names = [model.config.id2label[number] for number in range(model.config.num_labels)]
+        self.correct = self.known.predictions == self.known.labels
+        self.confidence = self.known.confidence()
+        self.surest_first = np.argsort(-self.confidence, kind="stable")
+        self.results = {"split": name, "clips": int(in_scope.sum()), "out_of_scope_clips": int((~in_scope).sum())}
+        self.parts = [f"# Evaluation on {escape_markdown(name)}"]
 
-    def text(self, text: str):
-        self.parts.append(text)
+    def add(self, *parts: str):
+        self.parts += parts
 
-    def table(self, header: list[str], rows: list[list], left: int = 1):
+    def table(self, header: Sequence[str], rows: Iterable[Sequence], left: int = 1):
         """Add a table whose first `left` columns are words and the others numbers."""
-        self.parts.append(markdown_table(header, rows, range(left)).rstrip())
+        self.add(markdown_table(header, rows, range(left)).rstrip())
 
     def plot(self, figure: Any, file_name: str, description: str):
-        from .plots import save_figure
+        self.plots.save_figure(figure, os.path.join(self.folder, file_name))
+        self.add(f"![{escape_markdown(description)}]({file_name})")
 
-        save_figure(figure, os.path.join(self.output_dir, file_name))
-        self.parts.append(f"![{escape_markdown(description)}]({file_name})")
+    def save(self):
+        write_text(os.path.join(self.folder, "report.md"), "\n\n".join(self.parts) + "\n")
+        write_json(os.path.join(self.folder, "metrics.json"), self.results)
+        logger.info(f"The report is in {self.folder}")
 
-    def save(self, results: dict):
-        write_text(os.path.join(self.output_dir, "report.md"), "\n\n".join(self.parts) + "\n")
-        write_json(os.path.join(self.output_dir, "metrics.json"), results)
-        logger.info(f"The report is in {self.output_dir}")
+    def write_classification(self):
+        from sklearn.metrics import confusion_matrix
 
-
-def _write_classification(
-    writer: _ReportWriter, plots: ModuleType, results: dict, known: ClipOutputs, names: list[str]
-):
-    from sklearn.metrics import confusion_matrix
-
-    metrics, outside = results["classification"], results["out_of_scope_clips"]
-    others = f", and {outside} out-of-scope clips that the section on detection is about" if outside else ""
-    writer.text(f"{results['clips']} in-scope clips{others}. All metrics are in percent.")
-    writer.table(
-        [f"{label} ↑" for label in CLASSIFICATION_METRICS.values()],
-        [[percent(metrics[key]) for key in CLASSIFICATION_METRICS]],
-        left=0,
-    )
-    writer.heading("Intents")
-    writer.plot(plots.plot_intent_f1(metrics["per_class"]), "intents.png", "F1 of each intent")
-    rows = sorted(metrics["per_class"].items(), key=lambda item: (-item[1]["support"], item[0]))
-    writer.table(
-        ["intent", "clips", "F1", "precision", "recall"],
-        [
-            [
-                escape_markdown(label),
-                values["support"],
-                *(percent(values[key]) for key in ("f1", "precision", "recall")),
-            ]
-            for label, values in rows
-        ],
-    )
-    matrix = confusion_matrix(known.labels, known.predictions)
-    seen_names = [names[number] for number in np.union1d(known.labels, known.predictions)]
-    order = plots.confusion_order(matrix)
-    writer.heading("Confusion")
-    writer.text("Intents that are confused with one another are neighbours.")
-    writer.plot(
-        plots.plot_confusion(matrix[np.ix_(order, order)], [seen_names[number] for number in order]),
-        "confusion.png",
-        "Confusion matrix",
-    )
-
-
-def _write_modalities(writer: _ReportWriter, plots: ModuleType, table: list[dict]):
-    writer.heading("Modalities")
-    writer.text(
-        "The same clips with only the named modalities; the others are masked. *Changed*: the share of clips whose answer "
-        "differs from that with all modalities."
-    )
-    writer.table(
-        ["modalities", "accuracy ↑", "weighted F1 ↑", "changed"],
-        [
-            [modality_label(row["modalities"]), *(percent(row[key]) for key in ("accuracy", "weighted_f1", "changed"))]
-            for row in table
-        ],
-    )
-    writer.plot(plots.plot_modalities(table), "modalities.png", "Accuracy with some modalities masked")
-
-
-def _write_calibration(
-    writer: _ReportWriter, plots: ModuleType, known: ClipOutputs, calibration_outputs: ClipOutputs | None
-):
-    confidence, correct = confidence_and_correct(known.logits, known.labels)
-
-    def errors(temperature: float, scaled_confidence: np.ndarray):
-        return {
-            "expected_calibration_error": expected_calibration_error(scaled_confidence, correct),
-            "negative_log_likelihood": negative_log_likelihood(known.logits, known.labels, temperature),
-        }
-
-    result = errors(1.0, confidence)
-    rows = [["uncalibrated", 1.0, result]]
-    temperature = calibrated = None
-    if calibration_outputs is not None:
-        temperature = fit_temperature(calibration_outputs.logits, calibration_outputs.labels)
-        calibrated, _ = confidence_and_correct(known.logits, known.labels, temperature)
-        result["calibrated"] = {
-            "temperature": temperature,
-            "fitted_on_clips": len(calibration_outputs),
-            **errors(temperature, calibrated),
-        }
-        rows.append(["with temperature", temperature, result["calibrated"]])
-    writer.heading("Calibration")
-    writer.text(
-        "ECE: expected calibration error over 15 bins, in percent. NLL: negative log-likelihood. A temperature changes no "
-        "answer."
-    )
-    if calibration_outputs is not None and calibration_outputs.ids == known.ids:
-        writer.text("The temperature was fitted on these same clips, so its row is optimistic.")
-    writer.table(
-        ["logits", "temperature", "ECE ↓", "NLL ↓"],
-        [
-            [
-                label,
-                f"{value:.3f}",
-                percent(metrics["expected_calibration_error"]),
-                f"{metrics['negative_log_likelihood']:.4f}",
-            ]
-            for label, value, metrics in rows
-        ],
-    )
-    writer.plot(
-        plots.plot_calibration(correct, confidence, calibrated, temperature), "calibration.png", "Reliability diagram"
-    )
-    return result
-
-
-def _write_oos(
-    writer: _ReportWriter, plots: ModuleType, results: dict, outputs: ClipOutputs, detectors: list[OutOfScopeDetector]
-):
-    in_scope = outputs.labels >= 0
-    if not detectors and in_scope.all():
-        return
-    unfitted = ["energy", "msp", "max_logit"] + ["label_similarity"] * (outputs.label_embeds is not None)
-    given = {detector.method for detector in detectors}
-    detectors = [*detectors, *(OutOfScopeDetector(method) for method in unfitted if method not in given)]
-    scores = {detector.method: detector.score(outputs.as_model_outputs()).numpy() for detector in detectors}
-    first = detectors[0]
-    accepted = None if first.threshold is None else scores[first.method] >= first.threshold
-    writer.heading("Out of scope")
-    if accepted is not None:
-        results["kept_in_scope"] = float(accepted[in_scope].mean())
-        writer.text(
-            f"The threshold of `{first.method}` is {first.threshold:.4g}; it was set to keep {100 * first.keep:g} % of the "
-            f"in-scope dev clips and keeps {percent(results['kept_in_scope'])} % of these."
+        known, names, outside = self.known, self.names, self.results["out_of_scope_clips"]
+        metrics = compute_classification_metrics(known.predictions, known.labels, names)
+        self.results["classification"] = metrics
+        others = f", and {outside} out-of-scope clips that the section on detection is about" if outside else ""
+        self.add(f"{len(known)} in-scope clips{others}. All metrics are in percent.")
+        header = [f"{label} ↑" for label in CLASSIFICATION_METRICS.values()]
+        self.table(header, [[percent(metrics[key]) for key in CLASSIFICATION_METRICS]], left=0)
+        self.add("## Intents")
+        self.plot(self.plots.plot_intent_f1(metrics["per_class"]), "intents.png", "F1 of each intent")
+        rows = sorted(metrics["per_class"].items(), key=lambda item: (-item[1]["support"], item[0]))
+        keys = ("f1", "precision", "recall")
+        self.table(
+            ["intent", "clips", "F1", "precision", "recall"],
+            [[escape_markdown(label), row["support"], *(percent(row[key]) for key in keys)] for label, row in rows],
         )
-    if in_scope.all():
-        writer.text("There is no out-of-scope clip in this split to score detection on.")
-        return
-    results["oos_detection"] = {
-        method: compute_oos_metrics(values, in_scope.astype(int)) for method, values in scores.items()
-    }
-    lower = {"fpr95", "eer", "der"}
-    writer.table(
-        ["score", *(f"{label} {'↓' if key in lower else '↑'}" for key, label in OOS_METRICS.items())],
-        [
-            [f"`{method}`", *(percent(values[key]) for key in OOS_METRICS)]
-            for method, values in results["oos_detection"].items()
-        ],
-    )
-    if accepted is not None:
-        open_predictions = np.where(accepted, outputs.predictions, OUT_OF_SCOPE_ID)
-        results["open_classification"] = compute_open_classification_metrics(open_predictions, outputs.labels)
-        results["caught_out_of_scope"] = float(1 - accepted[~in_scope].mean())
-        writer.text(f"It catches {percent(results['caught_out_of_scope'])} % of the out-of-scope clips.")
-        writer.text("Known intents and one open class for what the detector rejects:")
-        writer.table(
-            [f"{label} ↑" for label in OPEN_METRICS.values()],
-            [[percent(results["open_classification"][key]) for key in OPEN_METRICS]],
-            left=0,
+        self.add("## Confusion", "Intents that are confused with one another are neighbors.")
+        seen = np.union1d(known.labels, known.predictions)
+        figure = self.plots.plot_confusion(
+            confusion_matrix(known.labels, known.predictions), [names[number] for number in seen]
         )
-    writer.plot(
-        plots.plot_oos_scores(scores[first.method], in_scope, first.method, first.threshold),
-        "oos_scores.png",
-        "Out-of-scope scores of both kinds of clips",
-    )
-    writer.plot(plots.plot_roc(scores, in_scope), "oos_roc.png", "ROC curves of out-of-scope detection")
+        self.plot(figure, "confusion.png", "Confusion matrix")
 
+    def write_modalities(self):
+        table = self.results["modalities"]
+        self.add(
+            "## Modalities",
+            "The same clips with only the named modalities; the others are masked. *Changed*: the share of clips whose "
+            "answer differs from that with all modalities.",
+        )
+        keys = ("accuracy", "weighted_f1", "changed")
+        rows = [[" + ".join(row["modalities"]), *(percent(row[key]) for key in keys)] for row in table]
+        self.table(["modalities", "accuracy ↑", "weighted F1 ↑", "changed"], rows)
+        self.plot(self.plots.plot_modalities(table), "modalities.png", "Accuracy with some modalities masked")
 
-def _write_mistakes(writer: _ReportWriter, known: ClipOutputs, names: list[str], clips: "_ClipAnchors"):
-    confidence, correct = confidence_and_correct(known.logits, known.labels)
-    wrong = [number for number in np.argsort(-confidence, kind="stable") if not correct[number]]
-    writer.heading("The most confident mistakes")
-    if not wrong:
-        writer.text("There are none: every answer is correct.")
-        return
-    rows = []
-    for number in wrong[:_MISTAKES_SHOWN]:
-        label, prediction = names[known.labels[number]], names[known.predictions[number]]
-        cells = [known.ids[number], known.texts[number], label, prediction, clips.describe(number)]
-        rows.append([*map(escape_markdown, cells), f"{100 * confidence[number]:.1f}"])
-    writer.table(["clip", "text", "intent", "prediction", "anchors, best first", "confidence"], rows, left=5)
+    def write_calibration(self, fitted_on: ClipOutputs | None):
+        self.add(
+            "## Calibration",
+            "ECE: expected calibration error over 15 bins, in percent. NLL: negative log-likelihood. A temperature changes "
+            "no answer.",
+        )
+        known, calibrated, temperature = self.known, None, None
+        result = compute_calibration_metrics(known.logits, known.labels)
+        rows = [["uncalibrated", 1.0, result]]
+        if fitted_on is not None:
+            fitted_on = fitted_on.select(fitted_on.labels >= 0)
+            temperature = fit_temperature(fitted_on.logits, fitted_on.labels)
+            calibrated = known.confidence(temperature)
+            measured = compute_calibration_metrics(known.logits, known.labels, temperature)
+            rows.append(["with temperature", temperature, measured])
+            result = result | {
+                "calibrated": {"temperature": temperature, "fitted_on_clips": len(fitted_on)} | measured
+            }
+            if fitted_on.ids == known.ids:
+                self.add("The temperature was fitted on these same clips, so its row is optimistic.")
+        keys = ("expected_calibration_error", "negative_log_likelihood")
+        self.table(
+            ["logits", "temperature", "ECE ↓", "NLL ↓"],
+            [[label, f"{value:.3f}", percent(row[keys[0]]), f"{row[keys[1]]:.4f}"] for label, value, row in rows],
+        )
+        figure = self.plots.plot_calibration(self.correct, self.confidence, calibrated, temperature)
+        self.plot(figure, "calibration.png", "Reliability diagram")
+        self.results["calibration"] = result
 
-
-def _write_map(writer: _ReportWriter, plots: ModuleType, outputs: ClipOutputs, names: list[str]):
-    points = [outputs.multimodal_embeds]
-    if outputs.label_embeds is not None:
-        points.append(outputs.label_embeds)
-    points = np.concatenate(points)
-    if len(points) < 4:
-        return
-    plane = plots.embed_in_plane(points)
-    descriptions = plane[len(outputs) :] if outputs.label_embeds is not None else None
-    writer.heading("Map of embeddings")
-    writer.plot(
-        plots.plot_embeddings(plane[: len(outputs)], outputs.labels, names, descriptions),
-        "embeddings.png",
-        "Map of the clips' embeddings" + ("" if descriptions is None else " and the label descriptions"),
-    )
-
-
-def _write_anchors(
-    writer: _ReportWriter, plots: ModuleType, known: ClipOutputs, names: list[str], clips: "_ClipAnchors"
-):
-    confidence, correct = confidence_and_correct(known.logits, known.labels)
-    order = np.argsort(-confidence, kind="stable")
-    right, wrong = [n for n in order if correct[n]], [n for n in order if not correct[n]]
-    writer.heading("Anchors")
-    writer.text(
-        "The words, sounds and frames that the model chose as anchors, for the most confident correct answer, the least "
-        "confident correct answer, and the most confident mistake. Anchors on special tokens and earlier turns are not "
-        "shown. Words have no times; they are spread over the clip by their letters."
-    )
-    for kind, numbers in (
-        ("surest_right", right[:1]),
-        ("least_sure_right", right[1:][-1:]),
-        ("surest_mistake", wrong[:1]),
-    ):
-        for number in numbers:
-            label, prediction = names[known.labels[number]], names[known.predictions[number]]
-            verdict = label if label == prediction else f"{label}, taken for {prediction}"
-            title = f"{known.ids[number]}: {verdict} ({100 * confidence[number]:.0f} %)"
-            writer.plot(
-                plots.plot_anchors(title, clips.words(number), clips.tracks(number), clips.duration(number)),
-                f"anchors_{kind}.png",
-                title,
+    def write_oos(self, detectors: list[OutOfScopeDetector]):
+        in_scope, results = self.outputs.labels >= 0, self.results
+        if not detectors and in_scope.all():
+            return
+        unfitted = ["energy", "msp", "max_logit"] + ["label_similarity"] * (self.outputs.label_embeds is not None)
+        given = {detector.method for detector in detectors}
+        detectors = [*detectors, *(OutOfScopeDetector(method) for method in unfitted if method not in given)]
+        scores = {detector.method: detector.score(self.outputs.as_model_outputs()).numpy() for detector in detectors}
+        first, accepted = detectors[0], None
+        self.add("## Out of scope")
+        if first.threshold is not None:
+            accepted = scores[first.method] >= first.threshold
+            results["kept_in_scope"] = float(accepted[in_scope].mean())
+            self.add(
+                f"The threshold of `{first.method}` is {first.threshold:.4g}; it was set to keep {100 * first.keep:g} % of "
+                f"the in-scope dev clips and keeps {percent(results['kept_in_scope'])} % of these."
             )
+        if in_scope.all():
+            self.add("There is no out-of-scope clip in this split to score detection on.")
+            return
+        detection = {method: compute_oos_metrics(values, in_scope) for method, values in scores.items()}
+        results["oos_detection"] = detection
+        header = [f"{label} {'↓' if key in _LOWER_IS_BETTER else '↑'}" for key, label in OOS_METRICS.items()]
+        rows = [[f"`{method}`", *(percent(row[key]) for key in OOS_METRICS)] for method, row in detection.items()]
+        self.table(["score", *header], rows)
+        if accepted is not None:
+            self._write_open(accepted, in_scope)
+        figure = self.plots.plot_oos_scores(scores[first.method], in_scope, first.method, first.threshold)
+        self.plot(figure, "oos_scores.png", "Out-of-scope scores of both kinds of clips")
+        self.plot(self.plots.plot_roc(scores, in_scope), "oos_roc.png", "ROC curves of out-of-scope detection")
 
+    def _write_open(self, accepted: np.ndarray, in_scope: np.ndarray):
+        predictions = np.where(accepted, self.outputs.predictions, OUT_OF_SCOPE_ID)
+        metrics = compute_open_classification_metrics(predictions, self.outputs.labels)
+        caught = float(1 - accepted[~in_scope].mean())
+        self.results |= {"open_classification": metrics, "caught_out_of_scope": caught}
+        self.add(
+            f"It catches {percent(caught)} % of the out-of-scope clips.",
+            "Known intents and one open class for what the detector rejects:",
+        )
+        header = [f"{label} ↑" for label in OPEN_METRICS.values()]
+        self.table(header, [[percent(metrics[key]) for key in OPEN_METRICS]], left=0)
 
-def _write_evidence(
-    writer: _ReportWriter, known: ClipOutputs, spans: Mapping[str, Mapping[str, tuple[int, int, int]]]
-):
-    metrics = compute_anchor_metrics(known, spans)
-    writer.heading("Anchors and evidence")
-    writer.text(
-        "Where the evidence of a clip is known: how often its best anchor lies there, which share of all its anchors does, "
-        "and the share of its frames that do (chance). In percent."
-    )
-    writer.table(
-        ["modality", "clips", "best anchor ↑", "all anchors ↑", "chance"],
-        [
-            [
-                MODALITY_NAMES[modality],
-                values["clips"],
-                *(percent(values[key]) for key in ("best_anchor", "all_anchors", "chance")),
-            ]
-            for modality, values in metrics.items()
-        ],
-    )
-    return metrics
+    def write_mistakes(self):
+        known, names = self.known, self.names
+        wrong = [number for number in self.surest_first if not self.correct[number]]
+        self.add("## The most confident mistakes")
+        if not wrong:
+            self.add("There are none: every answer is correct.")
+            return
+        rows = []
+        for number in wrong[:_MISTAKES_SHOWN]:
+            label, prediction = names[known.labels[number]], names[known.predictions[number]]
+            cells = [known.ids[number], known.texts[number], label, prediction, self._describe_anchors(number)]
+            rows.append([*map(escape_markdown, cells), f"{100 * self.confidence[number]:.1f}"])
+        self.table(["clip", "text", "intent", "prediction", "anchors, best first", "confidence"], rows, left=5)
 
+    def write_map(self):
+        outputs, described = self.outputs, self.outputs.label_embeds is not None
+        if len(outputs) + (len(self.names) if described else 0) < 4:
+            return
+        figure = self.plots.plot_embeddings(
+            outputs.multimodal_embeds, outputs.labels, self.names, outputs.label_embeds
+        )
+        self.add("## Map of embeddings")
+        descriptions = " and the label descriptions" if described else ""
+        self.plot(figure, "embeddings.png", f"Map of the clips' embeddings{descriptions}")
 
-class _ClipAnchors:
-    """The anchors of single clips in readable form: words, and places in the sound and the video."""
+    def write_anchors(self):
+        right = [number for number in self.surest_first if self.correct[number]]
+        wrong = [number for number in self.surest_first if not self.correct[number]]
+        self.add(
+            "## Anchors",
+            "The words and frames that the model chose as anchors, for the most confident correct answer, the least "
+            "confident correct answer, and the most confident mistake. Anchors on special tokens and earlier turns are not "
+            "shown.",
+        )
+        shown = {"surest_right": right[:1], "least_sure_right": right[1:][-1:], "surest_mistake": wrong[:1]}
+        for kind, number in ((kind, number) for kind, numbers in shown.items() for number in numbers):
+            label, prediction = self.names[self.known.labels[number]], self.names[self.known.predictions[number]]
+            verdict = label if label == prediction else f"{label}, taken for {prediction}"
+            title = f"{self.known.ids[number]}: {verdict} ({100 * self.confidence[number]:.0f} %)"
+            row = self.clips[int(number)]
+            figure = self.plots.plot_anchors(title, self._words(number), self._tracks(number), _duration(row))
+            self.plot(figure, f"anchors_{kind}.png", title)
 
-    def __init__(self, outputs: ClipOutputs, dataset: Any, processor: Any):
-        self.outputs, self.dataset, self.processor = outputs, dataset, processor
+    def write_evidence(self, spans: Mapping[str, Mapping[str, tuple[int, int, int]]]):
+        metrics = self.results["anchors"] = compute_anchor_metrics(self.known, spans)
+        self.add(
+            "## Anchors and evidence",
+            "Where the evidence of a clip is known: how often its best anchor lies there, which share of all its anchors "
+            "does, and the share of its frames that do (chance). In percent.",
+        )
+        keys = ("best_anchor", "all_anchors", "chance")
+        rows = [[name, row["clips"], *(percent(row[key]) for key in keys)] for name, row in metrics.items()]
+        self.table(["modality", "clips", "best anchor ↑", "all anchors ↑", "chance"], rows)
 
-    def anchors(self, number: int, modality: str):
-        """[(position, score)], best first."""
-        if self.outputs.anchor_indices is None:
+    def _anchors(self, number: int, modality: str):
+        """[(position, score)] of a clip, best first."""
+        if self.known.anchor_indices is None:
             return []
         row = MODALITIES.index(modality)
-        return scored_anchors(self.outputs.anchor_indices[number, row], self.outputs.anchor_scores[number, row])
+        return scored_anchors(self.known.anchor_indices[number, row], self.known.anchor_scores[number, row])
 
-    def words(self, number: int):
+    def _words(self, number: int):
         """[(word, score of its best anchor or None)] of the utterance, in order."""
+        processor, context = self.processor, self.clips[int(number)].get("context")
         words = utterance_words(
-            self.processor.tokenizer,
-            self.anchors(number, "text"),
-            self.outputs.texts[number],
-            self.dataset[int(number)].get("context"),
-            self.processor.max_text_length,
-            prefix=self.processor.text_prefix,
+            processor.tokenizer,
+            self._anchors(number, "text"),
+            self.known.texts[number],
+            context,
+            processor.max_text_length,
+            prefix=processor.text_prefix,
         )
         return [(word["word"], word["score"]) for word in words]
 
-    def tracks(self, number: int):
-        """Sound and video for `plots.plot_anchors`, anchors in seconds or in percent of the clip."""
-        row, length = self.dataset[int(number)], self.duration(number) or 100.0
-        tracks = []
+    def _tracks(self, number: int):
+        """Audio and video for `plot_anchors`, anchors in seconds or in percent of the clip."""
+        row, tracks = self.clips[int(number)], []
         for modality in FEATURE_MODALITIES:
             size = getattr(self.processor, f"{modality}_feature_size")
             if size:
                 values = row.get(f"{modality}_features")
                 frames = np.asarray(() if values is None else values, dtype=np.float32).reshape(-1, size)
                 frames = frames[: getattr(self.processor, f"max_{modality}_length")]
-                anchors = anchor_spans(self.anchors(number, modality), len(frames) / length)
+                anchors = anchor_spans(self._anchors(number, modality), len(frames) / (_duration(row) or 100.0))
                 tracks.append({"modality": modality, "frames": frames, "anchors": anchors})
         return tracks
 
-    def duration(self, number: int):
-        """Seconds, None where the data set does not say."""
-        row = self.dataset[int(number)]
-        start, end = row.get("start"), row.get("end")
-        return float(end - start) if start is not None and end is not None and end > start else None
-
-    def describe(self, number: int):
-        """`great, again · sound 0.4 s, 1.8 s · picture 66 %`."""
-        chosen = [(word, score) for word, score in self.words(number) if score is not None]
+    def _describe_anchors(self, number: int):
+        """`great, again · audio 0.4 s, 1.8 s · video 66 %`."""
+        chosen = [(word, score) for word, score in self._words(number) if score is not None]
         best = sorted(chosen, key=lambda pair: -pair[1])[:_ANCHORS_SHOWN]
         parts = [", ".join(word for word, _ in best)] if best else []
-        form = "{:.1f} s" if self.duration(number) else "{:.0f} %"
-        for track in self.tracks(number):
+        form = "{:.1f} s" if _duration(self.clips[int(number)]) else "{:.0f} %"
+        for track in self._tracks(number):
             middles = [(anchor["start"] + anchor["end"]) / 2 for anchor in track["anchors"][:_ANCHORS_SHOWN]]
             if middles:
-                parts.append(f"{MODALITY_NAMES[track['modality']]} {', '.join(map(form.format, middles))}")
+                parts.append(f"{track['modality']} {', '.join(map(form.format, middles))}")
         return " · ".join(parts) or "–"
+
+
+def _duration(row: Mapping):
+    """Seconds of a clip, `None` where the data set does not say."""
+    start, end = row.get("start"), row.get("end")
+    return float(end - start) if start is not None and end is not None and end > start else None

@@ -24,7 +24,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, has_l
 
 from ..configuration_amess import AMESSConfig
 from ..data.collator import AMESSDataCollator
-from ..evaluation.metric_names import CLASSIFICATION_METRICS
+from ..evaluation.metrics import CLASSIFICATION_METRICS
 from ..evaluation.prediction import CLIP_OUTPUTS, ClipOutputs
 from ..hub import PushesToHub
 from ..modeling_amess import LOSS_PARTS, AMESSClassifierOutput, AMESSForIntentClassification

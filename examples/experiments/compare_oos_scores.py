@@ -32,7 +32,7 @@ from amess_hf.data.combining import with_labels, words_of
 from amess_hf.data.mintrec import load_mintrec
 from amess_hf.evaluation import compute_oos_metrics, fit_detectors, paired_difference, predict_clips
 from amess_hf.evaluation.aggregation import aggregate_runs, format_spread
-from amess_hf.evaluation.metric_names import OOS_METRICS
+from amess_hf.evaluation.metrics import OOS_METRICS
 from amess_hf.evaluation.tables import markdown_table, write_csv
 from amess_hf.processing_amess import write_text
 

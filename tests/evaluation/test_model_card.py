@@ -129,8 +129,8 @@ class TestText:
     def test_tables(self, card):
         assert "| validation | 70.11 | 69.88 | 65.10 | 66.00 | 65.00 | 81.00 |" in card.text
         assert "| test | 69.41 | – | – | – | – | – |" in card.text
-        assert "| words + sound + picture | 70.11 | 69.00 | 0.00 |" in card.text
-        assert "| words | 68.00 | 67.00 | 12.34 |" in card.text
+        assert "| text + audio + video | 70.11 | 69.00 | 0.00 |" in card.text
+        assert "| text | 68.00 | 67.00 | 12.34 |" in card.text
         assert "| `energy` | 81.00 | 90.00 | 70.00 | 50.00 | 30.00 | 40.00 |" in card.text
         for table in re.findall(r"(?:^\|.*\n)+", card.text, re.MULTILINE):
             assert len({line.count("|") for line in table.splitlines()}) == 1
@@ -162,20 +162,24 @@ class TestText:
     def test_hyperparameters_and_versions(self, card, model):
         section = card.text.split("## Training")[1].split("## ")[0]
         rows = dict(re.findall(r"^\| ([^|]+) \| ([^|]+) \|$", section, re.MULTILINE))
-        assert rows["epochs"] == "12" and rows["seed"] == "7" and rows["fusion"] == model.config.fusion_type
-        assert rows["learning rate of the text encoder's last layer"] == "0.0002"
-        assert "steps" not in rows and "float16" not in rows
+        assert (
+            rows["num_train_epochs"] == "12"
+            and rows["seed"] == "7"
+            and rows["fusion_type"] == model.config.fusion_type
+        )
+        assert rows["learning_rate"] == "0.0002"
+        assert "max_steps" not in rows and "fp16" not in rows
         assert f"amess_hf {__version__}" in section and f"torch {torch.__version__}" in section
         without = create_model_card(model, {}).text
         assert "## Training" not in without and f"transformers {transformers.__version__}" in without
         steps = create_model_card(model, {}, training_arguments={"num_train_epochs": 3.0, "max_steps": 40}).text
-        assert "| steps | 40 |" in steps and "| epochs |" not in steps
+        assert "| max_steps | 40 |" in steps and "| num_train_epochs |" not in steps
 
     def test_licence_and_language(self, model, card):
         assert card.data.license == "cc-by-nc-sa-4.0" and card.data.language == "en"
-        assert "| licence | cc-by-nc-sa-4.0 |" in card.text and "| language | en |" in card.text
+        assert "| license | cc-by-nc-sa-4.0 |" in card.text and "| language | en |" in card.text
         own = create_model_card(model, {}, "meetings")
-        assert own.data.license is None and "| licence | not stated" in own.text
+        assert own.data.license is None and "| license | not stated" in own.text
         own = create_model_card(model, {}, "meetings", license="mit", language=["de", "en"])
         assert own.data.license == "mit" and own.data.language == ["de", "en"]
 
@@ -189,10 +193,10 @@ class TestText:
             return create_model_card(model, {}, report=report).text.split("## Limits")[1].split("## ")[0]
 
         sound = limits(text=0.11, audio=0.80, both=0.81)
-        assert "Nearly all of the evidence that this model uses is in the sound" in sound
+        assert "Nearly all of the evidence that this model uses is in the audio" in sound
         both = limits(text=0.55, audio=0.20, both=0.90)
-        assert "Nearly all" not in both and "55.00 % from words alone and 20.00 % from sound alone" in both
-        assert "largest loss is that of the words: 20.00 % without" in both
+        assert "Nearly all" not in both and "55.00 % from text alone, 20.00 % from audio alone" in both
+        assert "largest loss is that of text: 20.00 % without" in both
         assert "was not measured" in create_model_card(model, {}).text
         assert "was not measured" not in create_model_card(tiny_model(fusion_type="text"), {}).text
 
@@ -210,7 +214,7 @@ class TestText:
 
     def test_words_only(self):
         text = create_model_card(tiny_model(fusion_type="text", label_descriptions=None), {}).text
-        assert "intends from\nwords. " in text
+        assert "intends from\ntext. " in text
         assert "clip.mp4" not in text and "candidate_labels" not in text
         assert "\n- **Greet**\n" in text
 
@@ -225,7 +229,7 @@ class TestSnippet:
 
     def run(self, folder, monkeypatch):
         code = snippet_of((folder / "README.md").read_text(encoding="utf-8"))
-        lines = re.sub(r"^recognise\((.*)\)$", r"answers.append(recognise(\1))", code, flags=re.MULTILINE)
+        lines = re.sub(r"^recognize\((.*)\)$", r"answers.append(recognize(\1))", code, flags=re.MULTILINE)
         monkeypatch.chdir(folder)
         names = {"answers": []}
         exec(lines, names)

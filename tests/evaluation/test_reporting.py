@@ -23,18 +23,23 @@ from utils import TEXT_SIZES, tiny_model
 
 from amess_hf import AMESSConfig, AMESSForIntentClassification
 from amess_hf.data.collator import AMESSDataCollator
-from amess_hf.evaluation import compute_anchor_metrics, fit_detectors, modality_table, predict_clips, report
-from amess_hf.evaluation.calibration import (
-    confidence_and_correct,
-    expected_calibration_error,
-    fit_temperature,
-    negative_log_likelihood,
+from amess_hf.evaluation import (
+    compute_anchor_metrics,
+    fit_detectors,
+    modality_table,
+    predict_clips,
+    read_evidence_spans,
+    report,
 )
-from amess_hf.evaluation.prediction import ClipOutputs, answers, modality_sets, write_predictions
+from amess_hf.evaluation.metrics import compute_calibration_metrics, fit_temperature
+from amess_hf.evaluation.prediction import CLIP_OUTPUTS, ClipOutputs, write_predictions
 from amess_hf.oos_amess import OOS_METHODS
 
 
 plots = pytest.importorskip("amess_hf.evaluation.plots", reason='needs matplotlib: pip install "amess_hf[report]"')
+
+from matplotlib.text import Text
+
 
 LABELS = list(demo_label_descriptions())
 
@@ -139,44 +144,56 @@ class TestPredictClips:
     def test_from_predictions(self, model, dataset, collator):
         """What a Trainer gathers, as arrays or tensors, is what `predict_clips` gives."""
         outputs = predict_clips(model, dataset, collator)
-        gathered = {
-            name: getattr(outputs, name)
-            for name in ("logits", "pooler_output", "multimodal_embeds", "anchor_indices", "anchor_scores")
-        }
+        gathered = {name: getattr(outputs, name) for name in CLIP_OUTPUTS}
         same = ClipOutputs.from_predictions(dataset, label_embeds=torch.tensor(outputs.label_embeds), **gathered)
         for name, value in vars(outputs).items():
             np.testing.assert_array_equal(getattr(same, name), value)
-        gathered["logits"] = gathered["logits"][1:]
-        with pytest.raises(ValueError, match="`logits` has 59 rows for 60 clips"):
-            ClipOutputs.from_predictions(dataset, **gathered)
 
 
-class TestWrittenPredictions:
-    def test_answers(self):
-        names, scores = answers(np.array([[0.0, np.log(3)], [np.log(9), 0.0]]), {0: "Greet", 1: "Thank"})
-        assert names == ["Thank", "Greet"]
-        np.testing.assert_allclose(scores, [0.75, 0.9])
+def outputs_of(ids, labels, logits, **others):
+    """Outputs with everything that a test does not look at empty."""
+    nothing = np.zeros((len(ids), 2))
+    return ClipOutputs(ids, [""] * len(ids), np.array(labels), np.array(logits), nothing, nothing, **others)
 
-    def test_predictions_file(self, tmp_path):
-        path = tmp_path / "predictions_dev.tsv"
-        write_predictions(str(path), ["S1", "S2"], ["Greet", "UNK"], ["Greet", "Thank"], [0.5, 1 / 3])
-        assert (
-            path.read_text() == "id\tlabel\tprediction\tscore\nS1\tGreet\tGreet\t0.500000\nS2\tUNK\tThank\t0.333333\n"
-        )
-        assert [file.name for file in tmp_path.iterdir()] == ["predictions_dev.tsv"]
+
+def test_predictions_file(tmp_path):
+    """The probability of the best label as score; what a detector refuses is UNK."""
+    outputs = outputs_of(["S1", "S2\t"], [0, -1], [[np.log(3), 0.0], [0.0, np.log(9)]])
+    path, names = tmp_path / "predictions_dev.tsv", {0: "Greet", 1: "Thank"}
+    write_predictions(path, outputs, names)
+    lines = ["id\tlabel\tprediction\tscore", "S1\tGreet\tGreet\t0.750000", "S2\tUNK\tThank\t0.900000"]
+    assert path.read_text().splitlines() == lines
+    write_predictions(path, outputs, names, np.array([True, False]))
+    assert path.read_text().splitlines() == [*lines[:2], "S2\tUNK\tUNK\t0.900000"]
+    assert [file.name for file in tmp_path.iterdir()] == ["predictions_dev.tsv"]
+
+
+class TestAnchorMetrics:
+    def test_by_hand(self, tmp_path):
+        anchors = np.full((3, 3, 2), -1)
+        anchors[0, 1], anchors[1, 1], anchors[2, 1] = (4, 9), (1, 2), (0, -1)
+        outputs = outputs_of(["clip0", "007", "1e5"], [0] * 3, np.zeros((3, 2)), anchor_indices=anchors)
+        rows = ["clip0\taudio\t3\t5\t10\tJoke", "007\taudio\t2\t4\t4\tCare", "x\tvideo\t0\t1\t9\t"]
+        path = tmp_path / "bursts.tsv"
+        path.write_text("\n".join(["id\tmodality\tfirst\tend\tframes\tlabel", *rows]))
+        metrics = compute_anchor_metrics(outputs, read_evidence_spans(path))
+        assert metrics == {
+            "audio": {"clips": 2, "best_anchor": 0.5, "all_anchors": 0.5, "chance": pytest.approx(0.35)}
+        }
+
+    @pytest.mark.parametrize("row", [None, "id\tmodality", "id\tmodality\tfirst\tend\tframes\na\taudio\tthree\t5\t10"])
+    def test_bad_tables(self, row, tmp_path):
+        if row:
+            (tmp_path / "bursts.tsv").write_text(row)
+        with pytest.raises(ValueError, match="bursts.tsv is no table of spans"):
+            read_evidence_spans(tmp_path / "bursts.tsv")
 
 
 class TestModalityTable:
-    def test_sets(self):
-        assert modality_sets(("text",)) == [("text",)]
-        sets = modality_sets(("text", "audio", "video"))
-        assert len(sets) == len(set(sets)) == 7 and sets[0] == ("text", "audio", "video")
-
     def test_against_direct_computation(self, model, dataset, collator):
         table = modality_table(model, dataset, collator, batch_size=16)
-        assert [row["modalities"] for row in table] == [
-            list(kept) for kept in modality_sets(("text", "audio", "video"))
-        ]
+        sets = [tuple(row["modalities"]) for row in table]
+        assert len(sets) == len(set(sets)) == 7 and sets[0] == ("text", "audio", "video")
         known = dataset.select(range(45))
         everything = predict_clips(model, known, collator).predictions
         for row in table:
@@ -192,17 +209,21 @@ class TestModalityTable:
         assert [row["modalities"] for row in table] == [["text"]]
 
 
+def calibration(confidence, correct):
+    """The error for two labels, the answer's first."""
+    logits = np.log([[share, 1 - share] for share in confidence])
+    return compute_calibration_metrics(logits, [0 if right else 1 for right in correct])["expected_calibration_error"]
+
+
 class TestCalibration:
     def test_hand_computed_error(self):
-        confidence, correct = [0.55, 0.95, 0.85, 0.95], [True, True, False, True]
         # bins of width 1/15: 0.55 alone; 0.85 alone; the two 0.95 together
         expected = (abs(0.55 - 1) + abs(0.85 - 0) + 2 * abs(0.95 - 1)) / 4
-        assert expected_calibration_error(confidence, correct) == pytest.approx(expected)
+        assert calibration([0.55, 0.95, 0.85, 0.95], [True, True, False, True]) == pytest.approx(expected)
 
     def test_bins_close_at_the_top(self):
-        """In (0, 0.5] are 0.5, which is right, and almost 0, which is not; in (0.5, 1] is 1, which is right."""
-        error = expected_calibration_error([1.0, 0.5, 1e-9], [True, True, False], num_bins=2)
-        assert error == pytest.approx((abs(0.5 + 1e-9 - 1) + 0) / 3)
+        """0.6 and 9/15 + a little are in neighboring bins, so their gaps do not cancel."""
+        assert calibration([0.6 - 1e-9, 0.6 + 1e-9], [True, False]) == pytest.approx((0.4 + 0.6) / 2)
 
     def test_temperature_is_the_best_of_a_grid(self):
         rng = np.random.default_rng(0)
@@ -210,24 +231,19 @@ class TestCalibration:
         logits = rng.normal(size=(400, 6))
         logits[np.arange(400), labels] += 1.5
         temperature = fit_temperature(5 * logits, labels)
-        grid = {t: negative_log_likelihood(5 * logits, labels, t) for t in np.geomspace(0.1, 50, 2000)}
-        assert temperature == pytest.approx(min(grid, key=grid.get), rel=0.01)
+        measured = {t: compute_calibration_metrics(5 * logits, labels, t) for t in np.geomspace(0.1, 50, 2000)}
+        best = min(measured, key=lambda t: measured[t]["negative_log_likelihood"])
+        assert temperature == pytest.approx(best, rel=0.01)
         # logits five times as large need five times the temperature
         assert temperature == pytest.approx(5 * fit_temperature(logits, labels), rel=1e-3)
-        before, correct = confidence_and_correct(5 * logits, labels)
-        after, correct_after = confidence_and_correct(5 * logits, labels, temperature)
-        assert (correct == correct_after).all()
-        assert expected_calibration_error(after, correct) < expected_calibration_error(before, correct)
+        before = compute_calibration_metrics(5 * logits, labels)
+        after = compute_calibration_metrics(5 * logits, labels, temperature)
+        assert after["expected_calibration_error"] < before["expected_calibration_error"]
 
     def test_likelihood_by_hand(self):
         expected = -(math.log(math.e / (math.e + 1)) + math.log(0.5)) / 2
-        assert negative_log_likelihood([[2.0, 0.0], [3.0, 3.0]], [0, 1], 2.0) == pytest.approx(expected)
-
-    def test_bad_input(self):
-        with pytest.raises(ValueError, match="in-scope clips"):
-            fit_temperature(np.zeros((2, 3)), [0, -1])
-        with pytest.raises(ValueError, match="NaN or infinite"):
-            fit_temperature(np.array([[np.nan, 0.0]]), [0])
+        metrics = compute_calibration_metrics([[2.0, 0.0], [3.0, 3.0]], [0, 1], 2.0)
+        assert metrics["negative_log_likelihood"] == pytest.approx(expected)
 
 
 @pytest.fixture(scope="module")
@@ -261,7 +277,7 @@ class TestReport:
         assert results["anchors"]["audio"]["best_anchor"] == pytest.approx((known - 1) / known)
         assert known == 30
         row = next(
-            line for line in (tmp_path / "report.md").read_text().splitlines() if line.startswith("| sound | 30 |")
+            line for line in (tmp_path / "report.md").read_text().splitlines() if line.startswith("| audio | 30 |")
         )
         assert "| 96.67 |" in row and row.endswith("| 20.00 |")
 
@@ -292,10 +308,8 @@ class TestReport:
         assert list(results["oos_detection"]) == compared
         assert results["kept_in_scope"] == 43 / 45  # the least number that is 95 % of 45
         assert set(results["open_classification"]) == {"accuracy", "f1_known", "f1_open", "f1"}
-        confidence, correct = confidence_and_correct(outputs.logits[:45], outputs.labels[:45])
-        assert results["calibration"]["expected_calibration_error"] == pytest.approx(
-            expected_calibration_error(confidence, correct)
-        )
+        direct = compute_calibration_metrics(outputs.logits[:45], outputs.labels[:45])
+        assert {name: results["calibration"][name] for name in direct} == direct
         assert results["calibration"]["calibrated"]["fitted_on_clips"] == 45
 
     def test_complete_inputs_are_not_predicted_again(self, model, dataset, collator, outputs, tmp_path):
@@ -316,11 +330,11 @@ class TestReport:
         section = (folder / "report.md").read_text(encoding="utf-8").split("## The most confident mistakes")[1]
         rows = [line.split(" | ") for line in section.split("## ")[0].splitlines() if line.startswith("| S")]
         outputs = outputs.select(np.arange(60) < 45)
-        confidence, correct = confidence_and_correct(outputs.logits, outputs.labels)
-        wrong = [number for number in np.argsort(-confidence) if not correct[number]][:20]
+        correct = outputs.predictions == outputs.labels
+        wrong = [number for number in np.argsort(-outputs.confidence()) if not correct[number]][:20]
         assert [row[0].removeprefix("| ") for row in rows] == [outputs.ids[number] for number in wrong]
         assert rows[0][1] == outputs.texts[wrong[0]]
-        assert re.search(r"sound \d\.\d s", rows[0][4])  # in seconds, as start and end are known
+        assert re.search(r"audio \d\.\d s", rows[0][4])  # in seconds, as start and end are known
 
     @pytest.mark.slow
     def test_same_bytes_again(self, written, model, dataset, collator, tmp_path):
@@ -361,40 +375,23 @@ class TestReport:
         text = (tmp_path / "known" / "report.md").read_text(encoding="utf-8")
         assert "no out-of-scope clip in this split" in text and "`energy`" in text
 
-    @pytest.mark.slow
-    def test_labels_that_are_markup_are_shown_as_they_stand(self, dataset, collator, model, tmp_path):
-        nasty = [
-            "$\\frac{$",
-            "<img src=x onerror=alert(1)>",
-            "two\nlines",
-            "_hidden",
-            "a|b",
-            "`code`",
-            "![x](http://x)",
-            "&lt;b&gt;",
-        ]
-        names = [*nasty, "x" * 300, *(f"${number}$" for number in range(len(LABELS) - len(nasty) - 1))]
-        config = model.config.to_dict() | {"id2label": dict(enumerate(names)), "label2id": None}
-        config["label_descriptions"] = {name: [name] for name in names}
-        renamed = AMESSForIntentClassification(AMESSConfig(**config))
-        renamed.load_state_dict(model.state_dict(), strict=False)
-        with torch.no_grad():  # Every intent is given as an answer.
-            renamed.classifier.weight.normal_()
-        report(renamed, dataset, collator, tmp_path, name="dev\n# <b>")
-        markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
-        assert not re.search(r"<(?!br)", markdown) and "\n# &lt;b" not in markdown
-        assert not re.search(r"!\[x\]\(", markdown) and "&amp;lt;b&gt;" not in markdown
-        assert "&amp;lt;b&amp;gt;" in markdown and "| \\$\\\\frac{\\$ |" in markdown and "| two lines |" in markdown
-        rows = [line for line in markdown.split("## Intents")[1].split("## ")[0].splitlines() if line.startswith("|")]
-        assert len(rows) >= 12 and all(len(re.findall(r"(?<!\\)\|", line)) == 6 for line in rows)
-
     def test_only_out_of_scope(self, model, dataset, collator, tmp_path):
         with pytest.raises(ValueError, match="every clip of the split 'test' is out of scope"):
             report(model, dataset.select(range(45, 60)), collator, tmp_path, name="test")
         assert not list(tmp_path.iterdir())
 
 
-HOSTILE = [r"$\frac{$", "<script>alert(1)</script>", "two\nlines", "a|b", "![x](http://x)", "\\", "喜び", " "]
+HOSTILE = [
+    r"$\frac{$",
+    "<script>alert(1)</script>",
+    "two\nlines",
+    "a|b",
+    "![x](http://x)",
+    "\\",
+    "&lt;b&gt;",
+    " ",
+    "`code`",
+]
 
 
 def test_names_are_words(model, dataset, collator, outputs, tmp_path):
@@ -403,12 +400,12 @@ def test_names_are_words(model, dataset, collator, outputs, tmp_path):
     usual = model.config.id2label
     model.config.id2label = names
     try:
-        report(model, dataset, collator, tmp_path, outputs=outputs)
+        report(model, dataset, collator, tmp_path, "dev\n# <b>", outputs=outputs)
     finally:
         model.config.id2label = usual
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "<script>" not in text and "&lt;script&gt;" in text and "| two lines |" in text and "| a\\|b |" in text
-    assert "![x]" not in text
+    assert "![x]" not in text and "&amp;lt;b&amp;gt;" in text and "\n# &lt;b" not in text
     tables = [part.splitlines() for part in text.split("\n\n") if part.startswith("| ")]
     for table in tables:
         assert len({len(re.findall(r"(?<!\\)\|", line.replace(r"\\", ""))) for line in table}) == 1, table
@@ -416,49 +413,35 @@ def test_names_are_words(model, dataset, collator, outputs, tmp_path):
 
 
 class TestPlots:
-    def test_confused_intents_become_neighbours(self):
-        """Pairs (0, 5), (1, 4), (2, 3) are confused; in the order they stand side by side."""
+    def test_confused_intents_become_neighbors(self):
+        """Pairs (0, 5), (1, 4), (2, 3) are confused; in the plot they stand side by side."""
         matrix = 10 * np.eye(6, dtype=int)
         for first, second in ((0, 5), (1, 4), (2, 3)):
             matrix[first, second] = matrix[second, first] = 6
-        order = plots.confusion_order(matrix)
-        assert sorted(order) == list(range(6))
-        for first, second in ((0, 5), (1, 4), (2, 3)):
+        figure = plots.plot_confusion(matrix, list("012345"))
+        order = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+        assert sorted(order) == list("012345")
+        for first, second in ("05", "14", "23"):
             assert abs(order.index(first) - order.index(second)) == 1
 
-    def test_map_is_the_same_each_time(self):
-        points = np.random.default_rng(0).normal(size=(40, 8))
-        np.testing.assert_array_equal(plots.embed_in_plane(points), plots.embed_in_plane(points))
-
     def test_map_of_one_place(self):
-        assert plots.embed_in_plane(np.ones((7, 4))).tolist() == [[0.0, 0.0]] * 7
-
-    def test_names_in_the_map_do_not_overlap(self):
-        """Thirty descriptions on one spot, as when the model keeps clips and descriptions apart."""
-        rng = np.random.default_rng(0)
-        names = [f"Intent number {number}" for number in range(30)]
-        figure = plots.plot_embeddings(
-            rng.normal(size=(90, 2)) * 30, np.arange(90) % 30, names, rng.normal(size=(30, 2)) * 2
-        )
-        renderer = figure.canvas.get_renderer()
-        axes = figure.axes[0]
-        boxes = [text.get_window_extent(renderer) for text in axes.texts if text.get_text() in names]
-        assert len(boxes) == 30
-        frame = axes.get_window_extent()
-        assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 for box in boxes)
-        overlapping = [
-            (first, second) for first in range(30) for second in range(first) if boxes[first].overlaps(boxes[second])
-        ]
-        assert not overlapping
+        """Equal vectors are drawn at one place; every description has the number of its intent."""
+        figure = plots.plot_embeddings(np.ones((7, 4)), np.arange(7) % 3 - 1, ["Care", "Joke"], np.ones((2, 4)))
+        assert [text.get_text() for text in figure.axes[0].texts] == ["1", "2"]
+        assert [text.get_text() for text in figure.legends[0].get_texts()] == ["(out of scope)", "1 Care", "2 Joke"]
 
     @pytest.mark.parametrize("number", [3, 40])
     def test_words_do_not_run_into_one_another(self, number):
         words = [("incomprehensibilities", 0.5 if place == 1 else None) for place in range(number)]
         figure = plots.plot_anchors("a clip", words, [])
         renderer = figure.canvas.get_renderer()
-        boxes = [text.get_window_extent(renderer) for text in figure.axes[0].texts]
+        figure.draw(renderer)
+        texts = [text for text in figure.axes[0].findobj(Text) if text.get_text() == words[0][0]]
+        boxes = [text.get_window_extent(renderer) for text in texts]
         assert len(boxes) == number
         assert not any(boxes[a].overlaps(boxes[b]) for a in range(number) for b in range(a))
+        frame = figure.axes[0].get_window_extent()
+        assert all(frame.x0 - 1 <= box.x0 and box.x1 <= frame.x1 for box in boxes)
 
     def test_labels_of_thirty_intents_do_not_overlap(self):
         names = [f"Asking for opinion {number}" for number in range(30)]
@@ -475,13 +458,16 @@ class TestPlots:
         assert texts and min(text.get_fontsize() for text in texts) >= 8
 
     def test_names_are_not_formulas_and_none_is_left_out(self):
-        names = ["$\\frac{$", "_hidden", "two\nlines"]
-        figure = plots.plot_embeddings(np.random.default_rng(0).normal(size=(9, 2)), np.arange(9) % 3, names)
+        names = ["$\\frac{$", "_hidden", "two\nlines" + "x" * 300]
+        figure = plots.plot_embeddings(np.random.default_rng(0).normal(size=(9, 5)), np.arange(9) % 3, names)
         plots.save_figure(figure, io.BytesIO())
-        assert [text.get_text() for text in figure.legends[0].get_texts()] == ["$\\frac{$", " _hidden", "two lines"]
+        assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+            "$\\frac{$",
+            " _hidden",
+            "two lines" + "x" * 30 + "…",
+        ]
         assert figure.get_suptitle() == "Clips (t-SNE of their embeddings)"
         plots.save_figure(plots.plot_anchors("$x^$ \n y", [("$\\bad{$", 1.0)], [], 1.0), io.BytesIO())
-        assert plots.plot_name("x" * 300) == "x" * 39 + "…"
 
     def test_users_own_style_changes_nothing(self, tmp_path):
         import matplotlib

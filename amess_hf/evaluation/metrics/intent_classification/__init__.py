@@ -1,1 +1,0 @@
-"""In-scope intent classification."""

@@ -1,1 +1,0 @@
-"""Out-of-scope detection."""

@@ -1,1 +1,0 @@
-"""Open intent classification."""
