@@ -6,36 +6,27 @@ and logistic regression on the embeddings of the same text encoder, frozen.
     python examples/experiments/learning_curve.py --dataset_name mintrec --data_dir path/to/MIntRec \
         --text_model_name_or_path bert-base-uncased --output_dir runs/learning_curve --seeds 0,1,2
 
-Takes the arguments of run_mir.py. Each run has its own folder; one that has its metrics is not run again. Writes
-learning_curve.csv, learning_curve.md and learning_curve.png.
+Takes the arguments of run_mir.py. Each run has its own folder; one that has its metrics is not run again. Nothing is selected
+on dev: every run has the same number of steps and is scored once, at its end. Writes learning_curve.csv, .md and .png.
 """
 
 import os
-import sys
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from ablate import NO_SS
+from runner import NO_SS, SCORED_ONCE, RunArguments, one_line_errors, parse, seed_list, train, write_results
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer
-from transformers import AutoModel, HfArgumentParser
+from transformers import AutoModel, AutoTokenizer
 
-from amess_hf import AMESSTrainingArguments
 from amess_hf.data.combining import few_clips
+from amess_hf.data.dataset_files import NO_FEATURES
+from amess_hf.data.mintrec import load_mintrec
 from amess_hf.evaluation.aggregation import aggregate_runs, format_spread
-from amess_hf.evaluation.tables import markdown_table, write_csv
-from amess_hf.fusion_amess import masked_mean
-from amess_hf.processing_amess import encode_texts, write_text
-
-
-sys.path.append(str(Path(__file__).parents[1]))
-
-from mir_common import DataArguments, ModelArguments, load_clips, load_tokenizer, one_line_errors, run_for_each_seed
-from progress import hide_progress_bars
-from run_mir import run
+from amess_hf.evaluation.plots import plot_learning_curve, save_figure
+from amess_hf.processing_amess import encode_texts
 
 
 WITH_SS, WITHOUT_SS, REGRESSION = "A-MESS", "A-MESS without SS", "logistic regression, frozen encoder"
@@ -45,55 +36,52 @@ WITH_SS, WITHOUT_SS, REGRESSION = "A-MESS", "A-MESS without SS", "logistic regre
 class CurveArguments:
     """Points of the curve."""
 
-    clips_per_intent: str = field(
-        default="1,4,16", metadata={"help": "Training clips of each intent, separated by commas."}
-    )
+    text_model_name_or_path: str = field(metadata={"help": "The pretrained text encoder."})
+    clips_per_intent: str = field(default="1,4,16", metadata={"help": "Training clips of each intent."})
     curve_steps: int = field(default=250, metadata={"help": "Training steps of each run, however few the clips."})
 
 
 @torch.no_grad()
 def sentence_embeddings(encoder, tokenizer, texts, batch_size=64):
-    """Mean token states of `texts` (list of str) from a frozen text encoder, as an array (texts, width)."""
+    """Mean token states of `texts` from a frozen text encoder, (texts, width)."""
     embeds = []
     for first in range(0, len(texts), batch_size):
-        batch = encode_texts(tokenizer, texts[first : first + batch_size], max_length=128)
+        batch = encode_texts(tokenizer, list(texts[first : first + batch_size]), max_length=128)
+        mask = batch["attention_mask"].unsqueeze(-1)
         states = encoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
-        embeds.append(masked_mean(states, batch["attention_mask"].bool()).numpy())
+        embeds.append(((states * mask).sum(1) / mask.sum(1)).numpy())
     return np.concatenate(embeds)
 
 
-def regression_accuracies(model_args, data_args, counts, seeds):
+def regression_curve(run_args, encoder_name, counts):
     """Clips per intent → seed → accuracy on dev of logistic regression, on the models' training clips."""
-    dataset = load_clips(data_args, seed=0)
-    tokenizer = load_tokenizer(model_args)
-    encoder = AutoModel.from_pretrained(model_args.text_model_name_or_path).eval()
-    train, dev = dataset["train"], dataset["validation"]
-    dev_embeds = sentence_embeddings(encoder, tokenizer, dev["text"][:])
-    by_id = dict(zip(train["id"], sentence_embeddings(encoder, tokenizer, train["text"][:]), strict=True))
-    accuracies = {}
+    nothing = {"audio_features": NO_FEATURES, "video_features": NO_FEATURES}
+    dataset = load_mintrec(run_args.data_dir, name=run_args.dataset_name, **nothing)
+    train_split, dev = dataset["train"], dataset["validation"]
+    encoder, tokenizer = AutoModel.from_pretrained(encoder_name).eval(), AutoTokenizer.from_pretrained(encoder_name)
+    dev_embeds = sentence_embeddings(encoder, tokenizer, dev["text"])
+    by_id = dict(zip(train_split["id"], sentence_embeddings(encoder, tokenizer, train_split["text"]), strict=True))
+    accuracies = {count: {} for count in counts}
     for count in counts:
-        accuracies[count] = {}
-        for seed in seeds:
-            clips = few_clips(train, count, seed)
+        for seed in seed_list(run_args):
+            clips = few_clips(train_split, count, seed)
             model = make_pipeline(Normalizer(), LogisticRegression(max_iter=2000))
             model.fit(np.stack([by_id[clip] for clip in clips["id"]]), clips["label"][:])
             accuracies[count][seed] = float(model.score(dev_embeds, dev["label"][:]))
     return accuracies
 
 
-def model_accuracies(model_args, data_args, training_args, folder, counts):
+def model_curve(run_args, rest, name, config, counts, **options):
     """Clips per intent → seed → accuracy on dev of trained models."""
-    accuracies = {}
+    curve = {}
     for count in counts:
-        few = replace(data_args, train_clips_per_intent=count)
-        runs = run_for_each_seed(
-            run, model_args, few, training_args, output_dir=os.path.join(folder, f"clips-{count}")
-        )
-        accuracies[count] = {seed: figures["eval_accuracy"] for seed, figures in runs.items()}
-    return accuracies
+        folder = os.path.join(run_args.output_dir, name, f"clips-{count}")
+        runs = train(run_args, [*rest, *SCORED_ONCE], folder, config, train_clips_per_intent=count, **options)
+        curve[count] = {seed: metrics["eval_accuracy"] for seed, metrics in runs.items()}
+    return curve
 
 
-def write_tables(curves, output_dir):
+def write_tables(curves, folder):
     """`learning_curve.csv` (every run) and `learning_curve.md`; returns the Markdown."""
     counts = sorted({count for curve in curves.values() for count in curve})
     runs = [
@@ -102,46 +90,28 @@ def write_tables(curves, output_dir):
         for count in counts
         for seed, share in curve[count].items()
     ]
-    header = ["model", "clips_per_intent", "seed", "eval_accuracy"]
-    write_csv(os.path.join(output_dir, "learning_curve.csv"), header, runs)
     rows = []
     for count in counts:
         points = [{seed: {"accuracy": share} for seed, share in curve[count].items()} for curve in curves.values()]
         rows.append([count, *(format_spread(aggregate_runs(point)["accuracy"]) for point in points)])
-    text = markdown_table(["clips of each intent", *curves], rows, left=())
-    write_text(os.path.join(output_dir, "learning_curve.md"), text)
-    return text
+    header = ["model", "clips_per_intent", "seed", "eval_accuracy"]
+    return write_results(folder, "learning_curve", header, runs, ["clips of each intent", *curves], rows, left=())
 
 
-def main():
-    from amess_hf.evaluation.plots import plot_learning_curve, save_figure
-
-    parser = HfArgumentParser(
-        (CurveArguments, ModelArguments, DataArguments, AMESSTrainingArguments), description=__doc__
-    )
-    curve_args, model_args, data_args, training_args = parser.parse_args_into_dataclasses()
-    if training_args.disable_tqdm:
-        hide_progress_bars()
-    if data_args.seeds is None:
-        raise ValueError("give `--seeds`, e.g. `--seeds 0,1,2`: which clips are drawn matters most")
-    training_args.do_train = training_args.do_eval = True
-    # Nothing is selected on dev here: every run has the same number of steps and is scored once, at its end.
-    training_args.max_steps = curve_args.curve_steps
-    training_args.eval_strategy = training_args.save_strategy = "no"
-    training_args.load_best_model_at_end = False
-    counts = [int(count) for count in curve_args.clips_per_intent.split(",")]
-    folder = training_args.output_dir
-    without_ss = replace(model_args, **NO_SS)
+def main(arguments=None):
+    run_args, own, rest = parse([RunArguments, CurveArguments], __doc__, arguments, is_run=True)
+    counts = [int(count) for count in own.clips_per_intent.split(",")]
+    options = {"text_model_name_or_path": own.text_model_name_or_path, "max_steps": own.curve_steps}
     curves = {
-        WITH_SS: model_accuracies(model_args, data_args, training_args, os.path.join(folder, "with-SS"), counts),
-        WITHOUT_SS: model_accuracies(without_ss, data_args, training_args, os.path.join(folder, "without-SS"), counts),
-        REGRESSION: regression_accuracies(
-            model_args, data_args, counts, [int(seed) for seed in data_args.seeds.split(",")]
-        ),
+        WITH_SS: model_curve(run_args, rest, "with-SS", {}, counts, **options),
+        WITHOUT_SS: model_curve(run_args, rest, "without-SS", NO_SS, counts, **options),
+        REGRESSION: regression_curve(run_args, own.text_model_name_or_path, counts),
     }
-    sys.stdout.write(write_tables(curves, folder))
+    write_tables(curves, run_args.output_dir)
     shares = {name: {n: list(runs.values()) for n, runs in curve.items()} for name, curve in curves.items()}
-    save_figure(plot_learning_curve(shares, "accuracy on dev (%)"), os.path.join(folder, "learning_curve.png"))
+    figure = plot_learning_curve(shares, "accuracy on dev (%)")
+    save_figure(figure, os.path.join(run_args.output_dir, "learning_curve.png"))
+    return curves
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ Ten intents. In 40 % of the clips both the spoken word and the sign tell the int
 fist or out of sight), in 30 % the sign alone (only fillers are spoken); the column `tells` of the tables says which. The
 column `text` has a filler that any intent may have, as if nobody had written down what was said.
 
-The voices are those of espeak-ng, a real speech synthesiser, in its accents and variants, with a rate and a pitch that
+The voices are those of espeak-ng, a real speech synthesizer, in its accents and variants, with a rate and a pitch that
 differ from clip to clip, over noise. The pictures are drawn: a person in front of a photograph (those that come with
 scikit-image), both out of focus, and a hand whose place, size, tilt, build and light differ; they go through a lossy codec.
 No voice, person or photograph of one split is in another. Nothing is downloaded.
@@ -28,17 +28,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from tqdm.auto import tqdm
-from transformers import HfArgumentParser
-from transformers.utils.logging import is_progress_bar_enabled
+from runner import EXAMPLES, one_line_errors, parse
+from transformers.utils import logging
 
 
-sys.path.append(str(Path(__file__).parents[1]))
-sys.path.append(str(Path(__file__).parents[1] / "demo"))
+sys.path.append(str(EXAMPLES / "demo"))
 
 from clip_writer import write_clip
 from demo_clips import OVERSAMPLING, Actor, Scene
-from mir_common import one_line_errors
 
 from amess_hf.processing_amess import folder_written_aside
 
@@ -58,7 +55,7 @@ INTENTS = {
 }
 FILLERS = ("well", "you know", "and then", "maybe", "okay so", "look", "I mean", "let me see")
 FIST = "00000"
-TELLS = {"both": 0.4, "sound": 0.3, "picture": 0.3}
+TELLS = {"both": 0.4, "audio": 0.3, "video": 0.3}
 PHOTOGRAPHS = {
     "train": ("astronaut", "brick", "coffee", "gravel", "hubble_deep_field", "page", "stereo_motorcycle"),
     "dev": ("chelsea", "camera", "moon"),
@@ -88,7 +85,7 @@ class SpokenSign:
     """A clip.
 
     Attributes:
-        label, tells: The intent, and what tells it: `"both"`, `"sound"` or `"picture"`.
+        label, tells: The intent, and what tells it: `"both"`, `"audio"` or `"video"`.
         text: What the table says was said.
         spoken: What is said.
         fingers: The sign, as in `INTENTS`; `None` for a hand that is out of sight.
@@ -148,26 +145,16 @@ def draw_clips(split: str, number: int, seed: int, names: list[str]) -> list[Spo
         label = list(INTENTS)[index % len(INTENTS)]
         word, fingers = INTENTS[label]
         spoken = [str(random.choice(FILLERS))]
-        if tells == "picture":
+        if tells == "video":
             spoken += [str(random.choice(FILLERS))] * int(random.random() < 0.5)
         else:
             spoken = [*spoken[: int(random.random() < 0.5)], word]
-        if tells == "sound":
+        if tells == "audio":
             fingers = FIST if random.random() < 0.5 else None
         voice = int(random.integers(len(names)))
-        clips.append(
-            SpokenSign(
-                label,
-                str(tells),
-                str(random.choice(FILLERS)),
-                tuple(spoken),
-                fingers,
-                names[voice],
-                1000 * list(VOICE_SHARES).index(split) + voice,
-                str(random.choice(PHOTOGRAPHS[split])),
-                int(random.integers(2**31)),
-            )
-        )
+        said = label, str(tells), str(random.choice(FILLERS)), tuple(spoken), fingers, names[voice]
+        person, photograph = 1000 * list(VOICE_SHARES).index(split) + voice, str(random.choice(PHOTOGRAPHS[split]))
+        clips.append(SpokenSign(*said, person, photograph, int(random.integers(2**31))))
     return clips
 
 
@@ -175,19 +162,19 @@ def voice_samples(clip: SpokenSign) -> np.ndarray:
     """What is heard: the words, each somewhere in its part of the clip, over noise; `float32` in [-1, 1]."""
     random = np.random.default_rng([1, clip.seed])
     rate, pitch = str(int(random.integers(130, 200))), str(int(random.integers(25, 75)))
-    pieces = [silence(random)]
+
+    def silence():
+        return np.zeros(int(random.uniform(0.1, 0.5) * SAMPLING_RATE))
+
+    pieces = [silence()]
     for word in clip.spoken:
-        pieces += [spoken_word(word, clip.voice, rate, pitch), silence(random)]
+        pieces += [spoken_word(word, clip.voice, rate, pitch), silence()]
     sound = np.concatenate(pieces)
     sound = np.pad(sound, (0, max(0, int(SECONDS_AT_LEAST * SAMPLING_RATE) - len(sound))))
     sound *= random.uniform(0.1, 0.5) / max(np.abs(sound).max(), 1e-6)
     speech_power = np.mean(sound[np.abs(sound) > 0.01] ** 2)
-    noise = coloured_noise(len(sound), random.uniform(0, 1.5), random)
+    noise = colored_noise(len(sound), random.uniform(0, 1.5), random)
     return np.clip(sound + noise * math.sqrt(speech_power / 10 ** random.uniform(0.8, 2.5)), -1, 1).astype(np.float32)
-
-
-def silence(random: np.random.Generator) -> np.ndarray:
-    return np.zeros(int(random.uniform(0.1, 0.5) * SAMPLING_RATE))
 
 
 def spoken_word(words: str, voice: str, rate: str, pitch: str) -> np.ndarray:
@@ -201,7 +188,7 @@ def spoken_word(words: str, voice: str, rate: str, pitch: str) -> np.ndarray:
     return samples[int(loud[0] * scale) : int(loud[-1] * scale) + 1] if len(loud) else samples
 
 
-def coloured_noise(length: int, tilt: float, random: np.random.Generator) -> np.ndarray:
+def colored_noise(length: int, tilt: float, random: np.random.Generator) -> np.ndarray:
     """Noise of power one whose amplitude falls with frequency to the power of `tilt`."""
     spectrum = np.fft.rfft(random.normal(size=length)) / np.maximum(np.arange(length // 2 + 1), 20) ** tilt
     noise = np.fft.irfft(spectrum, length)
@@ -225,7 +212,7 @@ class Signer(Actor):
         who, random = np.random.default_rng([5, clip.person]), np.random.default_rng([6, clip.seed])
         self.finger_width, self.finger_length = who.uniform(0.15, 0.21), who.uniform(0.75, 1.05)
         self.spread, self.palm_width = who.uniform(0.8, 1.2), who.uniform(0.36, 0.46)
-        self.hand_colour = [int(self.skin[place : place + 2], 16) for place in (1, 3, 5)]
+        self.hand_color = [int(self.skin[place : place + 2], 16) for place in (1, 3, 5)]
         self.photograph = photograph(clip.photograph, random)
         self.hand_size, self.hand_tilt = random.uniform(0.38, 0.48), random.uniform(-0.25, 0.25)
         self.hand_at = np.array([random.uniform(0.40, 0.60), random.uniform(0.60, 0.70)])
@@ -267,10 +254,10 @@ class Signer(Actor):
         def limb(begin, end, thick, shade):
             # The edge is in the shade, as that of what is round.
             for wide, light in ((thick + 0.07, 0.5 * shade), (thick, shade)):
-                colour, radius = tuple(int(light * value) for value in self.hand_colour), wide * unit / 2
-                pen.line([point(*begin), point(*end)], fill=colour, width=max(2, round(2 * radius)))
+                color, radius = tuple(int(light * value) for value in self.hand_color), wide * unit / 2
+                pen.line([point(*begin), point(*end)], fill=color, width=max(2, round(2 * radius)))
                 for x, y in (point(*begin), point(*end)):
-                    pen.ellipse([x - radius, y - radius, x + radius, y + radius], fill=colour)
+                    pen.ellipse([x - radius, y - radius, x + radius, y + radius], fill=color)
 
         half = self.palm_width
         limb((0, -2.5), (0, -0.4), 1.2 * half, 0.75)
@@ -310,25 +297,24 @@ def write_split(folder: Path, split: str, clips: list[SpokenSign]) -> None:
     with open(folder / f"{split}.csv", "w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["id", "text", "label", "video", "speaker", "tells"])
-        for index, clip in enumerate(tqdm(clips, desc=f"Clips of {split}", disable=not is_progress_bar_enabled())):
+        for index, clip in enumerate(logging.tqdm(clips, desc=f"Clips of {split}")):
             sound, name = voice_samples(clip), f"{split}/{index:04}.mp4"
             write_clip(folder / name, Signer(clip, sound).frames(FRAME_RATE), sound, FRAME_RATE, SAMPLING_RATE)
             table.writerow([f"{split}-{index:04}", clip.text, clip.label, name, clip.voice, clip.tells])
 
 
-def write_corpus(args: CorpusArguments) -> None:
-    """
-    Write the tables and the clips; the folder gets its name when it is complete.
-
-    Raises:
-        ValueError: The folder is there already and not empty, or espeak-ng is not installed.
-    """
+def write_corpus(own: CorpusArguments) -> None:
+    """Write the tables and the clips; the folder gets its name when it is complete."""
     names = voices()
-    with folder_written_aside(args.output_dir) as partial:
-        for split, number in (("dev", args.dev_clips), ("test", args.test_clips), ("train", args.train_clips)):
-            write_split(partial, split, draw_clips(split, number, args.seed, names[split]))
+    with folder_written_aside(own.output_dir) as partial:
+        for split, number in (("dev", own.dev_clips), ("test", own.test_clips), ("train", own.train_clips)):
+            write_split(partial, split, draw_clips(split, number, own.seed, names[split]))
+
+
+def main(arguments=None):
+    write_corpus(*parse([CorpusArguments], __doc__, arguments))
 
 
 if __name__ == "__main__":
     with one_line_errors():
-        write_corpus(HfArgumentParser(CorpusArguments, description=__doc__).parse_args_into_dataclasses()[0])
+        main()

@@ -5,10 +5,10 @@ import csv
 import numpy as np
 import pytest
 from demo_corpus import AUDIO_WIDTH, VIDEO_WIDTH, demo_label_descriptions, write_demo_corpus
+from sklearn.metrics import roc_auc_score
 from transformers import BertConfig, BertTokenizer
 from utils import TEXT_SIZES, tiny_model
 
-from amess_hf import OutOfScopeDetector
 from amess_hf.oos_amess import OOS_METHODS
 
 
@@ -43,7 +43,7 @@ def compared(tmp_path_factory):
     (folder / "runs" / "seed-9").mkdir()  # a seed that has not been trained yet
     result = compare_oos_scores.main(
         ["--data_dir", str(folder / "corpus"), "--model_name_or_path", str(folder / "runs")]
-        + ["--output_dir", str(folder / "out"), "--save_detector", "residual"]
+        + ["--output_dir", str(folder / "out")]
     )
     return folder, result
 
@@ -74,14 +74,6 @@ def test_table_is_sorted_and_compares_with_the_baseline(compared):
     assert f"| {gain:.1f} ± " in energy
 
 
-def test_chosen_detector_lies_beside_each_model(compared):
-    folder, _ = compared
-    for seed in (0, 3):
-        detector = OutOfScopeDetector.from_pretrained(folder / "runs" / f"seed-{seed}")
-        assert (detector.method, detector.keep) == ("residual", 0.95)
-        assert detector.calibration_clips == 30  # the other ten of the forty have intents that were held out
-
-
 def test_missing_split(compared, tmp_path):
     folder, _ = compared
     with pytest.raises(ValueError, match="has no split test"):
@@ -98,13 +90,16 @@ def test_interval_of_a_difference():
     low, high = compare_oos_scores.auroc_interval(good, bad, in_scope)
     assert 0 < low < high
     assert compare_oos_scores.auroc_interval(bad, bad, in_scope).tolist() == [0, 0]
-    levels = np.unique(good, return_inverse=True)[1]
-    from amess_hf.evaluation.metrics import compute_oos_metrics
 
-    expected = compute_oos_metrics(good, in_scope.astype(int))["auroc"]
-    assert compare_oos_scores._auroc(levels, np.flatnonzero(in_scope), np.flatnonzero(~in_scope)) == pytest.approx(
-        expected
-    )
+
+def test_interval_is_that_of_resampled_aurocs():
+    generator = np.random.default_rng(1)
+    in_scope, good = generator.random(60) < 0.5, generator.integers(0, 9, 60).astype(float)
+    draw, groups = np.random.default_rng(0), (np.flatnonzero(in_scope), np.flatnonzero(~in_scope))
+    rows = [np.concatenate([draw.choice(group, len(group)) for group in groups]) for _ in range(1000)]
+    aurocs = [100 * (roc_auc_score(in_scope[drawn], good[drawn]) - 0.5) for drawn in rows]
+    found = compare_oos_scores.auroc_interval(good, np.zeros(60), in_scope)
+    assert found == pytest.approx(np.percentile(aurocs, [2.5, 97.5]))
 
 
 @pytest.mark.slow

@@ -70,9 +70,8 @@ def test_table_has_means_over_the_folds(scored):
 
 def test_clips_that_were_trained_on_are_left_out(scored, tmp_path):
     folder, _ = scored
-    arguments = open_world.OpenWorldArguments(
-        model_name_or_path="", text_model_name_or_path="", data_dir=str(folder / "corpus"), output_dir=str(tmp_path)
-    )
+    names = {"model_name_or_path": "", "text_model_name_or_path": ""}
+    arguments = open_world.OpenWorldArguments(**names, data_dir=str(folder / "corpus"), output_dir=str(tmp_path))
     whole = open_world.clips_to_score(arguments)
     arguments.trained_on = f"mintrec={folder / 'corpus'}"
     texts = open_world.clips_to_score(arguments)["text"]

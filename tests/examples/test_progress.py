@@ -13,9 +13,9 @@ from transformers.utils import logging
 EXAMPLES = Path(progress.__file__).parent
 # Scripts that never show a bar, or that are no programs.
 WITHOUT_BARS = {
-    "app_view.py", "benchmark_clips.py", "benchmark_memory.py", "clip_corpus.py", "clip_writer.py", "demo_clips.py",
-    "demo_corpus.py", "demo_examples.py", "predict_clip.py", "run_demo.py", "spoken_signs.py", "summarize_results.py",
-    "whisper_from_ctranslate2.py", "mir_common.py", "progress.py", "app.py",
+    "clip_corpus.py", "clip_writer.py", "demo_clips.py",
+    "demo_corpus.py", "demo_examples.py", "predict_clip.py", "run_demo.py", "summarize_results.py", "runner.py",
+    "mir_common.py", "progress.py", "app.py", "app_view.py",
 }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ av = pytest.importorskip("av", reason='pip install "amess_hf[video]"')
 
 
 def tone(pitch):
-    """A WAV file of half a second, as a synthesiser writes it."""
+    """A WAV file of half a second, as a synthesizer writes it."""
     buffer = io.BytesIO()
     with wave.open(buffer, "wb") as file:
         file.setnchannels(1), file.setsampwidth(2), file.setframerate(22_050)
@@ -24,8 +24,8 @@ def tone(pitch):
 
 
 @pytest.fixture
-def synthesiser(monkeypatch):
-    """A synthesiser with two accents and twenty variants, for which every word is a tone of its own."""
+def synthesizer(monkeypatch):
+    """A synthesizer with two accents and twenty variants, for which every word is a tone of its own."""
 
     def espeak(*arguments):
         if arguments[0] == "--voices=en":
@@ -37,7 +37,7 @@ def synthesiser(monkeypatch):
     monkeypatch.setattr(spoken_signs, "espeak", espeak)
 
 
-def test_no_voice_is_in_two_splits(synthesiser):
+def test_no_voice_is_in_two_splits(synthesizer):
     voices = spoken_signs.voices()
     assert {split: len(names) for split, names in voices.items()} == {"train": 24, "dev": 6, "test": 10}
     variants = [{name.split("+")[1] for name in names} for names in voices.values()]
@@ -49,11 +49,11 @@ def test_no_voice_is_in_two_splits(synthesiser):
 def test_what_tells_the_intent():
     clips = spoken_signs.draw_clips("train", 200, 0, ["en+a", "en+b"])
     kinds = [clip.tells for clip in clips]
-    assert {kind: kinds.count(kind) for kind in spoken_signs.TELLS} == {"both": 80, "sound": 60, "picture": 60}
+    assert {kind: kinds.count(kind) for kind in spoken_signs.TELLS} == {"both": 80, "audio": 60, "video": 60}
     for clip in clips:
         word, fingers = spoken_signs.INTENTS[clip.label]
-        assert (word in clip.spoken) == (clip.tells != "picture")
-        assert (clip.fingers == fingers) == (clip.tells != "sound")
+        assert (word in clip.spoken) == (clip.tells != "video")
+        assert (clip.fingers == fingers) == (clip.tells != "audio")
         assert clip.text in spoken_signs.FILLERS and clip.fingers in (fingers, spoken_signs.FIST, None)
     assert {clip.label for clip in clips} == set(spoken_signs.INTENTS)
     assert {clip.person for clip in clips}.isdisjoint(
@@ -77,7 +77,7 @@ def test_signs_differ_in_the_hand_alone():
     assert (np.abs(open_hand - no_hand).max(2) > 40).sum() > moved.sum() / 2
 
 
-def test_corpus(tmp_path, synthesiser):
+def test_corpus(tmp_path, synthesizer):
     arguments = spoken_signs.CorpusArguments(tmp_path / "clips", train_clips=4, dev_clips=2, test_clips=2)
     spoken_signs.write_corpus(arguments)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clips"]
@@ -92,14 +92,14 @@ def test_corpus(tmp_path, synthesiser):
         spoken_signs.write_corpus(arguments)
 
 
-def test_nothing_is_left_of_a_corpus_that_failed(tmp_path, synthesiser, monkeypatch):
+def test_nothing_is_left_of_a_corpus_that_failed(tmp_path, synthesizer, monkeypatch):
     monkeypatch.setattr(spoken_signs, "write_clip", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         spoken_signs.write_corpus(spoken_signs.CorpusArguments(tmp_path / "clips", 1, 1, 1))
     assert not list(tmp_path.iterdir())
 
 
-def test_without_a_synthesiser(monkeypatch):
+def test_without_a_synthesizer(monkeypatch):
     monkeypatch.setattr(spoken_signs.shutil, "which", lambda name: None)
     with pytest.raises(ValueError, match="apt-get install espeak-ng"):
         spoken_signs.voices()

@@ -1,35 +1,21 @@
 """The tables of examples/results/README.md are those of accuracy.csv."""
 
-from pathlib import Path
-
 import pytest
-import summarize_results
-from summarize_results import difference_table, load_results, spread_tables, trial_tables
-
-
-ROOT = Path(__file__).parents[2]
+from summarize_results import RESULTS, load_results, read_rows, table_line, tables
 
 
 def test_the_page_has_the_tables_of_the_results():
-    values = load_results()
-    page = (ROOT / "examples" / "results" / "README.md").read_text(encoding="utf-8")
-    tables = [*spread_tables(values), *trial_tables(values), difference_table(values)]
-    assert [table for table in tables if table not in page] == []
+    page = (RESULTS / "README.md").read_text(encoding="utf-8")
+    found = list(tables(load_results(), read_rows(RESULTS / "tables.csv")))
+    assert len(found) > 3 and [table for table in found if table not in page] == []
 
 
-def test_differences_are_of_the_same_seeds(tmp_path, monkeypatch):
-    path = tmp_path / "accuracy.csv"
-    first = [f"one,eval_accuracy,{seed},{0.7 + seed / 100}" for seed in (0, 1, 2)]
-    second = [f"two,eval_accuracy,{seed},{0.6 + seed / 100}" for seed in (1, 2, 3)]
-    path.write_text("\n".join(["run,figure,seed,value", *first, *second]) + "\n", encoding="utf-8")
-    comparison = ("one - two", "one", "eval_accuracy", "two", "eval_accuracy")
-    monkeypatch.setattr(summarize_results, "DIFFERENCES", [comparison])
-    *_, line = difference_table(load_results(path)).splitlines()
-    assert line == "| one - two | 10.0 ± 0.0 | 10.0 to 10.0 | 2 |"
-
-
-def test_no_result_is_an_error(tmp_path):
-    path = tmp_path / "accuracy.csv"
-    path.write_text("run,figure,seed,value\n", encoding="utf-8")
+def test_lines_by_hand():
+    values = {("one", "x"): {0: 0.7, 1: 0.71, 2: 0.72}, ("two", "x"): {1: 0.61, 2: 0.62, 3: 0.9}}
+    line = {"line": "one", "run": "one", "figure": "x", "minus_run": "", "kept": "yes"}
+    assert table_line(line, values) == ["one", "71.0 ± 1.0", 3, "yes"]
+    # over the seeds that both have
+    line |= {"minus_run": "two", "minus_figure": "x"}
+    assert table_line(line, values) == ["one", "10.0 ± 0.0", "10.0 to 10.0", 2]
     with pytest.raises(ValueError):
-        list(spread_tables(load_results(path)))
+        table_line(line, {("one", "x"): {}, ("two", "x"): {}})
