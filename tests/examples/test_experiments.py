@@ -16,7 +16,7 @@ from utils import TEXT_SIZES
 
 pytest.importorskip("matplotlib", reason='pip install "amess_hf[report]"')
 
-TINY = "--num_train_epochs 1 --use_cpu --report_to none --disable_tqdm".split()
+TINY = "--num_train_epochs 1 --use_cpu --report_to none --disable_tqdm True".split()
 
 
 @pytest.fixture(scope="module")
