@@ -1,10 +1,13 @@
-"""Reading clips: the video as frames at a chosen rate, the sound as mono samples at a chosen rate.
+"""Clip files, and the only place where they are checked: frames at a chosen rate, mono samples at a chosen rate.
 
-PyAV decodes: it is maintained, its wheels include the FFmpeg libraries (no `ffmpeg` program or system library is
-needed), it reads file objects, and unlike torchcodec it works with any version of torch. It is imported when the
-first clip is opened, so that a model can be used with ready features where PyAV is not installed.
+A row of a data set or an input of the pipeline becomes a [`Clip`] once; everything that can be wrong with it, and with the
+files that it names, is a [`ClipError`] that names the clip and says what to do.
 
-Both readers are streams: frames are shrunk and sound is resampled while the file is being decoded. Memory therefore does
+PyAV decodes: its wheels include the FFmpeg libraries (no `ffmpeg` program or system library is needed), it reads file
+objects, and unlike torchcodec it works with any version of torch. It is imported when the first clip is opened, so that a
+model can be used with ready features where it is not installed.
+
+Both readers are streams: frames are shrunk and audio is resampled while the file is being decoded. Memory therefore does
 not grow with the length of the clip or the size of its frames, and only the requested span is decoded.
 """
 
@@ -25,8 +28,8 @@ import numpy as np
 CLIP_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,wav,w64,mp3,flac,ogg,aac,mpegts,mpeg,flv,asf,aiff"
 # Formats that state how long each stream is, so that a file that ends earlier is known to be truncated.
 FORMATS_WITH_DURATION = ("mov", "matroska", "wav", "flac", "avi")
-# Decoding starts this many seconds before the requested sound: audio codecs need a few packets to settle.
-SOUND_PREROLL = 0.1
+# Decoding starts this many seconds before the requested audio: codecs need a few packets to settle.
+AUDIO_PREROLL = 0.1
 
 
 class ClipError(ValueError):
@@ -34,25 +37,109 @@ class ClipError(ValueError):
 
 
 @dataclass
-class ClipInfo:
-    """What the header of a clip says.
+class Clip:
+    """What a row says about its clip: where audio and video come from, and which seconds are meant.
+
+    A source is an encoded clip, as in [`read_audio`], or an array.
 
     Attributes:
-        duration (`float`): Seconds, 0 where the header does not say.
-        has_sound (`bool`): Whether there is an audio stream.
-        has_picture (`bool`): Whether there is a video stream (a cover picture does not count).
-        sampling_rate (`int`): Samples of sound per second, 0 without sound.
-        frame_rate (`float`): Mean frames per second, 0 without video.
-        width, height (`int`): Size of the frames as stored, before rotation; 0 without video.
+        audio (*optional*): A source, or mono `float32` samples of shape `(samples,)`.
+        video (*optional*): A source, or `uint8` frames of shape `(frames, height, width, 3)`.
+        sampling_rate (`int`, *optional*): Samples per second of an array; the encoder's if not given.
+        start (`float`): Second at which the clip begins.
+        end (`float`, *optional*): Second at which it ends, `None` for the end of the source.
+
+    Raises:
+        ClipError: `start` or `end` is no number of seconds, or the span is empty.
     """
 
-    duration: float
-    has_sound: bool
-    has_picture: bool
-    sampling_rate: int = 0
-    frame_rate: float = 0.0
-    width: int = 0
-    height: int = 0
+    audio: Any = None
+    video: Any = None
+    sampling_rate: int | None = None
+    start: float | None = 0.0
+    end: float | None = None
+
+    def __post_init__(self):
+        for name in ("start", "end"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, (int, float, np.number)) and 0 <= value < np.inf):
+                raise ClipError(f"`{name}` is {value!r}; it must be a number of seconds, 0 or more")
+        self.start = self.start or 0.0
+        if self.end is not None and self.end <= self.start:
+            raise ClipError(f"`end` is {self.end}; it must be greater than `start` ({self.start})")
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> "Clip":
+        """Resolve a row.
+
+        Args:
+            row (`dict`):
+                Values named as the arguments of [`AMESSProcessor.__call__`]; other keys are ignored. In a row with a
+                `dialogue_id` (MIntRec2.0), `start` and `end` are times of the episode that the clip was cut from, and are
+                not used. Samples may have channels, first or last; integers are scaled to [-1, 1].
+
+        Raises:
+            ClipError: The span, an array or a sampling rate is invalid. Files are not opened yet.
+        """
+        whole = row.get("clip") if row.get("video") is None else row["video"]
+        audio, rate = row.get("audio"), row.get("sampling_rate")
+        if audio is not None and not _is_encoded(audio):
+            audio, rate = _as_samples(audio, rate)
+        video = whole if row.get("frames") is None else row["frames"]
+        if whole is not None and _is_encoded(whole):
+            audio = whole if audio is None else audio
+        if video is not None and not (video is audio or _is_encoded(video)):
+            video = _as_frames(video)
+        span = {} if row.get("dialogue_id") is not None else {"start": row.get("start"), "end": row.get("end")}
+        return cls(audio, video, rate, **span)
+
+    @property
+    def name(self) -> str:
+        """What messages call the clip: its path or address, or the kind of object that it is."""
+        return _name(self.audio if self.video is None else self.video)
+
+    def read_audio(self, sampling_rate: int, max_seconds: float | None = None) -> np.ndarray | None:
+        """Decode or convert the audio of the span, at most `max_seconds` of it.
+
+        Returns:
+            `np.ndarray` of `float32` and of shape `(samples,)`, `None` without a source.
+
+        Raises:
+            ClipError: As for [`read_audio`].
+        """
+        end = self.end
+        if max_seconds is not None:
+            end = self.start + max_seconds if end is None else min(end, self.start + max_seconds)
+        if isinstance(self.audio, np.ndarray):
+            samples = resample(self.audio, self.sampling_rate or sampling_rate, sampling_rate)
+            return self._cut(samples, sampling_rate, end, "audio")
+        return None if self.audio is None else read_audio(self.audio, sampling_rate, self.start, end)
+
+    def iter_frames(self, frame_rate: float, max_frames: int | None = None, **reading: Any) -> Iterator[np.ndarray]:
+        """Decode the frames of the span one by one; an array is taken to have `frame_rate` frames per second.
+
+        Args and errors as for [`iter_frames`].
+        """
+        if isinstance(self.video, np.ndarray):
+            yield from self._cut(self.video, frame_rate, self.end, "video")[:max_frames]
+        elif self.video is not None:
+            span = {"start": self.start, "end": self.end}
+            yield from iter_frames(self.video, frame_rate, max_frames=max_frames, **span, **reading)
+
+    def durations(self, sampling_rate: int, frame_rate: float) -> dict[str, float]:
+        """Measure the sources, as [`clip_durations`] does; the rates are those of arrays."""
+        found, rates = {}, {"audio": self.sampling_rate or sampling_rate, "video": frame_rate}
+        for name, rate in rates.items():
+            source = getattr(self, name)
+            if source is not None:
+                in_array = isinstance(source, np.ndarray)
+                found[name] = len(source) / rate if in_array else clip_durations(source).get(name, 0.0)
+        return found
+
+    def _cut(self, values: np.ndarray, rate: float, end: float | None, name: str) -> np.ndarray:
+        if self.start and self.start * rate >= len(values):
+            raise ClipError(f"`{name}` ends before {self.start:g} seconds; check `start`")
+        return values[round(self.start * rate) : None if end is None else round(end * rate)]
 
 
 def import_av() -> Any:
@@ -64,92 +151,27 @@ def import_av() -> Any:
     return av
 
 
-def is_clip_source(value: Any) -> bool:
-    """Tell whether `value` holds an encoded clip: a path, address, bytes, file object, or value of a data set column."""
-    if isinstance(value, dict):
-        return "array" not in value and (value.get("path") is not None or value.get("bytes") is not None)
-    return isinstance(value, (str, os.PathLike, bytes, bytearray)) or hasattr(value, "read") or _has_encoded(value)
+def clip_durations(source: Any) -> dict[str, float]:
+    """Return the seconds of `audio` and `video` of a clip, as far as it has them.
 
-
-def clip_name(source: Any) -> str:
-    """Give the name of a clip for messages: its path or address, or the kind of object that it is."""
-    source = _unwrap(source)
-    if isinstance(source, (str, os.PathLike)):
-        return os.fspath(source)
-    if isinstance(source, (bytes, bytearray)):
-        return f"the clip given as {len(source)} bytes"
-    return str(getattr(source, "name", None) or f"the clip given as {type(source).__name__}")
-
-
-def clip_span(row: dict[str, Any]) -> dict[str, float | None]:
-    """Give the span of a row's clip.
+    They come from the header, or else from the packets, which are read but not decoded.
 
     Args:
-        row (`dict`):
-            A row of a data set. In one that names a `dialogue_id` (MIntRec2.0), `start` and `end` are times of the episode
-            that the clip was cut from, and are not used.
-
-    Returns:
-        `dict`: `start` and `end` in seconds of the clip, `None` where the clip's own start or end is meant.
-    """
-    cut = row.get("dialogue_id") is not None
-    return {name: None if cut else row.get(name) for name in ("start", "end")}
-
-
-@contextmanager
-def open_clip(source: Any) -> Iterator[tuple[Any, str]]:
-    """Open a clip for reading.
-
-    Args:
-        source: A path, a URL that `fsspec` can open, `bytes`, a binary file object, a dictionary with `path` or `bytes`
-            (as `datasets.Video(decode=False)` and `datasets.Audio(decode=False)` give), or their decoded objects.
-
-    Yields:
-        The PyAV container and the clip's name for messages.
+        source: As in [`read_audio`].
 
     Raises:
-        ClipError: The clip is missing, empty, not a media file, has neither sound nor video, or breaks while it is read.
-        ImportError: PyAV is not installed.
+        ClipError: As for [`read_audio`].
     """
-    av = import_av()
-    name = clip_name(source)
-    handle, owned = _open_handle(_unwrap(source), name)
-    try:
-        _check_riff(handle, name)
-        with av.open(handle, buffer_size=1 << 17, container_options={"format_whitelist": CLIP_FORMATS}) as container:
-            if _sound_stream(container) is None and _picture_stream(container) is None:
-                raise ClipError(f"{name} holds neither sound nor video; give an audio or a video file")
-            yield container, name
-    except av.FFmpegError as error:
-        raise ClipError(f"{name} cannot be decoded ({error.strerror}); give a whole media file") from error
-    finally:
-        if owned:
-            handle.close()
-
-
-def clip_info(source: Any) -> ClipInfo:
-    """Read the header of a clip; the source and the errors are those of [`open_clip`]."""
-    with open_clip(source) as (container, _):
-        sound, picture = _sound_stream(container), _picture_stream(container)
-        durations = [_stated_duration(stream) for stream in (sound, picture) if stream is not None]
-        duration = max(durations) or (container.duration or 0) / 1e6
-        info = ClipInfo(duration, sound is not None, picture is not None)
-        if sound is not None:
-            info.sampling_rate = sound.codec_context.sample_rate
-        if picture is not None:
-            info.frame_rate = float(picture.average_rate or 0)
-            info.width, info.height = picture.codec_context.width, picture.codec_context.height
-        return info
-
-
-def clip_durations(source: Any) -> tuple[float, float]:
-    """Give the seconds of sound and of picture of a clip, counted where the header does not say; 0 for what it lacks."""
-    with open_clip(source) as (container, _):
-        sound = _sound_stream(container)
-        seconds = 0.0 if sound is None else _stated_duration(sound)
-    if sound is not None and not seconds:
-        seconds = sum(map(len, iter_sound(source, 8000))) / 8000
-    return seconds, _measured_duration(source)
+    with _opened(source) as (container, streams, _):
+        found = {name: _stated_duration(stream) for name, stream in streams.items()}
+        unstated = {stream.index: name for name, stream in streams.items() if not found[name]}
+        if unstated:
+            for packet in container.demux([streams[name] for name in unstated.values()]):
+                if packet.pts is not None:
+                    end = float((packet.pts + (packet.duration or 0)) * packet.time_base) - _zero(container)
+                    name = unstated[packet.stream.index]
+                    found[name] = max(found[name], end)
+        return found
 
 
 def iter_frames(
@@ -169,7 +191,7 @@ def iter_frames(
     is taken. With neither, every frame is given. Rotated clips are turned upright.
 
     Args:
-        source: As in [`open_clip`].
+        source: As in [`read_audio`].
         frame_rate (`float`, *optional*): Frames per second.
         num_frames (`int`, *optional*): Number of frames, instead of a rate.
         start (`float`, *optional*): Second of the clip to begin at; defaults to its beginning.
@@ -177,32 +199,29 @@ def iter_frames(
         size (`int` or `(height, width)`, *optional*): An `int` shrinks the shorter side to it (never enlarges) and keeps
             the proportions; a pair is the exact size.
         max_frames (`int`, *optional*): Stop after that many.
-        gray (`bool`, *optional*, defaults to `False`): One channel of brightness instead of three of colour.
+        gray (`bool`, *optional*, defaults to `False`): One channel of brightness instead of three of color.
 
     Yields:
         `np.ndarray` of `uint8`, shape `(height, width, 3)`, or `(height, width)` with `gray`. Nothing for a clip without
         video.
 
     Raises:
-        ClipError: As in [`open_clip`], or the span is empty or lies after the end.
-        ValueError: `frame_rate` and `num_frames` are both given, or a value is out of range.
+        ClipError: As for [`read_audio`].
     """
-    _check_request(frame_rate, num_frames, start, end)
     begin, targets = start or 0.0, None
     if num_frames is not None:
-        length = (_measured_duration(source) if end is None else end) - begin
+        length = (clip_durations(source).get("video", 0.0) if end is None else end) - begin
         targets = (begin + (index + 0.5) * length / num_frames for index in range(num_frames))
     elif frame_rate is not None:
         targets = (begin + index / frame_rate for index in itertools.count())
-    with open_clip(source) as (container, name):
-        stream = _picture_stream(container)
-        if stream is None:
+    with _opened(source) as (container, streams, name):
+        if "video" not in streams:
             return
-        pictures = _sampled_pictures(container, stream, name, begin, end, targets, fill=num_frames is not None)
+        frames = _sampled(container, streams["video"], name, begin, end, targets, fill=num_frames is not None)
         last, array = None, None
-        for picture in itertools.islice(pictures, max_frames):
-            if picture is not last:  # a slow clip shows one picture at several of the requested times
-                last, array = picture, _to_array(picture, size, gray)
+        for frame in itertools.islice(frames, max_frames):
+            if frame is not last:  # a slow clip shows one frame at several of the requested times
+                last, array = frame, _to_array(frame, size, gray)
             yield array
 
 
@@ -210,7 +229,7 @@ def read_frames(source: Any, **kwargs: Any) -> np.ndarray:
     """Decode the frames of a clip into one array.
 
     Args:
-        source: As in [`open_clip`].
+        source: As in [`read_audio`].
         kwargs: As in [`iter_frames`].
 
     Returns:
@@ -223,82 +242,33 @@ def read_frames(source: Any, **kwargs: Any) -> np.ndarray:
     return np.zeros((0, 1, 1) if kwargs.get("gray") else (0, 1, 1, 3), dtype=np.uint8)
 
 
-def iter_sound(
-    source: Any, sampling_rate: int, start: float | None = None, end: float | None = None
-) -> Iterator[np.ndarray]:
-    """Decode the sound of a clip in pieces, with all channels mixed to one and resampled.
+def read_audio(source: Any, sampling_rate: int, start: float | None = None, end: float | None = None) -> np.ndarray:
+    """Decode the audio of a clip, with all channels mixed to one and resampled.
 
     The first sample is the one at `start`: where the audio stream begins later than the clip, silence fills the gap, so
-    that sound and video share one time axis.
+    that audio and video share one time axis.
 
     Args:
-        source: As in [`open_clip`].
+        source: A path, a URL that `fsspec` can open, `bytes`, a binary file object, a dictionary with `path` or `bytes`
+            (as `datasets.Video(decode=False)` and `datasets.Audio(decode=False)` give), or their decoded objects.
         sampling_rate (`int`): Samples per second to give.
         start (`float`, *optional*): Second of the clip to begin at; defaults to its beginning.
         end (`float`, *optional*): Second of the clip to end at; defaults to its end.
 
-    Yields:
-        `np.ndarray` of `float32` in about [-1, 1], shape `(samples,)`. Nothing for a clip without sound.
+    Returns:
+        `np.ndarray` of `float32` in about [-1, 1], shape `(samples,)`; no samples for a clip without audio.
 
     Raises:
-        ClipError: As in [`open_clip`].
+        ClipError: The clip is missing, empty, not a media file, cut short, has neither audio nor video, breaks while it is
+            read, or ends before `start`.
+        ImportError: PyAV is not installed.
     """
-    _check_request(None, None, start, end)
-    begin = start or 0.0
-    wanted = None if end is None else round((end - begin) * sampling_rate)
-    with open_clip(source) as (container, name):
-        stream = _sound_stream(container)
-        if stream is None:
-            return
-        position = None  # sample of the output that the next piece begins with; negative before the span
-        for seconds, piece in _resampled(container, stream, sampling_rate, begin):
-            if position is None:
-                gap = 0.0 if seconds is None else seconds - begin
-                longest = (container.duration or 0) / 1e6
-                position = round(min(gap, longest) * sampling_rate)
-                if position > 0:
-                    yield np.zeros(position if wanted is None else min(position, wanted), dtype=np.float32)
-            first, position = position, position + len(piece)
-            piece = piece[max(-first, 0) : None if wanted is None else max(wanted - first, 0)]
-            if len(piece):
-                yield piece
-            if wanted is not None and position >= wanted:
-                return
-        if position is None and 0 < _stated_duration(stream) <= begin:
-            raise ClipError(f"{name} ends before {begin:g} seconds; check `start`")
-        read = 0.0 if position is None else begin + position / sampling_rate
-        _check_whole(container, stream, name, read)
-
-
-def read_sound(source: Any, sampling_rate: int, start: float | None = None, end: float | None = None) -> np.ndarray:
-    """Decode the sound of a clip into one `float32` array of shape `(samples,)`; arguments as in [`iter_sound`]."""
-    pieces = list(iter_sound(source, sampling_rate, start, end))
+    pieces = list(_iter_audio(source, sampling_rate, start or 0.0, end))
     return np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.float32)
 
 
 def resample(samples: np.ndarray, original_rate: int, sampling_rate: int) -> np.ndarray:
-    """Mix sound given as an array to mono, and bring it to another rate.
-
-    Args:
-        samples (`np.ndarray`): `(samples,)`, or `(channels, samples)` or `(samples, channels)`; integers are scaled to
-            [-1, 1].
-        original_rate (`int`): Samples per second of `samples`.
-        sampling_rate (`int`): Samples per second to give.
-
-    Returns:
-        `np.ndarray` of `float32`, shape `(samples,)`.
-
-    Raises:
-        ValueError: The array has another shape.
-    """
-    samples = np.asarray(samples)
-    if np.issubdtype(samples.dtype, np.integer):
-        samples = samples / -float(np.iinfo(samples.dtype).min)
-    if samples.ndim == 2:
-        samples = samples.mean(axis=int(np.argmin(samples.shape)))  # there are fewer channels than samples
-    if samples.ndim != 1:
-        raise ValueError(f"`audio` has shape {samples.shape}; give (samples,), (channels, samples) or a path")
-    samples = np.ascontiguousarray(samples, dtype=np.float32)
+    """Bring mono `samples`, `float32` of shape `(samples,)`, from one rate to another."""
     if original_rate == sampling_rate or len(samples) == 0:
         return samples
     av = import_av()
@@ -309,88 +279,136 @@ def resample(samples: np.ndarray, original_rate: int, sampling_rate: int) -> np.
     return np.concatenate(pieces)
 
 
-def _has_encoded(value: Any) -> bool:
+def _is_encoded(value: Any) -> bool:
+    """Tell whether `value` is a source of an encoded clip rather than an array."""
+    if isinstance(value, dict):
+        return "array" not in value and (value.get("path") is not None or value.get("bytes") is not None)
+    return isinstance(value, (str, os.PathLike, bytes, bytearray)) or hasattr(value, "read") or _is_decoder(value)
+
+
+def _is_decoder(value: Any) -> bool:
+    """Tell whether `value` is what `datasets` makes of a clip where it decodes: an object that remembers its source."""
     return isinstance(getattr(value, "_hf_encoded", None), dict)
 
 
-def _unwrap(source: Any) -> Any:
+def _as_samples(audio: Any, sampling_rate: Any) -> tuple[np.ndarray, int | None]:
+    """Mix audio that is not an encoded clip to mono: an array, or a dictionary with `array` and `sampling_rate`."""
+    if isinstance(audio, dict):
+        if any(audio.get(name) is None for name in ("array", "sampling_rate")):
+            raise ClipError(
+                f"`audio` has only {sorted(audio)}; a dictionary holds `array` and `sampling_rate`, or `path` or `bytes`"
+            )
+        audio, sampling_rate = audio["array"], audio["sampling_rate"]
+    if sampling_rate is not None and not (isinstance(sampling_rate, (int, np.integer)) and sampling_rate > 0):
+        raise ClipError(f"`sampling_rate` is {sampling_rate!r}; it must be a whole number of samples per second")
+    samples = np.asarray(audio)
+    if samples.dtype.kind not in "iuf" or samples.ndim not in (1, 2) or not np.isfinite(samples).all():
+        raise ClipError(
+            f"`audio` has shape {samples.shape} and holds values that are not finite numbers; give finite samples of "
+            "shape (samples,) or (channels, samples), or a clip"
+        )
+    if np.issubdtype(samples.dtype, np.integer):
+        samples = samples / -float(np.iinfo(samples.dtype).min)
+    if samples.ndim == 2:
+        samples = samples.mean(axis=int(np.argmin(samples.shape)))  # there are fewer channels than samples
+    return np.ascontiguousarray(samples, dtype=np.float32), sampling_rate
+
+
+def _as_frames(video: Any) -> np.ndarray:
+    """Check frames that are not an encoded clip, and return them as `uint8`."""
+    frames = np.asarray(video)
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype.kind not in "iuf":
+        raise ClipError(f"`video` has shape {frames.shape}; give (frames, height, width, 3) or a clip")
+    top = 1 if frames.dtype.kind == "f" else 255
+    if frames.size and not (frames.min() >= 0 and frames.max() <= top):  # NaN fails both
+        raise ClipError(
+            f"`video` holds values from {frames.min():g} to {frames.max():g}; integers go from 0 to 255, and floating "
+            "point from 0 to 1"
+        )
+    return (np.rint(frames * 255) if top == 1 else frames).astype(np.uint8)
+
+
+def _unwrapped(source: Any) -> Any:
     """Take the path or the bytes out of a value of `datasets.Video` or `datasets.Audio`, decoded or not."""
-    if _has_encoded(source):
-        source = source._hf_encoded
+    source = source._hf_encoded if _is_decoder(source) else source
     if isinstance(source, dict):
-        encoded = source.get("bytes")
-        source = encoded if encoded is not None else source.get("path")
+        return source.get("path") if source.get("bytes") is None else source["bytes"]
     return source
 
 
-def _open_handle(source: Any, name: str) -> tuple[Any, bool]:
-    """Open the source as a binary file object; also tell whether the caller must close it."""
-    if isinstance(source, (bytes, bytearray)):
-        if not source:
-            raise ClipError(f"{name} is empty; give a whole media file")
-        return io.BytesIO(source), True
+def _name(source: Any) -> str:
+    source = _unwrapped(source)
     if isinstance(source, (str, os.PathLike)):
-        return (_open_address(name) if "://" in name else _open_path(name)), True
+        return os.fspath(source)
+    kind = f"{len(source)} bytes" if isinstance(source, (bytes, bytearray)) else type(source).__name__
+    return str(getattr(source, "name", None) or f"the clip given as {kind}")
+
+
+@contextmanager
+def _opened(source: Any) -> Iterator[tuple[Any, dict[str, Any], str]]:
+    """Yield the PyAV container, its streams by modality, and the clip's name for messages; see [`read_audio`]."""
+    av = import_av()
+    name, source = _name(source), _unwrapped(source)
+    handle = _handle(source, name)
+    try:
+        _check_length(handle, name)
+        with av.open(handle, buffer_size=1 << 17, container_options={"format_whitelist": CLIP_FORMATS}) as container:
+            streams = {"audio": next(iter(container.streams.audio), None), "video": _video_stream(container)}
+            streams = {modality: stream for modality, stream in streams.items() if stream is not None}
+            if not streams:
+                raise ClipError(f"{name} holds neither audio nor video; give an audio or a video file")
+            yield container, streams, name
+    except av.FFmpegError as error:
+        raise ClipError(f"{name} cannot be decoded ({error.strerror}); give a whole media file") from error
+    finally:
+        if handle is not source:
+            handle.close()
+
+
+def _handle(source: Any, name: str) -> Any:
+    """Open the source as a binary file object, or rewind it."""
     if hasattr(source, "read"):
         if source.seekable():
             source.seek(0)
-        return source, False
-    raise ClipError(f"a clip is a path, an address, bytes or a file object, not {type(source).__name__}")
-
-
-def _open_path(path: str) -> Any:
-    if not os.path.exists(path):
-        raise ClipError(f"{path} does not exist; check the path of the clip")
-    if os.path.isdir(path):
-        raise ClipError(f"{path} is a folder, not a clip; give the path of a file")
-    if os.path.getsize(path) == 0:
-        raise ClipError(f"{path} is an empty file; copy or download the clip again")
+        return source
+    if isinstance(source, (bytes, bytearray)):
+        return io.BytesIO(source)
+    if not isinstance(source, (str, os.PathLike)):
+        raise ClipError(f"a clip is a path, an address, bytes or a file object, not {type(source).__name__}")
+    if os.path.isdir(name):
+        raise ClipError(f"{name} is a folder, not a clip; give the path of a file")
     try:
-        return open(path, "rb")
-    except OSError as error:
-        raise ClipError(f"{path} cannot be opened ({error.strerror})") from error
-
-
-def _open_address(address: str) -> Any:
-    try:
+        if "://" not in name:
+            return open(name, "rb")
         import fsspec
+
+        return fsspec.open(name, "rb").open()
+    except FileNotFoundError as error:
+        raise ClipError(f"{name} does not exist; check the path of the clip") from error
     except ImportError as error:
-        raise ImportError(f"opening {address} needs fsspec; pip install fsspec") from error
-    try:
-        return fsspec.open(address, "rb").open()
+        raise ImportError(f"opening {name} needs fsspec; pip install fsspec") from error
     except Exception as error:  # every file system of fsspec raises its own errors
-        raise ClipError(f"{address} cannot be opened ({type(error).__name__}: {error})") from error
+        raise ClipError(f"{name} cannot be opened ({type(error).__name__}: {error})") from error
 
 
-def _check_request(frame_rate: float | None, num_frames: int | None, start: float | None, end: float | None) -> None:
-    if frame_rate is not None and num_frames is not None:
-        raise ValueError("give `frame_rate` or `num_frames`, not both")
-    for field, value in (("frame_rate", frame_rate), ("num_frames", num_frames)):
-        if value is not None and value <= 0:
-            raise ValueError(f"`{field}` is {value}; it must be positive")
-    check_span(start, end)
+def _check_length(handle: Any, name: str) -> None:
+    """Raise for an empty file, and for a RIFF file (wav, avi) that is shorter than its header says.
 
-
-def check_span(start: Any, end: Any) -> None:
-    """Check the seconds at which a span begins and ends, either of which may be `None`.
-
-    Raises:
-        ValueError: One is not a number of seconds, is negative, or the end is not after the start.
+    FFmpeg reads what there is of it without a warning.
     """
-    for field, value in (("start", start), ("end", end)):
-        if value is not None and (not isinstance(value, (int, float, np.number)) or not np.isfinite(value)):
-            raise ValueError(f"`{field}` is {value!r}; it must be a number of seconds")
-    if start is not None and start < 0:
-        raise ValueError(f"`start` is {start}; it must be 0 or more seconds")
-    if end is not None and end <= (start or 0.0):
-        raise ValueError(f"`end` is {end}; it must be greater than `start` ({start or 0.0})")
+    if not handle.seekable():
+        return
+    head = handle.read(8)
+    stated = int.from_bytes(head[4:8], "little") + 8
+    length = handle.seek(0, os.SEEK_END)
+    handle.seek(0)
+    if length == 0:
+        raise ClipError(f"{name} is empty; copy or download the clip again")
+    if head[:4] == b"RIFF" and length < stated < 0xFFFFFFFF:  # recorders that do not know the length write the maximum
+        raise ClipError(f"{name} is cut short: {length} of its {stated} bytes are there; copy or download it again")
 
 
-def _sound_stream(container: Any) -> Any:
-    return container.streams.audio[0] if container.streams.audio else None
-
-
-def _picture_stream(container: Any) -> Any:
+def _video_stream(container: Any) -> Any:
     """Give the first video stream that is not the cover picture of a sound file."""
     for stream in container.streams.video:
         if not any(flag.name == "attached_pic" and flag in stream.disposition for flag in type(stream.disposition)):
@@ -410,18 +428,6 @@ def _stated_duration(stream: Any) -> float:
         return 0.0
 
 
-def _measured_duration(source: Any) -> float:
-    """Give the seconds of video, from the header or else from the packets, which are read but not decoded."""
-    with open_clip(source) as (container, _):
-        stream = _picture_stream(container)
-        stated = 0.0 if stream is None else _stated_duration(stream)
-        if stated or stream is None:
-            return stated
-        zero = _zero(container)
-        ends = [float((p.pts + (p.duration or 0)) * p.time_base) for p in container.demux(stream) if p.pts is not None]
-        return max(ends, default=zero) - zero
-
-
 def _zero(container: Any) -> float:
     """Give the second on the container's clock at which the clip begins (MPEG transport streams do not begin at 0)."""
     return (container.start_time or 0) / 1e6
@@ -437,18 +443,6 @@ def _check_whole(container: Any, stream: Any, name: str, read: float) -> None:
         )
 
 
-def _check_riff(handle: Any, name: str) -> None:
-    """Raise where a RIFF file (wav, avi) is shorter than its header says; FFmpeg reads what there is without a warning."""
-    if not handle.seekable():
-        return
-    head = handle.read(8)
-    stated = int.from_bytes(head[4:8], "little") + 8
-    length = handle.seek(0, os.SEEK_END)
-    handle.seek(0)
-    if head[:4] == b"RIFF" and length < stated < 0xFFFFFFFF:  # recorders that do not know the length write the maximum
-        raise ClipError(f"{name} is cut short: {length} of its {stated} bytes are there; copy or download it again")
-
-
 def _seek(container: Any, stream: Any, seconds: float) -> None:
     """Go to the key frame at or before the given second of the clip; a format that cannot seek is read through."""
     if seconds <= 0:
@@ -460,7 +454,7 @@ def _seek(container: Any, stream: Any, seconds: float) -> None:
         container.seek(0)
 
 
-def _sampled_pictures(
+def _sampled(
     container: Any,
     stream: Any,
     name: str,
@@ -469,34 +463,34 @@ def _sampled_pictures(
     targets: Iterator[float] | None,
     fill: bool,
 ) -> Iterator[Any]:
-    """Decode the pictures on screen at the target seconds (rising), or all of the span where there are no targets."""
+    """Decode the frames on screen at the target seconds (rising), or all of the span where there are no targets."""
     stream.thread_type = "AUTO"
     _seek(container, stream, begin)
     zero, step = _zero(container), 1.0 / float(stream.average_rate or 25)
     shown, seconds = None, begin - step
     target = None if targets is None else next(targets)
-    for picture in container.decode(stream):
-        previous, seconds = shown, seconds + step if picture.time is None else picture.time - zero
-        shown = picture
+    for frame in container.decode(stream):
+        previous, seconds = shown, seconds + step if frame.time is None else frame.time - zero
+        shown = frame
         if end is not None and seconds >= end:
-            shown = previous if previous is not None else picture
+            shown = previous if previous is not None else frame
             break
         if targets is None:
             if seconds > begin - 1e-6:
-                yield picture
+                yield frame
             continue
         while target is not None and target < seconds - 1e-6:
-            yield picture if previous is None else previous
+            yield frame if previous is None else previous
             target = next(targets, None)
         if target is None:
             return
     else:
         _check_whole(container, stream, name, 0.0 if shown is None else seconds + step)
-    if shown is None or (begin > 0 and seconds + step <= begin):
-        if begin > 0:
-            raise ClipError(f"{name} ends before {begin:g} seconds; check `start`")
+    if begin > 0 and (shown is None or seconds + step <= begin):
+        raise ClipError(f"{name} ends before {begin:g} seconds; check `start`")
+    if shown is None:
         return
-    # After the last picture: it stays on screen for its own duration.
+    # After the last frame: it stays on screen for its own duration.
     last = seconds + (float(shown.duration * shown.time_base) if shown.duration else step)
     last = last if end is None else min(last, end)
     while target is not None and (fill or target < last - 1e-6):
@@ -504,26 +498,54 @@ def _sampled_pictures(
         target = next(targets, None)
 
 
-def _to_array(picture: Any, size: int | tuple[int, int] | None, gray: bool) -> np.ndarray:
-    """Shrink, convert and rotate one decoded picture."""
-    turns = round(getattr(picture, "rotation", 0) / 90) % 4
-    height, width = picture.height, picture.width
+def _to_array(frame: Any, size: int | tuple[int, int] | None, gray: bool) -> np.ndarray:
+    """Shrink, convert and rotate one decoded frame."""
+    turns = round(getattr(frame, "rotation", 0) / 90) % 4
+    height, width = frame.height, frame.width
     if isinstance(size, tuple):
         height, width = size if turns % 2 == 0 else size[::-1]
     elif size is not None and min(height, width) > size:
         scale = size / min(height, width)
         height, width = max(round(height * scale), size), max(round(width * scale), size)
-    array = picture.to_ndarray(format="gray" if gray else "rgb24", width=width, height=height, interpolation="AREA")
+    array = frame.to_ndarray(format="gray" if gray else "rgb24", width=width, height=height, interpolation="AREA")
     return np.ascontiguousarray(np.rot90(array, turns)) if turns else array
+
+
+def _iter_audio(source: Any, sampling_rate: int, begin: float, end: float | None) -> Iterator[np.ndarray]:
+    """Decode in pieces, cut to the span; see [`read_audio`]."""
+    wanted = None if end is None else round((end - begin) * sampling_rate)
+    with _opened(source) as (container, streams, name):
+        if "audio" not in streams:
+            return
+        stream, position = (
+            streams["audio"],
+            None,
+        )  # the sample that the next piece begins with, negative before the span
+        for seconds, piece in _resampled(container, stream, sampling_rate, begin):
+            if position is None:
+                gap = 0.0 if seconds is None else seconds - begin
+                longest = (container.duration or 0) / 1e6
+                position = round(min(gap, longest) * sampling_rate)
+                if position > 0:
+                    yield np.zeros(position if wanted is None else min(position, wanted), dtype=np.float32)
+            first, position = position, position + len(piece)
+            piece = piece[max(-first, 0) : None if wanted is None else max(wanted - first, 0)]
+            if len(piece):
+                yield piece
+            if wanted is not None and position >= wanted:
+                return
+        if position is None and 0 < _stated_duration(stream) <= begin:
+            raise ClipError(f"{name} ends before {begin:g} seconds; check `start`")
+        _check_whole(container, stream, name, 0.0 if position is None else begin + position / sampling_rate)
 
 
 def _resampled(
     container: Any, stream: Any, sampling_rate: int, begin: float
 ) -> Iterator[tuple[float | None, np.ndarray]]:
-    """Give (second of the clip at which the first piece begins, mono samples) for all sound from about `begin` on."""
+    """Give (second of the clip at which the first piece begins, mono samples) for all audio from about `begin` on."""
     av = import_av()
     stream.thread_type = "AUTO"
-    _seek(container, stream, begin - SOUND_PREROLL)
+    _seek(container, stream, begin - AUDIO_PREROLL)
     resampler = av.AudioResampler(format="flt", layout="mono", rate=sampling_rate)
     zero, first, gain = _zero(container), None, _mix_gain(stream.codec_context.layout.name)
     for frame in container.decode(stream):
@@ -540,7 +562,7 @@ def _resampled(
 def _mix_gain(layout: str) -> np.float32:
     """Give the factor that brings a mix of all channels back to the loudness of one.
 
-    FFmpeg's own mix (ITU-R BS.775: the centre, where films have their speech, counts more than the sides) keeps the
+    FFmpeg's own mix (ITU-R BS.775: the center, where films have their speech, counts more than the sides) keeps the
     power of independent channels in floating point, so that equal channels add up to more than 1.
     """
     av = import_av()

@@ -20,7 +20,7 @@ import torch
 from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, AutoModel
 from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
-from .clips_amess import iter_frames, read_sound
+from .clips_amess import Clip
 
 
 # Audio is encoded in windows of this many features (20 s at 50 a second): the memory of attention grows with the square.
@@ -87,14 +87,10 @@ class AudioEncoder(_Encoder):
         windows = math.ceil(length / WINDOW_FEATURES)
         return (windows * WINDOW_FEATURES * self.hop_length + self._overlap) / self.sampling_rate
 
-    def read(
-        self, source: Any, max_length: int | None = None, start: float | None = None, end: float | None = None
-    ) -> np.ndarray:
-        """Decode the audio of a clip ([`~clips_amess.open_clip`]), no more than the first `max_length` features need."""
-        if max_length is not None:
-            limit = (start or 0.0) + self.seconds_needed(max_length)
-            end = limit if end is None else min(end, limit)
-        return read_sound(source, self.sampling_rate, start, end)
+    def read(self, clip: Clip, max_length: int | None = None, min_seconds: float = 0.0) -> np.ndarray | None:
+        """Decode the audio of a clip, no more than the first `max_length` features or `min_seconds` need."""
+        seconds = None if max_length is None else max(self.seconds_needed(max_length), min_seconds)
+        return clip.read_audio(self.sampling_rate, seconds)
 
     def __call__(self, sounds: list[np.ndarray]) -> list[np.ndarray]:
         """Encode the audio of several clips.
@@ -313,12 +309,10 @@ class VideoEncoder(_Encoder):
         """Return the number of frames that the first `length` features depend on."""
         return length * self.frames_per_feature
 
-    def read(
-        self, source: Any, max_length: int | None = None, start: float | None = None, end: float | None = None
-    ) -> Iterator[np.ndarray]:
-        """Decode the frames of a clip ([`~clips_amess.open_clip`]), no more than the first `max_length` features need."""
+    def read(self, clip: Clip, max_length: int | None = None) -> Iterator[np.ndarray]:
+        """Decode the frames of a clip, no more than the first `max_length` features need."""
         limit = None if max_length is None else self.frames_needed(max_length)
-        return iter_frames(source, start=start, end=end, max_frames=limit, **self.reading)
+        return clip.iter_frames(max_frames=limit, **self.reading)
 
     def __call__(self, clips: list[Iterable[np.ndarray]]) -> list[np.ndarray]:
         """Encode the frames of several clips.

@@ -1,22 +1,28 @@
-"""The pipeline `intent-recognition`: from a clip, words or features to the intent of the speaker."""
+"""The pipeline `intent-recognition`: from a clip, text or features to the intent of the speaker.
+
+Below it: what an input may be, and where anchors lie: among the words of the utterance, and in seconds of the clip.
+"""
 
 import copy
+import dataclasses
 import difflib
+import functools
+import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Subset
 from transformers import Pipeline, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 from transformers.utils import logging
 
-from .clips_amess import check_span, clip_durations, clip_span, is_clip_source, read_sound, resample
+from .clips_amess import Clip, resample
 from .configuration_amess import CLIP_SUFFIXES, FEATURE_MODALITIES, MODALITIES, NO_ANCHOR, OUT_OF_SCOPE_LABEL
 from .oos_amess import OutOfScopeDetector
-from .processing_amess import AMESSProcessor, clip_sources, encode_text, sound_array
+from .processing_amess import AMESSProcessor
 
 
 logger = logging.get_logger(__name__)
@@ -26,36 +32,60 @@ INPUT_KEYS = ("text", "context", "clip", "audio", "video", "frames", "audio_feat
 OTHER_KEYS = ("start", "end", "sampling_rate", "dialogue_id", "id", "label")
 # Lists from this length on get a progress bar.
 PROGRESS_FROM = 32
-# A speech recogniser gets at most this much of a clip: utterances are short, and Whisper takes no more at once.
+# A speech recognizer gets at most this much of a clip: utterances are short, and Whisper takes no more at once.
 MAX_SPEECH_SECONDS = 30.0
 # The rest of a clip after the last window is skipped if it is shorter than this.
 SHORTEST_WINDOW = 0.2
 
 
-class _Rows(Dataset):
-    """Rows of a `datasets.Dataset` as the PyTorch data set that `transformers.Pipeline` recognises."""
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
 
-    def __init__(self, rows: Any):
-        self.rows = rows
 
-    def __len__(self) -> int:
-        return len(self.rows)
+# What each parameter of a call may be.
+_PARAMETERS = {
+    "top_k": (
+        lambda value: value is None or (type(value) is int and value > 0),
+        "a number of intents, at least 1, or None for all",
+    ),
+    "threshold": (lambda value: _is_number(value) and 0 <= value <= 1, "a probability, a number from 0 to 1"),
+    "return_anchors": (lambda value: isinstance(value, bool), "True or False"),
+    "on_error": (lambda value: value in ("raise", "skip"), '"raise" or "skip"'),
+    "window_s": (lambda value: _is_number(value) and value > 0, "a number of seconds above 0"),
+    "stride_s": (lambda value: _is_number(value) and value > 0, "a number of seconds above 0, at most `window_s`"),
+    "candidate_labels": (
+        lambda value: isinstance(value, (dict, list, tuple, str)),
+        "{name: description, ...}, a list of names, or names with commas between them",
+    ),
+}
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.rows[index]
+
+def _reports_errors(method: Callable) -> Callable:
+    """Give a step the parameter `on_error`, with which it can return `{"error": reason}`; see `__call__`."""
+
+    @functools.wraps(method)
+    def guarded(*args: Any, on_error: str = "raise", **kwargs: Any) -> Any:
+        try:
+            return method(*args, **kwargs)
+        except ValueError as error:
+            if on_error == "raise":
+                raise
+            return {"error": str(error)}
+
+    return guarded
 
 
 class IntentRecognitionPipeline(Pipeline):
-    """Names the intent of an utterance from its words, sound and video, as far as they are given.
+    """Names the intent of an utterance from its text, audio and video, as far as they are given.
 
     An input is a dictionary, a clip (`pathlib.Path`, `bytes` or a file object), or a string. Keys of the dictionary:
 
-    - `text` (`str`): what is said, taken literally; without it the words are absent, or come from `asr_model`.
+    - `text` (`str`): what is said, taken literally; without it the text is absent, or comes from `asr_model`.
     - `context` (`list[str]` or `str`): earlier turns of the dialogue, oldest first.
-    - `video` (or `clip`): a clip (path, address, `bytes`, file object), whose sound is used too unless `audio` is given; or
+    - `video` (or `clip`): a clip (path, address, `bytes`, file object), whose audio is used too unless `audio` is given; or
       an array of frames of shape `(frames, height, width, 3)`.
-    - `frames`: the picture alone: an array of frames, or a clip whose sound is not used.
-    - `audio`: a sound file, an array (with `sampling_rate`), or a dictionary with `array` and `sampling_rate`.
+    - `frames`: the video alone: an array of frames, or a clip whose audio is not used.
+    - `audio`: an audio file, an array (with `sampling_rate`), or a dictionary with `array` and `sampling_rate`.
     - `audio_features`, `video_features`: ready features of shape `(frames, width)`, instead of a clip.
     - `start`, `end` (`float`): the span of the clip in seconds. In rows that name a `dialogue_id` (MIntRec2.0) these are
       times of the episode that the clip was cut from, and are not used.
@@ -77,7 +107,7 @@ class IntentRecognitionPipeline(Pipeline):
         detector ([`OutOfScopeDetector`], or `False`, *optional*):
             By default the one saved with the model, if there is one; `False` for none.
         asr_model (`str` or `Pipeline`, *optional*):
-            Speech recogniser that gives the words of clips without `text`.
+            Speech recognizer that gives the text of clips without `text`.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             Used if there is no processor: one is made from the model's configuration and this tokenizer.
         kwargs:
@@ -117,7 +147,11 @@ class IntentRecognitionPipeline(Pipeline):
         super().__init__(model=model, tokenizer=processor.tokenizer, processor=processor, **kwargs)
         self.model.eval()
         self.detector = self._find_detector() if detector is None else (detector or None)
-        self.asr_model = self._load_asr_model(asr_model)
+        if isinstance(asr_model, str):
+            from transformers import pipeline
+
+            asr_model = pipeline("automatic-speech-recognition", model=asr_model, device=self.device)
+        self.asr_model = asr_model
         self._described: tuple[Any, Any] = (None, None)
 
     def _find_detector(self) -> OutOfScopeDetector | None:
@@ -131,13 +165,6 @@ class IntentRecognitionPipeline(Pipeline):
             reason = str(error).strip().splitlines()[0]
             logger.warning(f"no out-of-scope detector is used: {place} cannot be searched for one ({reason})")
             return None
-
-    def _load_asr_model(self, asr_model: Any) -> Any:
-        if not isinstance(asr_model, str):
-            return asr_model
-        from transformers import pipeline
-
-        return pipeline("automatic-speech-recognition", model=asr_model, device=self.device)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Save model, processor and detector, so that `pipeline` finds all of them in the folder.
@@ -153,61 +180,36 @@ class IntentRecognitionPipeline(Pipeline):
         if self.detector is not None:
             self.detector.save_pretrained(save_directory)
 
-    def _sanitize_parameters(
-        self,
-        top_k: int | None = 5,
-        threshold: float | None = None,
-        candidate_labels: dict[str, Any] | list[str] | str | None = None,
-        return_anchors: bool | None = None,
-        on_error: str | None = None,
-        window_s: float | None = None,
-        stride_s: float | None = None,
-        **unknown: Any,
-    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    def _sanitize_parameters(self, **given: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """Check the parameters, and sort them by the step that takes them."""
+        unknown = [name for name in given if name not in _PARAMETERS]
         if unknown:
-            raise TypeError(
-                f"unknown parameter of the pipeline: {', '.join(map(repr, unknown))}; there are `top_k`, `threshold`, "
-                "`candidate_labels`, `return_anchors`, `on_error`, `window_s` and `stride_s`"
-            )
-        pre, forward, post = {}, {}, {}
-        if candidate_labels is not None:
-            forward["candidates"] = self._descriptions(candidate_labels)
-        if threshold is not None:
-            if not _is_number(threshold) or not 0 <= threshold <= 1:
-                raise ValueError(f"`threshold` is {threshold!r}; it is a probability, a number from 0 to 1")
-            post["threshold"] = threshold
-        if top_k != 5:
-            if top_k is not None and (not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1):
-                raise ValueError(
-                    f"`top_k` is {top_k!r}; it is the number of intents to give, at least 1, or None for all"
-                )
-            post["top_k"] = top_k
-        if return_anchors is not None:
-            if not isinstance(return_anchors, bool):
-                raise ValueError(f"`return_anchors` is {return_anchors!r}; it must be True or False")
-            post["return_anchors"] = return_anchors
-        if on_error is not None:
-            if on_error not in ("raise", "skip"):
-                raise ValueError(f"`on_error` is {on_error!r}; choose raise or skip")
-            pre["on_error"] = on_error
-        for name, value in (("window_s", window_s), ("stride_s", stride_s)):
-            if value is not None and (not _is_number(value) or not value > 0):
-                raise ValueError(f"`{name}` is {value!r}; it must be a number of seconds above 0")
-        if stride_s is not None and (window_s is None or stride_s > window_s):
-            raise ValueError(f"`stride_s` is {stride_s}; it must be at most `window_s`, which is {window_s}")
-        if window_s is not None:
-            pre |= {"window_s": window_s, "stride_s": stride_s or window_s}
-        return pre, forward, post
+            names = ", ".join(map(repr, unknown))
+            raise TypeError(f"unknown parameter of the pipeline: {names}; there are {', '.join(_PARAMETERS)}")
+        given = {name: value for name, value in given.items() if value is not None or name == "top_k"}
+        for name, value in given.items():
+            is_valid, what = _PARAMETERS[name]
+            if not is_valid(value) or (name == "stride_s" and value > given.get("window_s", 0.0)):
+                raise ValueError(f"`{name}` is {value!r}; it must be {what}")
+        if "window_s" in given:
+            given.setdefault("stride_s", given["window_s"])
+        if "candidate_labels" in given:
+            given["candidate_labels"] = self._descriptions(given["candidate_labels"])
+        steps = [{"on_error", "window_s", "stride_s"}, {"candidate_labels"}, {"top_k", "threshold", "return_anchors"}]
+        return tuple({name: value for name, value in given.items() if name in step} for step in steps)
 
-    def _descriptions(self, candidates: dict[str, Any] | list[str] | str) -> dict[str, list[str]]:
+    def _descriptions(self, given: dict[str, Any] | list[str] | str) -> dict[str, list[str]]:
         """Return sentences for each candidate; a name alone stands for the model's own description, or for itself."""
-        if isinstance(candidates, str):  # comma-separated names, as in other zero-shot pipelines
-            candidates = [name.strip() for name in candidates.split(",") if name.strip()]
-        if not candidates:
-            raise ValueError("`candidate_labels` is empty; give {name: description, ...} or a list of names")
-        if not isinstance(candidates, (dict, list, tuple)) or not all(isinstance(name, str) for name in candidates):
+        candidates = given
+        if isinstance(given, str):  # comma-separated names, as in other zero-shot pipelines
+            candidates = [name.strip() for name in given.split(",") if name.strip()]
+        if not isinstance(candidates, dict) and all(isinstance(name, str) for name in candidates):
+            own = self.model.config.label_descriptions or {}
+            candidates = {name: own.get(name, name) for name in candidates}
+        if not isinstance(candidates, dict) or not candidates or not all(map(_is_described, candidates.items())):
             raise ValueError(
-                f"`candidate_labels` is {candidates!r}; give {{name: description, ...}} or a list of names, all strings"
+                f"`candidate_labels` is {given!r}; it must have at least one name, and as {{name: description}} a sentence "
+                "or a list of sentences for each"
             )
         unknown = [name for name in candidates if name not in self.model.config.label2id]
         if unknown and not self.model.knows_descriptions():
@@ -216,14 +218,6 @@ class IntentRecognitionPipeline(Pipeline):
                 f"of intents and knows only its own: {', '.join(self.model.config.label2id)}; train with "
                 "`label_descriptions` to choose among others"
             )
-        if not isinstance(candidates, dict):
-            own = self.model.config.label_descriptions or {}
-            candidates = {name: own.get(name, name) for name in candidates}
-        for name, texts in candidates.items():
-            if not isinstance(texts, (str, list, tuple)):
-                raise ValueError(
-                    f"`candidate_labels` has {texts!r} for {name!r}; give a sentence or a list of sentences"
-                )
         return {name: [texts] if isinstance(texts, str) else list(texts) for name, texts in candidates.items()}
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
@@ -272,28 +266,22 @@ class IntentRecognitionPipeline(Pipeline):
         if isinstance(inputs, (list, tuple)) and len(inputs) == 0:
             return []
         if hasattr(inputs, "column_names") and hasattr(inputs, "__len__"):  # datasets.Dataset
-            return list(super().__call__(_Rows(inputs), **kwargs))
+            return list(super().__call__(Subset(inputs, range(len(inputs))), **kwargs))
         if hasattr(inputs, "column_names"):  # datasets.IterableDataset
             return super().__call__((row for row in inputs), **kwargs)
         return super().__call__(list(inputs) if isinstance(inputs, tuple) else inputs, **kwargs)
 
-    def get_iterator(
-        self,
-        inputs: Any,
-        num_workers: int,
-        batch_size: int,
-        preprocess_params: dict[str, Any],
-        forward_params: dict[str, Any],
-        postprocess_params: dict[str, Any],
-    ) -> Iterator[Any]:
+    def get_iterator(self, inputs: Any, num_workers: int, batch_size: int, *params: dict[str, Any]) -> Iterator[Any]:
         """Yield the results of several inputs, as `Pipeline` requires.
 
         The collation of `Pipeline` pads tensors; here a batch is a list of decoded clips until it is encoded.
         """
-        parameters = num_workers, batch_size, preprocess_params, forward_params, postprocess_params
-        return (
-            self._timed(inputs, *parameters) if "window_s" in preprocess_params else self._plain(inputs, *parameters)
-        )
+        run = self._in_windows if "window_s" in params[0] else self._plain
+        return run(inputs, num_workers, batch_size, *params)
+
+    def run_single(self, inputs: Any, *params: dict[str, Any]) -> Any:
+        """Return the result of one input, as `Pipeline` requires."""
+        return next(self.get_iterator([inputs], 0, 1, *params))
 
     def _plain(self, inputs: Any, num_workers: int, batch_size: int, *params: dict[str, Any]) -> Iterator[Any]:
         preprocess_params, forward_params, postprocess_params = params
@@ -304,137 +292,94 @@ class IntentRecognitionPipeline(Pipeline):
             num_workers = min(num_workers, 1)
         loader = DataLoader(dataset, num_workers=num_workers, batch_size=batch_size, collate_fn=list)
         hidden = total is None or total < PROGRESS_FROM
-        with logging.tqdm(total=total, desc="Recognising intents", unit="clip", disable=hidden) as progress:
+        with logging.tqdm(total=total, desc="Recognizing intents", unit="clip", disable=hidden) as progress:
             for examples in loader:
                 for result in self.forward({"examples": examples}, **forward_params)["results"]:
                     yield self.postprocess(result, **postprocess_params)
                     progress.update()
 
-    def _timed(self, inputs: Any, num_workers: int, batch_size: int, *params: dict[str, Any]) -> Iterator[Any]:
+    def _in_windows(self, inputs: Any, num_workers: int, batch_size: int, *params: dict[str, Any]) -> Iterator[Any]:
         """Answer for each window of each clip; only one window is in memory at a time."""
         preprocess_params, *other_params = params
-        window, stride = preprocess_params["window_s"], preprocess_params["stride_s"]
         plain_params = {name: value for name, value in preprocess_params.items() if name == "on_error"}
         for one in inputs:
-            try:
-                rows = self._windows(_as_row(one), window, stride)
-            except ValueError as error:
-                if preprocess_params.get("on_error") != "skip":
-                    raise
-                yield {"error": str(error)}
+            rows = self._windows(one, **preprocess_params)
+            if "error" in rows:
+                yield rows
                 continue
             answers = self._plain(rows, num_workers, batch_size, plain_params, *other_params)
             yield [
-                {"start": row["start"], "end": row["end"]}
+                {"start": row["clip"].start, "end": row["clip"].end}
                 | (answer if isinstance(answer, dict) else {"predictions": answer})
                 for row, answer in zip(rows, answers, strict=True)
             ]
 
-    def _windows(self, row: dict[str, Any], window: float, stride: float) -> list[dict[str, Any]]:
+    @_reports_errors
+    def _windows(self, inputs: Any, window_s: float, stride_s: float) -> list[dict[str, Any]]:
         """Return a row for each window of a clip."""
+        row = _as_row(inputs)
+        clip = Clip.from_row(row)
         given = [name for name in ("text", "audio_features", "video_features") if row.get(name) is not None]
-        if given and not (given == ["text"] and not row["text"].strip()):
+        timeless = [name for name in given if name != "text" or row["text"].strip()]
+        encoders = {name: self.processor.load_encoder(name, self.device) for name in FEATURE_MODALITIES}
+        clip = dataclasses.replace(clip, **{name: None for name, encoder in encoders.items() if encoder is None})
+        ends = clip.durations(
+            getattr(encoders["audio"], "sampling_rate", 1), getattr(encoders["video"], "clip_frame_rate", 1)
+        )
+        total = min(max(ends.values(), default=0.0), math.inf if clip.end is None else clip.end)
+        if timeless or total <= clip.start:
             raise ValueError(
-                f"`window_s` splits a clip, but it is not known where `{given[0]}` belongs in it; leave it out "
-                "(`asr_model` hears the words of each window)"
+                f"`window_s` splits a clip, but it is not known where `{timeless[0]}` belongs in it; leave it out "
+                "(`asr_model` hears the text of each window)"
+                if timeless
+                else f"the input ends at {total:g} s and `start` is {clip.start:g}; there is nothing left"
             )
-        span = clip_span(row)
-        check_span(span["start"], span["end"])
-        ends = {"audio": self._seconds_of_sound(row), "frames": self._seconds_of_picture(row)}
-        begin, total = span["start"] or 0.0, max(ends.values())
-        total = total if span["end"] is None else min(total, span["end"])
-        if total <= begin:
-            raise ValueError(f"the input ends at {total:g} s and `start` is {begin:g}; there is nothing left")
-        rows, start = [], begin
+        rows, start = [], clip.start
         while True:
-            there = {
-                name: row[name] if end - start > SHORTEST_WINDOW or not rows else None for name, end in ends.items()
-            }
-            end = min(start + window, total)
-            rows.append({**row, **there, "start": start, "end": end, "dialogue_id": None})
+            over = {name: None for name, end in ends.items() if rows and end - start <= SHORTEST_WINDOW}
+            end = min(start + window_s, total)
+            part = dataclasses.replace(clip, start=start, end=end, **over)
+            rows.append({"context": row.get("context"), "clip": part})
             if total - end < SHORTEST_WINDOW:
                 return rows
-            start = begin + len(rows) * stride
+            start = clip.start + len(rows) * stride_s
 
-    def _seconds_of_sound(self, row: dict[str, Any]) -> float:
-        encoder = None if row["audio"] is None else self.processor.load_encoder("audio", self.device)
-        if encoder is None:
-            return 0.0
-        if is_clip_source(row["audio"]):
-            return clip_durations(row["audio"])[0]
-        samples, rate = sound_array(row["audio"], row.get("sampling_rate"))
-        return max(samples.shape) / (rate or encoder.sampling_rate)
-
-    def _seconds_of_picture(self, row: dict[str, Any]) -> float:
-        encoder = None if row["frames"] is None else self.processor.load_encoder("video", self.device)
-        if encoder is None:
-            return 0.0
-        frames = row["frames"]
-        return clip_durations(frames)[1] if is_clip_source(frames) else len(frames) / encoder.clip_frame_rate
-
-    def run_single(
-        self,
-        inputs: Any,
-        preprocess_params: dict[str, Any],
-        forward_params: dict[str, Any],
-        postprocess_params: dict[str, Any],
-    ) -> Any:
-        """Return the result of one input, as `Pipeline` requires."""
-        if "window_s" in preprocess_params:
-            return next(self._timed([inputs], 0, 1, preprocess_params, forward_params, postprocess_params))
-        examples = [self.preprocess(inputs, **preprocess_params)]
-        results = self.forward({"examples": examples}, **forward_params)["results"]
-        return self.postprocess(results[0], **postprocess_params)
-
-    def preprocess(self, inputs: Any, on_error: str = "raise") -> dict[str, Any]:
+    @_reports_errors
+    def preprocess(self, inputs: Any) -> dict[str, Any]:
         """Decode a clip; nothing is encoded yet.
 
         Args:
             inputs:
                 One input; see the class.
-            on_error (`str`, *optional*, defaults to `"raise"`):
-                See `__call__`.
 
         Returns:
-            `dict`: What [`AMESSProcessor.read`] gives, with `offset` (second of the clip at which the span begins) and
-            `speech` (sound to be transcribed, or `None`); or `error` alone.
+            `dict`: What [`AMESSProcessor.read`] gives, with `speech` (audio to be transcribed, or `None`); or `error` alone.
         """
-        try:
-            return self._read(_as_row(inputs))
-        except ValueError as error:
-            if on_error == "raise":
-                raise
-            return {"error": str(error)}
-
-    def _read(self, row: dict[str, Any]) -> dict[str, Any]:
-        example = self.processor.read(row)
-        span = clip_span(row)
-        example["offset"], example["speech"] = span["start"] or 0.0, None
-        if self.asr_model is not None and row["audio"] is not None and not (example["text"] or "").strip():
-            example["speech"] = self._speech(row["audio"], row.get("sampling_rate"), **span)
-        names = [("audio_features", "sound"), ("video_features", "frames")]
-        taken = [pair for pair in names if getattr(self.processor, f"{pair[0].removesuffix('s')}_size") is not None]
-        values = [example[name] for pair in taken for name in pair] + [example["speech"]]
-        if not (example["text"] or "").strip() and not any(value is not None and len(value) for value in values):
+        row = _as_row(inputs)
+        has_text = isinstance(row.get("text"), str) and row["text"].strip() != ""
+        listens = self.asr_model is not None and not has_text
+        example = self.processor.read(row, MAX_SPEECH_SECONDS if listens else 0.0)
+        example["speech"] = self._speech(example) if listens else None
+        taken = [name for name in FEATURE_MODALITIES if getattr(self.processor, f"{name}_feature_size") is not None]
+        values = [example[key] for name in taken for key in (name, f"{name}_features")] + [example["speech"]]
+        if not has_text and not any(value is not None and len(value) for value in values):
             raise ValueError(
-                "the input holds no words, sound or picture that this model takes; give at least one of them"
+                "the input holds no text, audio or video that this model takes; give at least one of them"
             )
         return example
 
-    def _speech(self, audio: Any, sampling_rate: int | None, start: float | None, end: float | None) -> np.ndarray:
-        rate = self.asr_model.feature_extractor.sampling_rate
-        if is_clip_source(audio):
-            limit = (start or 0.0) + MAX_SPEECH_SECONDS
-            return read_sound(audio, rate, start, limit if end is None else min(end, limit))
-        samples, sampling_rate = sound_array(audio, sampling_rate)
-        sound = resample(samples, sampling_rate or rate, rate)
-        first = round((start or 0.0) * rate)
-        limit = first + round(MAX_SPEECH_SECONDS * rate)
-        return sound[first : limit if end is None else min(round(end * rate), limit)]
+    def _speech(self, example: dict[str, Any]) -> np.ndarray | None:
+        """Return the audio that the recognizer gets: what was decoded for the encoder, if it takes audio."""
+        rate, audio = self.asr_model.feature_extractor.sampling_rate, example["audio"]
+        if audio is not None:
+            audio = resample(audio, self.processor.load_encoder("audio").sampling_rate, rate)
+        else:
+            audio = example["clip"].read_audio(rate, MAX_SPEECH_SECONDS)
+        return None if audio is None else audio[: round(MAX_SPEECH_SECONDS * rate)]
 
-    def _forward(self, inputs: dict[str, Any], candidates: dict[str, list[str]] | None = None) -> dict[str, Any]:
+    def _forward(self, inputs: dict[str, Any], candidate_labels: dict[str, list[str]] | None = None) -> dict[str, Any]:
         examples = [example for example in inputs["examples"] if "error" not in example]
-        results = iter(self._answers(examples, candidates) if examples else ())
+        results = iter(self._answers(examples, candidate_labels) if examples else ())
         return {"results": [one if "error" in one else next(results) for one in inputs["examples"]]}
 
     def _answers(
@@ -442,36 +387,27 @@ class IntentRecognitionPipeline(Pipeline):
     ) -> list[dict[str, Any]]:
         """Return the model's outputs for each of a batch of decoded clips."""
         for example in examples:
-            example["text"] = example["text"] or self._transcribe(example["speech"])
+            if example["speech"] is not None and len(example["speech"]):
+                heard = {"raw": example["speech"], "sampling_rate": self.asr_model.feature_extractor.sampling_rate}
+                example["text"] = self.asr_model(heard)["text"].strip()
         batch = self.processor.collate(self.processor.encode(examples, self.device))
         model = self.model if candidates is None else self._model_for(candidates)
         outputs = model(**batch.to(self.device, self.model.dtype))
-        scores = None
-        if self.detector is not None and candidates is None:
-            scores = self.detector.score(outputs)
-        results = []
-        for row, example in enumerate(examples):
-            result = {
+        scores = None if self.detector is None or candidates is not None else self.detector.score(outputs)
+        anchors = None if outputs.anchor_indices is None else (outputs.anchor_indices, outputs.anchor_scores.float())
+        return [
+            {
                 "labels": model.config.id2label,
                 "probabilities": outputs.logits[row].float().softmax(-1).cpu(),
                 "detector_score": None if scores is None else float(scores[row]),
-                "text": example["text"],
-                "context": example["context"],
-                "offset": example["offset"],
+                "text": example["text"] or "",
+                "encoding": batch.encodings and batch.encodings[row],
+                "offset": example["clip"].start,
                 "decoded": {name: example[f"{name}_features"] is None for name in FEATURE_MODALITIES},
-                "anchors": None,
+                "anchors": anchors and [part[row].tolist() for part in anchors],
             }
-            if outputs.anchor_indices is not None:
-                positions, gates = outputs.anchor_indices[row].tolist(), outputs.anchor_scores[row].float().tolist()
-                result["anchors"] = [scored_anchors(*pair) for pair in zip(positions, gates, strict=True)]
-            results.append(result)
-        return results
-
-    def _transcribe(self, speech: np.ndarray | None) -> str:
-        if speech is None or len(speech) == 0:
-            return ""
-        rate = self.asr_model.feature_extractor.sampling_rate
-        return self.asr_model({"raw": speech, "sampling_rate": rate})["text"].strip()
+            for row, example in enumerate(examples)
+        ]
 
     def _model_for(self, candidates: dict[str, list[str]]) -> Any:
         """Return the model with another label set; it shares all weights but those of the labels with the pipeline's own."""
@@ -520,10 +456,8 @@ class IntentRecognitionPipeline(Pipeline):
     def _anchors(self, result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
         if result["anchors"] is None:
             return {name: [] for name in MODALITIES}
-        anchors = dict(zip(MODALITIES, result["anchors"], strict=True))
-        tokenizer, limit = self.processor.tokenizer, self.processor.max_text_length
-        prefix = self.processor.text_prefix
-        words = utterance_words(tokenizer, anchors["text"], result["text"], result["context"], limit, prefix)
+        anchors = dict(zip(MODALITIES, map(scored_anchors, *result["anchors"]), strict=True))
+        words = utterance_words(result["text"], anchors["text"], result["encoding"], self.processor.text_prefix)
         found = {"text": sorted((w for w in words if w["score"] is not None), key=lambda word: -word["score"])}
         for name in FEATURE_MODALITIES:
             encoder = self.processor.load_encoder(name, self.device) if result["decoded"][name] else None
@@ -532,46 +466,46 @@ class IntentRecognitionPipeline(Pipeline):
 
 
 def _as_row(inputs: Any) -> dict[str, Any]:
-    """Convert an input of any kind to a row, in which `audio` and `frames` say what to decode."""
+    """Make a dictionary of an input of any kind, and refuse what is ambiguous, misspelt or empty."""
+    known, row, wrong = (*INPUT_KEYS, *OTHER_KEYS), inputs, None
     if isinstance(inputs, str):
-        inputs = _named_by(inputs)
+        row = {_key_of(inputs): inputs}
     elif not isinstance(inputs, dict) or ({"path", "bytes"} & set(inputs) and not set(INPUT_KEYS) & set(inputs)):
-        if not is_clip_source(inputs):
-            raise ValueError(f"an input is a dictionary, a clip or a text, not {type(inputs).__name__}")
-        inputs = {"clip": inputs}
-    _check_keys(inputs)
-    if all(inputs.get(key) is None for key in INPUT_KEYS if key != "context"):
-        raise ValueError(f"the input has only {sorted(inputs)}; give at least one of {', '.join(INPUT_KEYS)}")
-    sources = clip_sources(inputs)
-    return {**inputs, "audio": sources["audio"], "frames": sources["video"], "video": None, "clip": None}
+        row = {"clip": inputs}
+    # A key that is close to a known one would be ignored.
+    near = {
+        key: difflib.get_close_matches(str(key).lower(), known, n=1, cutoff=0.8) for key in row if key not in known
+    }
+    if "path or text" in row:
+        wrong = (
+            f"{inputs!r} looks like a path or an address; pass a clip as {{'clip': ...}} and text as {{'text': ...}}"
+        )
+    elif any(near.values()):
+        key, meant = next((key, meant[0]) for key, meant in near.items() if meant)
+        wrong = f"has the key {key!r}; did you mean {meant!r}? (rename it, or leave it out)"
+    elif all(row.get(key) is None for key in INPUT_KEYS if key != "context"):
+        wrong = f"has only {sorted(row)}; give at least one of {', '.join(INPUT_KEYS)}"
+    if wrong:
+        raise ValueError(f"the input {wrong}")
+    return row
 
 
-def _named_by(text: str) -> dict[str, Any]:
-    """Tell whether a plain string is what is said or the path of a clip; refuse one that could be either."""
+def _key_of(text: str) -> str:
+    """Tell whether a plain string is the path of a `clip` or what is said, `text`; some could be either."""
     single = text and not any(character.isspace() for character in text)
     is_address = single and "://" in text
     if text.lower().endswith(CLIP_SUFFIXES) and not is_address:
-        return {"clip": text}
+        return "clip"
     looks_like_a_path = single and (re.search(r"[/\\]|\w\.\w{2,4}$", text) or os.path.isdir(text))
-    if is_address or looks_like_a_path or (re.search(r"[/\\]", text) and os.path.lexists(os.path.dirname(text))):
-        kind = "an address" if is_address else "a path"
-        raise ValueError(
-            f"the input {text!r} looks like {kind}; pass a clip as {{'clip': ...}} and words as {{'text': ...}}"
-        )
-    return {"text": text}
+    in_a_folder = re.search(r"[/\\]", text) and os.path.lexists(os.path.dirname(text))
+    return "path or text" if is_address or looks_like_a_path or in_a_folder else "text"
 
 
-def _check_keys(inputs: dict[str, Any]) -> None:
-    """Refuse a key that is close to a known one: it would be ignored."""
-    known = (*INPUT_KEYS, *OTHER_KEYS)
-    for key in inputs:
-        near = difflib.get_close_matches(str(key).lower(), known, n=1, cutoff=0.8)
-        if key not in known and near:
-            raise ValueError(f"the input has the key {key!r}; did you mean {near[0]!r}? (rename it, or leave it out)")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+def _is_described(candidate: tuple[Any, Any]) -> bool:
+    """Tell whether a name and its description (a sentence or several) are what they must be."""
+    name, texts = candidate
+    texts = [texts] if isinstance(texts, str) else texts
+    return isinstance(name, str) and isinstance(texts, (list, tuple)) and all(isinstance(one, str) for one in texts)
 
 
 def scored_anchors(indices: Iterable[Any], scores: Iterable[Any]) -> list[tuple[int, float]]:
@@ -591,26 +525,18 @@ def scored_anchors(indices: Iterable[Any], scores: Iterable[Any]) -> list[tuple[
 
 
 def utterance_words(
-    tokenizer: PreTrainedTokenizerBase,
-    anchors: Sequence[tuple[int, float]],
-    text: str,
-    context: Sequence[str] | None = None,
-    max_length: int | None = None,
-    prefix: str | None = None,
+    text: str, anchors: Sequence[tuple[int, float]], encoding: Any = None, prefix: str | None = None
 ) -> list[dict[str, Any]]:
     """Split an utterance at white space and find the score of each word.
 
     Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Tokenizer of the text encoder. One without offsets (not a fast one) gives no scores.
-        anchors (`list[tuple[int, float]]`):
-            Tokens and their scores. Special tokens and those of the context belong to no word.
         text (`str`):
             The utterance.
-        context (`list[str]`, *optional*):
-            Earlier turns that the model was given with it.
-        max_length (`int`, *optional*):
-            Maximum number of tokens that the model was given.
+        anchors (`list[tuple[int, float]]`):
+            Tokens and their scores. Special tokens and those of the context belong to no word.
+        encoding (`tokenizers.Encoding`, *optional*):
+            What a fast tokenizer made of the utterance and its context, an entry of the `encodings` that
+            [`AMESSProcessor.collate`] gives; without it there are no scores.
         prefix (`str`, *optional*):
             The prefix that the model was given before the text.
 
@@ -623,16 +549,15 @@ def utterance_words(
         start = text.index(word, end)
         end = start + len(word)
         words.append({"word": word, "start": start, "end": end, "score": None})
-    if not words or not anchors or not tokenizer.is_fast:
+    if not words or not anchors or encoding is None:
         return words
-    encoding = encode_text(tokenizer, text, context or (), max_length, prefix, return_offsets_mapping=True)
-    sequences, offsets = encoding.sequence_ids(), encoding["offset_mapping"]
+    sequences = encoding.sequence_ids
     utterance = max(sequence for sequence in sequences if sequence is not None)
     before = len(prefix or "") if utterance == 0 else 0  # the prefix begins the first text of a pair
     for position, score in anchors:
         if position >= len(sequences) or sequences[position] != utterance:
             continue
-        begin, end = (place - before for place in offsets[position])
+        begin, end = (place - before for place in encoding.offsets[position])
         if end < 0:
             continue
         # A token may begin with the space before its word, or be that space, so its end says which word it belongs to.

@@ -1,4 +1,7 @@
-"""AMESSProcessor turns words, clips, arrays or ready features into a batch with masks."""
+"""AMESSProcessor turns text, clips, arrays or ready features into a batch with masks.
+
+Below it: tokenizing and padding; the official labels; and how this package writes its files, under a temporary name first.
+"""
 
 import json
 import os
@@ -12,27 +15,40 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import (
-    BatchEncoding,
-    BatchFeature,
-    PreTrainedConfig,
-    PreTrainedTokenizerBase,
-    ProcessorMixin,
-)
+from transformers import BatchEncoding, BatchFeature, PreTrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 from transformers.utils import logging
 
-from .clips_amess import check_span, clip_name, clip_span, is_clip_source, resample
+from .clips_amess import Clip, ClipError
 from .configuration_amess import FEATURE_MODALITIES, MAX_LENGTHS
 from .encoders_amess import AudioEncoder, VideoEncoder, encoder_class, load_encoder
 
 
 logger = logging.get_logger(__name__)
 
+# The official labels, in the order of their authors' repositories.
+# fmt: off
+MINTREC_LABELS = [
+    "Complain", "Praise", "Apologise", "Thank", "Criticize", "Agree", "Taunt", "Flaunt", "Joke", "Oppose", "Comfort",
+    "Care", "Inform", "Advise", "Arrange", "Introduce", "Leave", "Prevent", "Greet", "Ask for help",
+]
+MINTREC2_LABELS = [
+    "Acknowledge", "Advise", "Agree", "Apologise", "Arrange", "Ask for help", "Asking for opinions", "Care", "Comfort",
+    "Complain", "Confirm", "Criticize", "Doubt", "Emphasize", "Explain", "Flaunt", "Greet", "Inform", "Introduce",
+    "Invite", "Joke", "Leave", "Oppose", "Plan", "Praise", "Prevent", "Refuse", "Taunt", "Thank", "Warn",
+]
+# fmt: on
+LABELS = {"mintrec": MINTREC_LABELS, "mintrec2.0": MINTREC2_LABELS}
 
-# Fields in which processor and model must agree; otherwise the model would get features that it has never seen.
-def shared_fields(config: PreTrainedConfig) -> dict[str, Any]:
-    """Return the processor's values of what a model's configuration says too, by the processor's names."""
+# Dimensions of one clip's array, by argument of the processor.
+_ARRAY_DIMS = {"audio": 1, "video": 4, "clip": 4, "frames": 4, "audio_features": 2, "video_features": 2}
+# Tokenizers keep the limit of a call until the next one, so threads must take turns.
+_TOKENIZING = threading.Lock()
+
+
+# Values in which processor and model must agree; otherwise the model would get features that it has never seen.
+def _shared_fields(config: PreTrainedConfig) -> dict[str, Any]:
+    """Return what a model's configuration says too, by the processor's names."""
     fields = {"max_text_length": config.max_text_length, "text_prefix": config.text_prefix}
     for name in FEATURE_MODALITIES:
         features = config.feature_configs.get(name)
@@ -42,74 +58,11 @@ def shared_fields(config: PreTrainedConfig) -> dict[str, Any]:
     return {**fields, "audio_encoder_layer": config.audio_config and config.audio_config.encoder_layer}
 
 
-# The official labels, in the order of their authors' repositories.
-MINTREC_LABELS = [
-    "Complain",
-    "Praise",
-    "Apologise",
-    "Thank",
-    "Criticize",
-    "Agree",
-    "Taunt",
-    "Flaunt",
-    "Joke",
-    "Oppose",
-    "Comfort",
-    "Care",
-    "Inform",
-    "Advise",
-    "Arrange",
-    "Introduce",
-    "Leave",
-    "Prevent",
-    "Greet",
-    "Ask for help",
-]
-
-MINTREC2_LABELS = [
-    "Acknowledge",
-    "Advise",
-    "Agree",
-    "Apologise",
-    "Arrange",
-    "Ask for help",
-    "Asking for opinions",
-    "Care",
-    "Comfort",
-    "Complain",
-    "Confirm",
-    "Criticize",
-    "Doubt",
-    "Emphasize",
-    "Explain",
-    "Flaunt",
-    "Greet",
-    "Inform",
-    "Introduce",
-    "Invite",
-    "Joke",
-    "Leave",
-    "Oppose",
-    "Plan",
-    "Praise",
-    "Prevent",
-    "Refuse",
-    "Taunt",
-    "Thank",
-    "Warn",
-]
-
-LABELS = {"mintrec": MINTREC_LABELS, "mintrec2.0": MINTREC2_LABELS}
-
-# Tokenizers keep the limit of a call until the next one, so threads must take turns.
-_TOKENIZING = threading.Lock()
-
-
 class AMESSProcessor(ProcessorMixin):
-    r"""Joins a tokenizer with the sound and video encoders that a model was trained with, and makes its batches.
+    r"""Joins a tokenizer with the audio and video encoders that a model was trained with, and makes its batches.
 
     A row (a `dict` with the utterance and its clip or features) becomes part of a batch in three steps, which `__call__`
-    takes one after another: [`~AMESSProcessor.read`] decodes the clip, [`~AMESSProcessor.encode`] turns sound and frames
+    takes one after another: [`~AMESSProcessor.read`] decodes the clip, [`~AMESSProcessor.encode`] turns audio and frames
     into features, [`~AMESSProcessor.collate`] tokenizes and pads. Training and evaluation on ready features need only
     the last one ([`AMESSDataCollator`]); the pipeline reads in its workers and encodes on its device.
 
@@ -125,8 +78,8 @@ class AMESSProcessor(ProcessorMixin):
         image_processor ([`~transformers.ImageProcessingMixin`] or its `dict`, *optional*):
             Preprocessing of `video_encoder` where that is a Hub model.
         audio_encoder, video_encoder (`str`, *optional*):
-            As in [`AMESSConfig`]: a Hub model, `"log-mel"` (sound), `"hog"` or `"hog-grid"` (video), or `None`
-            where only ready features can be given.
+            As in [`AMESSConfig`]: a Hub model, `"log-mel"` (audio), `"hog"` or `"hog-grid"` (video), or `None` where only
+            ready features can be given.
         audio_encoder_layer (`int`, *optional*):
             As in [`AMESSConfig`]: the layer of `audio_encoder` that features come from, `None` for its output.
         audio_feature_size, video_feature_size (`int`, *optional*):
@@ -200,13 +153,13 @@ class AMESSProcessor(ProcessorMixin):
 
         Args:
             config ([`AMESSConfig`]):
-                The model's configuration; its encoders, widths and limits are used.
+                Its encoders, widths and limits are used.
             tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
                 Tokenizer of its text encoder.
             video_frame_rate (`float`, *optional*):
                 Frames per second that the video features were made from; defaults to the encoder's own.
         """
-        fields = shared_fields(config)
+        fields = _shared_fields(config)
         audio, video = fields["audio_encoder"], fields["video_encoder"]
         feature_extractor = _preprocessing("audio", audio)
         if video is not None and video_frame_rate is None:
@@ -224,14 +177,10 @@ class AMESSProcessor(ProcessorMixin):
     def check_model(self, config: PreTrainedConfig) -> None:
         """Check that a model was trained with what this processor does.
 
-        Args:
-            config ([`AMESSConfig`]):
-                The model's configuration.
-
         Raises:
             ValueError: They differ; the message names the field and both values.
         """
-        for name, models in shared_fields(config).items():
+        for name, models in _shared_fields(config).items():
             own = getattr(self, name)
             if own != models:
                 raise ValueError(
@@ -278,127 +227,73 @@ class AMESSProcessor(ProcessorMixin):
         key = f"{modality} {device}"
         if key not in self._encoders:
             if modality == "audio":
-                encoder = load_encoder(modality, name, device, self.feature_extractor, layer=self.audio_encoder_layer)
+                options = {"preprocessor": self.feature_extractor, "layer": self.audio_encoder_layer}
             else:
-                rate = self.video_frame_rate
-                encoder = load_encoder(modality, name, device, self.image_processor, frame_rate=rate)
-            if encoder.feature_size != width:
-                raise ValueError(
-                    f"`{modality}_encoder` {name!r} gives features {encoder.feature_size} wide, but "
-                    f"`{modality}_feature_size` is {width}; give the encoder that the model was trained with"
-                )
-            if modality == "audio" and self.audio_sampling_rate not in (None, encoder.sampling_rate):
-                raise ValueError(
-                    f"`audio_encoder` {name!r} takes {encoder.sampling_rate} samples per second, but "
-                    f"`audio_sampling_rate` is {self.audio_sampling_rate}; give the encoder that the model was trained with"
-                )
+                options = {"preprocessor": self.image_processor, "frame_rate": self.video_frame_rate}
+            encoder = load_encoder(modality, name, device, **options)
+            for field in ("feature_size", "sampling_rate") if modality == "audio" else ("feature_size",):
+                own, real = getattr(self, f"{modality}_{field}"), getattr(encoder, field)
+                if own not in (None, real):
+                    raise ValueError(
+                        f"`{modality}_{field}` is {own}, but that of `{modality}_encoder` {name!r} is {real}; give the "
+                        "encoder that the model was trained with"
+                    )
             self._encoders[key] = encoder
         return self._encoders[key]
 
-    def read_sound(
-        self, audio: Any, sampling_rate: int | None = None, start: float | None = None, end: float | None = None
-    ) -> np.ndarray | None:
-        """Decode the sound of a clip, or convert an array, as the encoder takes it.
-
-        Args:
-            audio:
-                A clip ([`~clips_amess.open_clip`]), an array of shape `(samples,)`, `(channels, samples)` or `(samples,
-                channels)`, or a `dict` with `array` and `sampling_rate`.
-            sampling_rate (`int`, *optional*):
-                Samples per second of an array; defaults to the encoder's.
-            start (`float`, *optional*):
-                Second of the clip to begin at.
-            end (`float`, *optional*):
-                Second of the clip to end at.
-
-        Returns:
-            `np.ndarray` of shape `(samples,)`: The sound, not much more than the model's limit allows;
-            `None` without sound, or where the model takes none.
-
-        Raises:
-            ClipError: The clip cannot be used.
-            ValueError: The encoder of the model's features is not known, or the array has another shape.
-        """
-        encoder = None if audio is None else self._encoder_of(audio, "audio")
-        if encoder is None:
-            return None
-        if is_clip_source(audio):
-            return encoder.read(audio, self.max_audio_length + 1, start, end)
-        samples, sampling_rate = sound_array(audio, sampling_rate)
-        sound = resample(samples, sampling_rate or encoder.sampling_rate, encoder.sampling_rate)
-        limit = (start or 0.0) + encoder.seconds_needed(self.max_audio_length + 1)
-        return _span(sound, encoder.sampling_rate, start, limit if end is None else min(end, limit), "audio")
-
-    def read_frames(self, video: Any, start: float | None = None, end: float | None = None) -> np.ndarray | None:
-        """Decode the frames of a clip, or convert an array of frames, as the encoder takes them.
-
-        Args:
-            video:
-                A clip ([`~clips_amess.open_clip`]) or an array of shape `(frames, height, width, 3)` at
-                `video_frame_rate`: integers from 0 to 255, or floating point from 0 to 1.
-            start (`float`, *optional*):
-                Second of the clip to begin at.
-            end (`float`, *optional*):
-                Second of the clip to end at.
-
-        Returns:
-            `np.ndarray` of `uint8` and of shape `(frames, height, width[, 3])`: The frames, not many more than the
-            model's limit allows; `None` without video, or where the model takes none.
-
-        Raises:
-            ClipError: The clip cannot be used.
-            ValueError: The encoder of the model's features is not known, or the array has another shape.
-        """
-        encoder = None if video is None else self._encoder_of(video, "video")
-        if encoder is None:
-            return None
-        if is_clip_source(video):
-            frames = list(encoder.read(video, self.max_video_length + 1, start, end))
-            return np.stack(frames) if frames else np.zeros((0, 1, 1, 3), dtype=np.uint8)
-        frames = _span(_frame_array(video), encoder.clip_frame_rate, start, end, "video")
-        return frames[: encoder.frames_needed(self.max_video_length + 1)]
-
-    def _encoder_of(self, source: Any, modality: str) -> Any:
-        """Return the encoder for `source`; `None` for a modality that the model does not take."""
-        encoder = self.load_encoder(modality)
-        if encoder is None and getattr(self, f"{modality}_feature_size") is not None:
-            name = clip_name(source) if is_clip_source(source) else f"`{modality}`"
-            raise ValueError(
-                f"{name} cannot be used: the model was trained with ready {modality} features, and what made them is not "
-                f"known; give `{modality}_features`, or set `{modality}_encoder` if you know it"
-            )
-        return encoder
-
-    def read(self, row: dict[str, Any]) -> dict[str, Any]:
+    def read(self, row: dict[str, Any], min_seconds: float = 0.0) -> dict[str, Any]:
         """Decode what the encoders need of a row's clip: the first step to a batch.
 
         Args:
             row (`dict`):
-                Values of one clip, named as the arguments of `__call__`, which mean the same; other keys are ignored.
-                `start` and `end` are not used in rows with a `dialogue_id`; see [`~clips_amess.clip_span`].
+                Values of one clip, named as the arguments of `__call__`, which mean the same; other keys are ignored. A
+                [`~clips_amess.Clip`] as `clip` stands for all that says where audio and video come from.
+            min_seconds (`float`, *optional*):
+                Decode at least this much of the audio, more than the model's limit.
 
         Returns:
-            `dict`: `text`, `context`, `audio_features`, `video_features` as given; `sound` and `frames`, decoded where
-            there are no ready features, `None` where there is nothing to decode.
+            `dict`: `text`, `context`, `audio_features`, `video_features` as given; `audio` and `video`, decoded where
+            there are no ready features, `None` where there is nothing to decode; and `clip`, the
+            [`~clips_amess.Clip`].
 
         Raises:
             ClipError: The clip cannot be used.
-            ValueError: The encoder of the model's features is not known, or a value has the wrong type.
+            ValueError: `text` or `context` has the wrong type.
         """
-        span = clip_span(row)
-        sources = clip_sources(row)
-        audio, video = sources["audio"], sources["video"]
-        example = {name: row.get(name) for name in ("audio_features", "video_features")}
-        example["text"], example["context"] = check_text(row.get("text")), as_turns(row.get("context"))
-        example["sound"] = example["frames"] = None
-        if example["audio_features"] is None:
-            example["sound"] = self.read_sound(audio, row.get("sampling_rate"), **span)
-        if example["video_features"] is None:
-            example["frames"] = self.read_frames(video, **span)
+        clip = row["clip"] if isinstance(row.get("clip"), Clip) else Clip.from_row(row)
+        example = {"clip": clip, "text": row.get("text"), "context": _turns(row.get("context"))}
+        for name, value in (("text", example["text"] or ""), *(("context", turn) for turn in example["context"])):
+            try:
+                value.encode()
+            except (AttributeError, UnicodeEncodeError) as error:
+                raise ValueError(f"`{name}` holds {value!r}; give a string of whole characters") from error
+        for modality in FEATURE_MODALITIES:
+            features = example[f"{modality}_features"] = row.get(f"{modality}_features")
+            source = getattr(clip, modality) if features is None else None
+            encoder = None if source is None else self._encoder_of(clip, modality)
+            example[modality] = None if encoder is None else self._decoded(clip, encoder, modality, min_seconds)
         return example
 
+    def _encoder_of(self, clip: Clip, modality: str) -> Any:
+        """Return the encoder that is to read a clip; `None` for a modality that the model does not take."""
+        encoder = self.load_encoder(modality)
+        if encoder is None and getattr(self, f"{modality}_feature_size") is not None:
+            raise ClipError(
+                f"{clip.name} cannot be used: the model was trained with ready {modality} features, and what made them is "
+                f"not known; give `{modality}_features`, or set `{modality}_encoder` if you know it"
+            )
+        return encoder
+
+    def _decoded(self, clip: Clip, encoder: Any, modality: str, min_seconds: float) -> np.ndarray:
+        """Decode one feature more than the model takes, which says that there is more."""
+        limit = getattr(self, f"max_{modality}_length") + 1
+        if modality == "audio":
+            return encoder.read(clip, limit, min_seconds)
+        frames = list(encoder.read(clip, limit))
+        return np.stack(frames) if frames else np.zeros((0, 1, 1, 3), dtype=np.uint8)
+
     def encode(self, rows: list[dict[str, Any]], device: Any = "cpu") -> list[dict[str, Any]]:
-        """Turn the sound and frames of rows into features: the second step to a batch.
+        """Turn the audio and video of rows into features: the second step to a batch.
 
         Args:
             rows (`list[dict]`):
@@ -408,11 +303,11 @@ class AMESSProcessor(ProcessorMixin):
 
         Returns:
             `list[dict]`: The rows with `audio_features` and `video_features` of shape `(frames, width)` in place of
-            `sound` and `frames`; a row without a modality has `None` for it.
+            `audio` and `video`; a row without a modality has `None` for it.
         """
         rows = [dict(row) for row in rows]
-        for modality, name in zip(FEATURE_MODALITIES, ("sound", "frames"), strict=True):
-            decoded = [row.pop(name, None) for row in rows]
+        for modality in FEATURE_MODALITIES:
+            decoded = [row.pop(modality, None) for row in rows]
             present = [index for index, value in enumerate(decoded) if value is not None]
             if present:
                 features = self.load_encoder(modality, device)([decoded[index] for index in present])
@@ -421,7 +316,7 @@ class AMESSProcessor(ProcessorMixin):
         return rows
 
     def collate(self, rows: list[dict[str, Any]]) -> BatchFeature:
-        """Tokenize and pad rows of words and features: the last step to a batch, and all that a data set needs.
+        """Tokenize and pad rows of text and features: the last step to a batch, and all that a data set needs.
 
         Args:
             rows (`list[dict]`):
@@ -430,23 +325,24 @@ class AMESSProcessor(ProcessorMixin):
 
         Returns:
             [`~transformers.BatchFeature`]: As `__call__` gives it. Each modality is padded to the longest clip of the
-            batch and cut at the model's limit.
+            batch and cut at the model's limit. Its attribute `encodings` is that of [`encode_texts`].
 
         Raises:
             ValueError: Features have another width than the model takes.
         """
         texts = [row.get("text") or "" for row in rows]
-        contexts = [as_turns(row.get("context")) for row in rows]
-        batch = dict(encode_texts(self.tokenizer, texts, contexts, self.max_text_length, self.text_prefix))
+        contexts = [_turns(row.get("context")) for row in rows]
+        tokens = encode_texts(self.tokenizer, texts, contexts, self.max_text_length, self.text_prefix)
+        batch = BatchFeature(dict(tokens))
+        batch.encodings = tokens.encodings
         for modality in FEATURE_MODALITIES:
             width = getattr(self, f"{modality}_feature_size")
             if width is not None:
                 name, limit = f"{modality}_features", getattr(self, f"max_{modality}_length")
                 given = [row.get(name) for row in rows]
                 self._warn_of_cuts(modality, given, limit)
-                features, mask = pad_features(given, width, limit, name)
-                batch |= {name: features, f"{modality}_attention_mask": mask}
-        return BatchFeature(batch)
+                batch[name], batch[f"{modality}_attention_mask"] = pad_features(given, width, limit, name)
+        return batch
 
     def _warn_of_cuts(self, modality: str, features: list[Any], limit: int) -> None:
         if any(clip is not None and len(clip) > limit for clip in features):
@@ -477,20 +373,20 @@ class AMESSProcessor(ProcessorMixin):
 
         Args:
             text (`str` or `list[str]`, *optional*):
-                Utterances; without them, the words are absent.
+                Utterances; without them, the text is absent.
             context (`list[str]` or `list[list[str]]`, *optional*):
                 Earlier turns of the dialogue for each utterance, oldest first.
             audio (*optional*):
-                Sound: a path, address, bytes or file object, a `datasets.Audio` value, or an array of shape `(samples,)`.
+                A path, address, bytes or file object, a `datasets.Audio` value, or an array of shape `(samples,)`.
             video (*optional*):
-                A clip, the same kinds of sources, whose sound is used too unless `audio` is given; or an array of frames
-                of shape `(frames, height, width, 3)` at `video_frame_rate`.
+                A clip, the same kinds of sources, whose audio is used too unless `audio` is given; or an array of frames
+                of shape `(frames, height, width, 3)` at `video_frame_rate`: integers to 255 or floating point to 1.
             clip (*optional*):
                 The same as `video`, for clips of any kind.
             frames (*optional*):
-                The picture alone: an array of frames, or a clip whose sound is not used.
+                The video alone: an array of frames, or a clip whose audio is not used.
             audio_features (array or `list`, *optional*):
-                Ready features of shape `(frames, width)`, instead of sound.
+                Ready features of shape `(frames, width)`, instead of audio.
             video_features (array or `list`, *optional*):
                 Ready features of shape `(frames, width)`, instead of frames.
             sampling_rate (`int`, *optional*):
@@ -514,118 +410,47 @@ class AMESSProcessor(ProcessorMixin):
         """
         if return_tensors != "pt":
             raise ValueError(f"`return_tensors` is {return_tensors!r}; the model takes PyTorch tensors, 'pt'")
-        given = {
-            "text": _as_list(text, str),
-            "context": _as_contexts(context),
-            "audio": _as_list(audio, dims=1),
-            "video": _as_list(video, dims=4),
-            "clip": _as_list(clip, dims=4),
-            "frames": _as_list(frames, dims=4),
-            "audio_features": _as_list(audio_features, dims=2),
-            "video_features": _as_list(video_features, dims=2),
-            "sampling_rate": _as_list(sampling_rate),
-            "start": _as_list(start),
-            "end": _as_list(end),
-        }
+        given = {"text": text, "context": context, "sampling_rate": sampling_rate, "start": start, "end": end}
+        given |= {"audio": audio, "video": video, "clip": clip, "frames": frames}
+        given |= {"audio_features": audio_features, "video_features": video_features}
         return self.collate(self.encode([self.read(row) for row in _rows(given)], device))
 
 
-def clip_sources(row: dict[str, Any]) -> dict[str, Any]:
-    """Say where the sound and the picture of a row come from.
-
-    Args:
-        row (`dict`):
-            Values of one clip, named as the arguments of [`AMESSProcessor.__call__`].
-
-    Returns:
-        `dict`: `audio` and `video`, each a source or `None`.
-    """
-    clip = row.get("video") if row.get("video") is not None else row.get("clip")
-    audio, frames = row.get("audio"), row.get("frames")
-    return {
-        "audio": clip if audio is None and is_clip_source(clip) else audio,
-        "video": clip if frames is None else frames,
-    }
-
-
-def check_text(text: Any) -> str | None:
-    """Return an utterance unchanged, or refuse it: it must be a string of characters that can be encoded."""
-    if text is not None and not isinstance(text, str):
-        raise ValueError(f"`text` is {text!r}; it must be a string, or None where nothing is said")
-    try:
-        (text or "").encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"`text` has an unpaired surrogate at character {error.start}, which is half a character"
-        ) from None
-    return text
-
-
-def as_turns(context: Any) -> list[str]:
+def _turns(context: Any) -> list[str]:
     """Return the earlier turns of a dialogue as a list; one string is one turn."""
-    turns = [] if context is None else [context] if isinstance(context, str) else list(context)
-    for turn in turns:
-        if not isinstance(turn, str):
-            raise ValueError(f"`context` holds {turn!r}; it must be a list of strings, the earlier turns")
-        check_text(turn)
-    return turns
+    return [] if context is None else [context] if isinstance(context, str) else list(context)
 
 
-def sound_array(audio: Any, sampling_rate: int | None = None) -> tuple[np.ndarray, int | None]:
-    """Return sound that is not a clip as an array with its rate.
-
-    Args:
-        audio:
-            An array, or a `dict` with `array` and `sampling_rate`.
-        sampling_rate (`int`, *optional*):
-            Samples per second of an array.
-
-    Raises:
-        ValueError: The rate is missing or invalid, or there are values that are not finite numbers.
-    """
-    if isinstance(audio, dict):
-        missing = {"array", "sampling_rate"} - {name for name, value in audio.items() if value is not None}
-        if missing:
-            raise ValueError(
-                f"`audio` has only {sorted(audio)}; a dictionary holds `array` and `sampling_rate`, or `path` or `bytes`"
-            )
-        audio, sampling_rate = audio["array"], audio["sampling_rate"]
-    if sampling_rate is not None and (not isinstance(sampling_rate, (int, np.integer)) or sampling_rate <= 0):
-        raise ValueError(f"`sampling_rate` is {sampling_rate!r}; it must be a whole number of samples per second")
-    samples = np.asarray(audio)
-    if samples.dtype.kind not in "iuf" or not np.isfinite(samples).all():
-        raise ValueError("`audio` holds values that are not finite numbers; give sound as samples, or a clip")
-    return samples, sampling_rate
+def _rows(given: dict[str, Any]) -> list[dict[str, Any]]:
+    """Turn arguments, each a value or a list, into one dictionary per clip."""
+    columns = {name: _per_clip(name, value) for name, value in given.items() if value is not None}
+    shared = {"sampling_rate", "start", "end"}  # one value may stand for all clips
+    if not set(columns) - shared - {"context"}:
+        raise ValueError("nothing to process; give `text`, `clip`, `audio`, `video` or features")
+    size = max(map(len, columns.values()))
+    columns = {n: values * size if n in shared and len(values) == 1 else values for n, values in columns.items()}
+    lengths = {name: len(values) for name, values in columns.items()}
+    if set(lengths.values()) != {size}:
+        raise ValueError(f"the lists differ in length: {lengths}; give one entry per clip, None where it is absent")
+    return [{name: values[index] for name, values in columns.items()} for index in range(size)]
 
 
-def _frame_array(video: Any) -> np.ndarray:
-    """Return frames as `uint8`, or refuse them."""
-    frames = np.asarray(video)
-    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype.kind not in "iuf":
-        raise ValueError(f"`video` has shape {frames.shape}; give (frames, height, width, 3) or a path")
-    top = 1 if frames.dtype.kind == "f" else 255
-    if frames.size and not (frames.min() >= 0 and frames.max() <= top):  # NaN fails both
-        raise ValueError(
-            f"`video` holds values from {frames.min():g} to {frames.max():g}; integers go from 0 to 255, and floating "
-            "point from 0 to 1"
-        )
-    return (np.rint(frames * 255) if top == 1 else frames).astype(np.uint8)
-
-
-def _span(values: np.ndarray, rate: float, start: float | None, end: float | None, name: str) -> np.ndarray:
-    """Cut an array to the seconds from `start` to `end`."""
-    check_span(start, end)
-    if start and start * rate >= len(values):
-        raise ValueError(f"`{name}` ends before {start:g} seconds; check `start`")
-    return values[round((start or 0.0) * rate) : None if end is None else round(end * rate)]
-
-
-def _as_contexts(context: Any) -> list[Any] | None:
-    """Return the earlier turns of each clip: one string is one turn of one clip, a list of strings the turns of one."""
-    if context is None or isinstance(context, str):
-        return None if context is None else [[context]]
-    turns = list(context)
-    return [turns] if turns and isinstance(turns[0], str) else turns
+def _per_clip(name: str, value: Any) -> list[Any]:
+    """Return an argument as a list with one entry per clip."""
+    if name == "context":
+        turns = _turns(value)
+        return turns if turns and not isinstance(turns[0], str) else [turns]
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu().numpy()
+    if not isinstance(value, (list, tuple, np.ndarray)):
+        return [value]
+    dims = _ARRAY_DIMS.get(name, 0)
+    if isinstance(value, np.ndarray):
+        is_one = value.ndim <= dims or (dims == 1 and value.ndim == 2)  # audio may have channels
+    else:
+        first = next((item for item in value if item is not None), None)
+        is_one = dims > 0 and isinstance(first, (int, float, list, tuple, np.ndarray)) and np.ndim(first) < dims
+    return [value] if is_one else list(value)
 
 
 def _part(part: Any, type_key: str) -> Any:
@@ -639,12 +464,9 @@ def _part(part: Any, type_key: str) -> Any:
         # Encoders use Pillow's backend; older transformers have one class for both and no such suffix.
         name = f"{name.removesuffix('Fast').removesuffix('Pil')}Pil"
         name = name if hasattr(transformers, name) else name.removesuffix("Pil")
-    part_class = getattr(transformers, name, None)
-    if part_class is None:
-        raise ValueError(
-            f"`{type_key}` is {part[type_key]!r}, which this version of transformers does not have; install a newer one"
-        )
-    return part_class.from_dict(part)
+    if not hasattr(transformers, name):
+        raise ValueError(f"`{type_key}` is {name!r}, which this transformers does not have; install a newer one")
+    return getattr(transformers, name).from_dict(part)
 
 
 def _preprocessing(modality: str, name: str | None) -> Any:
@@ -654,38 +476,6 @@ def _preprocessing(modality: str, name: str | None) -> Any:
     except ValueError as error:
         logger.warning(f"The preprocessing of {name} cannot be loaded, so the processor is saved without it: {error}")
         return None
-
-
-def _as_list(value: Any, single: Any = (), dims: int = 0) -> list[Any] | None:
-    """Return a list with one entry per clip; `dims` is the number of dimensions of one clip's array."""
-    if value is None:
-        return None
-    if isinstance(value, single) or not isinstance(value, (list, tuple, np.ndarray, torch.Tensor)):
-        return [value]
-    if isinstance(value, torch.Tensor):
-        value = value.detach().cpu().numpy()
-    first = next((item for item in value if item is not None), None)
-    if isinstance(value, np.ndarray):
-        is_one = value.ndim <= dims or (dims == 1 and value.ndim == 2)  # sound may have channels
-    else:
-        is_one = dims > 0 and isinstance(first, (int, float, list, tuple, np.ndarray)) and np.ndim(first) < dims
-    return [value] if is_one else list(value)
-
-
-def _rows(given: dict[str, list[Any] | None]) -> list[dict[str, Any]]:
-    """Turn lists by argument into one dictionary per clip."""
-    given = {name: values for name, values in given.items() if values is not None}
-    shared = {"sampling_rate", "start", "end"}  # one value may stand for all clips
-    if not set(given) - shared - {"context"}:
-        raise ValueError("nothing to process; give `text`, `clip`, `audio`, `video` or features")
-    lengths = {name: len(values) for name, values in given.items()}
-    size = max(lengths.values())
-    for name in shared & set(given):
-        if lengths[name] == 1:
-            given[name], lengths[name] = given[name] * size, size
-    if len(set(lengths.values())) > 1:
-        raise ValueError(f"the lists differ in length: {lengths}; give one entry per clip, None where it is absent")
-    return [{name: values[index] for name, values in given.items()} for index in range(size)]
 
 
 def pad_features(
@@ -717,14 +507,13 @@ def pad_features(
     for row, (clip, length) in enumerate(zip(frames, lengths, strict=True)):
         if length == 0:
             continue
-        if clip.ndim != 2 or clip.shape[1] != feature_size:
-            raise ValueError(
-                f"`{name}` of clip {row} of the batch has shape {clip.shape}; it must be (frames, {feature_size})"
-            )
-        if not np.isfinite(clip[:length]).all():
-            raise ValueError(
-                f"`{name}` of clip {row} of the batch holds NaN or infinite values; make the features of this clip again"
-            )
+        wrong = None
+        if clip.shape[1:] != (feature_size,):
+            wrong = f"has shape {clip.shape}; it must be (frames, {feature_size})"
+        elif not np.isfinite(clip[:length]).all():
+            wrong = "holds NaN or infinite values; make the features of this clip again"
+        if wrong:
+            raise ValueError(f"`{name}` of clip {row} of the batch {wrong}")
         batch[row, :length] = clip[:length]
         mask[row, :length] = 1
     return torch.from_numpy(batch), torch.from_numpy(mask)
@@ -784,9 +573,9 @@ def encode_texts(
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Tokenizer of the text encoder.
+            Tokenizer of the text encoder. One without a padding token gets one of its existing tokens.
         texts (`list[str]`):
-            Utterances; an empty one has no words, and its mask is all zeros.
+            Utterances; the mask of an empty one is all zeros.
         contexts (`list[list[str]]`, *optional*):
             Earlier turns of each utterance; see [`encode_text`].
         max_length (`int`, *optional*):
@@ -797,13 +586,15 @@ def encode_texts(
     Returns:
         [`~transformers.BatchEncoding`]: `input_ids`, `attention_mask` (and `token_type_ids` if the tokenizer makes
         them), each a `torch.LongTensor` of shape `(batch_size, text_length)`; where a clip has earlier turns or a prefix,
-        also `utterance_mask` of that shape, 1 for the tokens of the utterance itself. A tokenizer without a padding token
-        gets one of its existing tokens.
+        also `utterance_mask` of that shape, 1 for the tokens of the utterance itself. Its `encodings` say which
+        characters a token stands for (`None` unless the tokenizer is a fast one).
     """
-    _give_padding_token(tokenizer)
-    rows, context_lengths = [], []
+    if tokenizer.pad_token_id is None:  # which one does not matter, since masks hide it
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
+    rows, encodings, context_lengths = [], [], []
     for text, context in zip(texts, contexts if contexts is not None else [()] * len(texts), strict=True):
         row = encode_text(tokenizer, text, context, max_length, prefix)
+        encodings += row.encodings or []
         # The utterance is last, and the separator before it takes the place of a start token.
         alone = encode_text(tokenizer, text, max_length=max_length) if len(context) or prefix else row
         context_lengths.append(len(row["input_ids"]) - len(alone["input_ids"]))
@@ -812,24 +603,14 @@ def encode_texts(
             row = {name: list(values) or [0] for name, values in row.items()}
             row["attention_mask"] = [0] * len(row["input_ids"])
         rows.append(row)
-    batch = _padded(tokenizer, rows)
+    if not any(row["input_ids"] for row in rows):  # a tokenizer without special tokens gives none for no text
+        rows[0] = BatchEncoding({name: [tokenizer.pad_token_id * (name == "input_ids")] for name in rows[0]})
+    # On the right, whichever side the tokenizer pads on: positions then do not depend on the batch.
+    batch = pad_without_fast_tokenizer_warning(tokenizer, rows, return_tensors="pt", padding_side="right")
     if any(context_lengths):
         mask = batch["attention_mask"]
         batch["utterance_mask"] = mask * (mask.cumsum(1) > torch.tensor(context_lengths)[:, None])
-    return batch
-
-
-def _padded(tokenizer: PreTrainedTokenizerBase, rows: list[BatchEncoding]) -> BatchEncoding:
-    """Pad rows of tokens on the right, whichever side the tokenizer pads on: positions then do not depend on the batch."""
-    if not any(row["input_ids"] for row in rows):  # a tokenizer without special tokens gives none for no words
-        rows[0] = BatchEncoding({name: [tokenizer.pad_token_id * (name == "input_ids")] for name in rows[0]})
-    return pad_without_fast_tokenizer_warning(tokenizer, rows, return_tensors="pt", padding_side="right")
-
-
-def _give_padding_token(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Set a padding token where a tokenizer has none: which one does not matter, since masks hide it."""
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
+    return BatchEncoding(batch.data, encoding=encodings or None)
 
 
 @contextmanager

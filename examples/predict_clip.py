@@ -19,7 +19,7 @@ from transformers import pipeline
 from transformers.utils import logging
 
 import amess_hf  # noqa: F401  (registers the Auto classes and the pipeline)
-from amess_hf.clips_amess import clip_info, read_frames, read_sound
+from amess_hf.clips_amess import clip_durations, read_audio, read_frames
 
 
 # Okabe-Ito colours, which colour-blind people can tell apart too.
@@ -74,7 +74,7 @@ def check_inputs(args: argparse.Namespace) -> None:
     """Check the arguments before a model is loaded: the clip, the intents, where the plot goes."""
     candidates(args.intent)
     if args.clip is not None:
-        clip_info(args.clip)
+        clip_durations(args.clip)
     if args.plot is not None:
         if importlib.util.find_spec("matplotlib") is None:
             raise ImportError('`--plot` needs matplotlib: pip install "amess_hf[report]"')
@@ -171,9 +171,8 @@ def plot(args: argparse.Namespace, answer: dict) -> None:
 def _plot(args: argparse.Namespace, answer: dict) -> None:
     from matplotlib.figure import Figure
 
-    info = clip_info(args.clip)
     begin = args.start or 0.0
-    end = args.end or max(info.duration, begin + 0.1)
+    end = args.end or max(*clip_durations(args.clip).values(), begin + 0.1)
     figure = Figure(figsize=(10, 3.9), layout="constrained")
     best = answer["predictions"][0]
     note = "" if answer["in_scope"] is not False else f" (nearest: {best['label']})"
@@ -216,7 +215,7 @@ def _fitted(frame: np.ndarray) -> np.ndarray:
 
 
 def _draw_sound(axes, clip: str, begin: float, end: float, anchors: list[dict]) -> None:
-    samples = np.abs(read_sound(clip, SOUND_RATE, begin, end))
+    samples = np.abs(read_audio(clip, SOUND_RATE, begin, end))
     axes.set_ylim(-1.1, 1.1)
     if not len(samples):
         axes.text((begin + end) / 2, 0, "no sound", ha="center", va="center", color="0.4")

@@ -131,7 +131,7 @@ def pull_without_package(revision: str) -> None:
     pipe = pipeline("intent-recognition", model=ONE_CALL, **trusted)
     modules = [type(part).__module__ for part in (config, base, model, processor, pipe)]
     latest = AutoModelForSequenceClassification.from_pretrained(ONE_CALL, trust_remote_code=True)
-    clip_error = _error(lambda: sys.modules[modules[3].replace("processing", "clips")].clip_info("clip.mp4"))
+    clip_error = _error(lambda: sys.modules[modules[3].replace("processing", "clips")].clip_durations("clip.mp4"))
     result = answers(model, processor, pipe) | {
         "refusals": refusals,
         "fetched_before_consent": fetched,

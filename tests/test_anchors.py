@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 from transformers import BertTokenizer, RobertaTokenizer
 
-from amess_hf.pipeline_amess import anchor_spans, scored_anchors, utterance_words
+from amess_hf.pipeline_amess import anchor_spans, scored_anchors
+from amess_hf.pipeline_amess import utterance_words as words_of
+from amess_hf.processing_amess import encode_texts
 
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -21,6 +23,11 @@ def byte_pair():
         vocab={token: number for number, token in enumerate(vocabulary)},
         merges=[("Ġ", "d"), ("Ġd", "a"), ("Ġda", "y")],
     )
+
+
+def utterance_words(tokenizer, anchors, text, context=(), max_length=None):
+    encodings = encode_texts(tokenizer, [text], [context], max_length).encodings
+    return words_of(text, anchors, encodings[0])
 
 
 def scores(words):

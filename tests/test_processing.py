@@ -19,7 +19,7 @@ av = pytest.importorskip("av")
 
 from clip_writer import write_clip
 
-from amess_hf.clips_amess import ClipError, read_frames, read_sound
+from amess_hf.clips_amess import ClipError, read_audio, read_frames
 
 
 def random_frames(count, height=32, width=48, seed=0):
@@ -62,7 +62,7 @@ class TestInputs:
         same(whole, processor(text="hello", audio=clip, video=clip))
         with open(clip, "rb") as file:
             same(whole, processor(text="hello", clip=file.read()))
-        sound = read_sound(clip, 16000)
+        sound = read_audio(clip, 16000)
         frames = read_frames(clip, **HOGEncoder().reading)
         features = {
             "audio_features": LogMelEncoder()([sound])[0],

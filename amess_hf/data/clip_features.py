@@ -27,7 +27,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from transformers.utils import logging
 
-from ..clips_amess import ClipError, clip_span
+from ..clips_amess import Clip, ClipError
 from ..encoders_amess import AudioEncoder, VideoEncoder, load_encoder
 from ..processing_amess import write_text, written_aside
 from .annotations import as_text, check_span, first_of, parse_seconds, read_rows
@@ -78,7 +78,7 @@ def clip_jobs(
 
     Args:
         rows (iterable of `dict[str, Any]`): Rows with `id` and, where known, the paths `clip`, `audio`, `video`, and the
-            span `start`, `end` ([`~clips_amess.clip_span`]).
+            span `start`, `end` ([`~clips_amess.Clip`]).
         data_dir (`str` or `Path`, *optional*): Where to look for the clips of rows without a path.
         allow_missing (`bool`): Give a job without a file for a row that has no clip; otherwise it is an error.
 
@@ -97,7 +97,8 @@ def clip_jobs(
         if audio is None:
             error = "the row has no clip"
             missing.append(row["id"])
-        jobs.append(ClipJob(row["id"], audio, video, **clip_span(row), error=error))
+        span = {} if row.get("dialogue_id") is not None else {"start": row.get("start"), "end": row.get("end")}
+        jobs.append(ClipJob(row["id"], audio, video, **span, error=error))
     if missing and not allow_missing:
         raise ValueError(
             f"{data_dir or 'the data'}: no raw clip for {len(missing)} of {len(jobs)} rows: {first_of(missing)}; "
@@ -132,7 +133,7 @@ def _encode_jobs(
 def _sound(job: ClipJob, encoder: AudioEncoder, limit: int | None) -> np.ndarray:
     try:
         if job.audio is not None:
-            return encoder.read(job.audio, limit, job.start, job.end)
+            return encoder.read(Clip(audio=job.audio, start=job.start, end=job.end), limit)
     except ClipError as error:
         job.error = str(error)
     return np.zeros(0, dtype=np.float32)
@@ -141,7 +142,7 @@ def _sound(job: ClipJob, encoder: AudioEncoder, limit: int | None) -> np.ndarray
 def _frames(job: ClipJob, encoder: VideoEncoder, limit: int | None) -> Iterator[np.ndarray]:
     try:
         if job.video is not None and job.error is None:
-            yield from encoder.read(job.video, limit, job.start, job.end)
+            yield from encoder.read(Clip(video=job.video, start=job.start, end=job.end), limit)
     except ClipError as error:
         job.error = str(error)
 

@@ -10,7 +10,7 @@ from transformers.utils import logging
 from ..configuration_amess import FEATURE_MODALITIES, MODALITIES, OUT_OF_SCOPE_ID
 from ..oos_amess import OOS_METHODS, OutOfScopeDetector
 from ..pipeline_amess import anchor_spans, scored_anchors, utterance_words
-from ..processing_amess import write_json, write_text
+from ..processing_amess import encode_text, write_json, write_text
 from .metrics import (
     CLASSIFICATION_METRICS,
     OOS_METRICS,
@@ -343,15 +343,10 @@ class _Page:
 
     def _words(self, number: int):
         """[(word, score of its best anchor or None)] of the utterance, in order."""
-        processor, context = self.processor, self.clips[int(number)].get("context")
-        words = utterance_words(
-            processor.tokenizer,
-            self._anchors(number, "text"),
-            self.known.texts[number],
-            context,
-            processor.max_text_length,
-            prefix=processor.text_prefix,
-        )
+        processor, context = self.processor, self.clips[int(number)].get("context") or ()
+        text, limit, prefix = self.known.texts[number], processor.max_text_length, processor.text_prefix
+        encoding = encode_text(processor.tokenizer, text, context, limit, prefix)
+        words = utterance_words(text, self._anchors(number, "text"), (encoding.encodings or [None])[0], prefix)
         return [(word["word"], word["score"]) for word in words]
 
     def _tracks(self, number: int):

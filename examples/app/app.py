@@ -25,7 +25,7 @@ import numpy as np
 from transformers import pipeline
 
 import amess_hf  # noqa: F401  (registers the Auto classes and the pipeline)
-from amess_hf.clips_amess import clip_info, iter_frames, read_frames, read_sound
+from amess_hf.clips_amess import clip_durations, iter_frames, read_audio, read_frames
 
 
 sys.path.append(str(Path(__file__).parents[1] / "demo"))
@@ -69,7 +69,7 @@ class Recognizer:
 
     def transcribe(self, clip: str) -> str:
         rate = self.transcriber.feature_extractor.sampling_rate
-        samples = read_sound(clip, rate, end=MAX_SECONDS)
+        samples = read_audio(clip, rate, end=MAX_SECONDS)
         return self.transcriber({"raw": samples, "sampling_rate": rate})["text"].strip()
 
     def __call__(self, clip: str | None, text: str, added: dict[str, str]) -> tuple[str, str]:
@@ -101,15 +101,15 @@ def timeline(clip: str | None, text: str, anchors: dict) -> str:
     words = [(match.group(), marked.get(match.start(), 0.0)) for match in re.finditer(r"\S+", text)]
     if clip is None:
         return view.timeline_html(0.0, [], np.zeros(0), words, [], [])
-    info = clip_info(clip)
-    pictures = list(iter_frames(clip, num_frames=THUMBNAILS, size=96)) if info.has_picture else []
-    loudness = sound_bars(clip) if info.has_sound else np.zeros(0)
-    return view.timeline_html(info.duration, pictures, loudness, words, spans["audio"], spans["video"])
+    seconds = clip_durations(clip)
+    pictures = list(iter_frames(clip, num_frames=THUMBNAILS, size=96)) if "video" in seconds else []
+    loudness = sound_bars(clip) if "audio" in seconds else np.zeros(0)
+    return view.timeline_html(max(seconds.values()), pictures, loudness, words, spans["audio"], spans["video"])
 
 
 def sound_bars(clip: str) -> np.ndarray:
     """Loudness of the clip at `SOUND_BARS` equal distances, the loudest 1."""
-    samples = np.abs(read_sound(clip, SOUND_RATE, end=MAX_SECONDS))
+    samples = np.abs(read_audio(clip, SOUND_RATE, end=MAX_SECONDS))
     bars = np.array([part.max(initial=0.0) for part in np.array_split(samples, SOUND_BARS)])
     return bars / max(float(bars.max(initial=0.0)), 1e-4)
 
@@ -196,7 +196,7 @@ def answered(recognizer: Recognizer, clip: str | None, words: str | None, added:
     if not clip and not words:
         return view.empty_html(INVITATION), ""
     try:
-        if clip and clip_info(clip).duration > MAX_SECONDS:
+        if clip and max(clip_durations(clip).values()) > MAX_SECONDS:
             raise ValueError(f"This clip is longer than {MAX_SECONDS} seconds; cut out the utterance")
         return recognizer(clip, words, added)
     except ValueError as error:

@@ -104,8 +104,8 @@ def time_parts(model: Any, processor: AMESSProcessor, clips: list[Path], device:
     audio, video = processor.load_encoder("audio", device), processor.load_encoder("video", device)
     times: dict[str, float] = {}
     for clip in clips:
-        sound = timed(times, "decode sound", lambda clip=clip: processor.read_sound(clip))
-        frames = timed(times, "decode picture", lambda clip=clip: processor.read_frames(clip))
+        sound = timed(times, "decode sound", lambda clip=clip: processor.read({"audio": clip})["audio"])
+        frames = timed(times, "decode picture", lambda clip=clip: processor.read({"frames": clip})["video"])
         heard = timed(times, "encode sound", lambda sound=sound: audio([sound]))
         seen = timed(times, "encode picture", lambda frames=frames: video([frames]))
         row = {"text": TEXT, "audio_features": heard[0], "video_features": seen[0]}

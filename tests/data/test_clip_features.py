@@ -31,7 +31,7 @@ from clip_writer import write_clip
 from encoder_models import save_speech_model
 from mir_common import parse_arguments, run_for_each_seed
 
-from amess_hf.clips_amess import read_sound
+from amess_hf.clips_amess import read_audio
 from amess_hf.data.clip_features import add_clip_features, clip_jobs
 from amess_hf.data.dataset_files import find_clips
 
@@ -46,7 +46,7 @@ def speak(path, high, generator):
         pitch, speed = generator.integers(*((85, 99) if high else (1, 15))), generator.integers(170, 230)
         spoken = path.with_suffix(".wav.tmp")
         subprocess.run(["espeak-ng", "-p", str(pitch), "-s", str(speed), "-w", spoken, WORDS], check=True)
-        sound = read_sound(spoken, RATE)
+        sound = read_audio(spoken, RATE)
         spoken.unlink()
     else:
         glide = np.linspace(300, 900, round(generator.uniform(0.8, 1.2) * RATE))[:: 1 if high else -1]

@@ -16,7 +16,7 @@ av = pytest.importorskip("av")
 from clip_writer import write_clip
 from encoder_models import save_speech_model
 
-from amess_hf.clips_amess import read_frames, read_sound
+from amess_hf.clips_amess import read_audio, read_frames
 from amess_hf.data import clip_features
 from amess_hf.data.clip_features import extract_features, read_jobs
 
@@ -51,7 +51,7 @@ def check_complete(corpus, tmp_path, count=TRAIN + DEV):
     splits = load_mintrec(corpus, cache_dir=tmp_path / "cache")
     for row in (splits["train"][5], splits["validation"][2]):
         clip = row["clip"]
-        np.testing.assert_allclose(row["audio_features"], LogMelEncoder()([read_sound(clip, 16000)])[0], atol=1e-6)
+        np.testing.assert_allclose(row["audio_features"], LogMelEncoder()([read_audio(clip, 16000)])[0], atol=1e-6)
         frames = read_frames(clip, **HOGEncoder().reading)
         np.testing.assert_allclose(row["video_features"], HOGEncoder()([frames])[0], atol=1e-6)
 
@@ -182,7 +182,7 @@ class TestTable:
         audio = SafetensorsFeatures(tmp_path / "out" / "audio_data" / "log-mel")
         video = SafetensorsFeatures(tmp_path / "out" / "video_data" / "hog")
         assert [len(video[clip]) for clip in "ab"] == [10, 5] and [len(audio[clip]) for clip in "ab"] == [49, 24]
-        expected = LogMelEncoder()([read_sound(tmp_path / "film.wav", 16000, 1.5, 2.0)])[0]
+        expected = LogMelEncoder()([read_audio(tmp_path / "film.wav", 16000, 1.5, 2.0)])[0]
         np.testing.assert_allclose(audio["b"], expected, atol=2e-3)
 
     def test_bad_tables(self, tmp_path):

@@ -16,7 +16,7 @@ av = pytest.importorskip("av")
 import extract_features as script
 from clip_writer import write_clip
 
-from amess_hf.clips_amess import read_sound
+from amess_hf.clips_amess import read_audio
 from amess_hf.encoders_amess import LogMelEncoder
 
 
@@ -42,7 +42,7 @@ def check_complete(tmp_path):
     features = SafetensorsFeatures(tmp_path / "audio_data" / "log-mel")
     assert list(features) == [f"S01_E01_{number}" for number in range(COUNT)]
     for number in range(COUNT):
-        sound = read_sound(tmp_path / "raw_data" / "S01" / "E01" / f"{number}.wav", 16000)
+        sound = read_audio(tmp_path / "raw_data" / "S01" / "E01" / f"{number}.wav", 16000)
         np.testing.assert_allclose(features[f"S01_E01_{number}"], LogMelEncoder()([sound])[0], atol=1e-6)
     assert (tmp_path / "failed_clips.tsv").read_text().splitlines()[1].startswith(f"S01_E01_{COUNT}\t")
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
