@@ -60,13 +60,11 @@ class Clip:
     end: float | None = None
 
     def __post_init__(self):
-        for name in ("start", "end"):
+        for name, least in (("start", -1), ("end", self.start or 0.0)):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, (int, float, np.number)) and 0 <= value < np.inf):
-                raise ClipError(f"`{name}` is {value!r}; it must be a number of seconds, 0 or more")
+            if value is not None and not (_is_number(value) and 0 <= value < np.inf and value > least):
+                raise ClipError(f"`{name}` is {value!r}; give seconds from 0 on, and an `end` greater than `start`")
         self.start = self.start or 0.0
-        if self.end is not None and self.end <= self.start:
-            raise ClipError(f"`end` is {self.end}; it must be greater than `start` ({self.start})")
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> "Clip":
@@ -291,39 +289,37 @@ def _is_decoder(value: Any) -> bool:
     return isinstance(getattr(value, "_hf_encoded", None), dict)
 
 
-def _as_samples(audio: Any, sampling_rate: Any) -> tuple[np.ndarray, int | None]:
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.number))
+
+
+def _as_samples(audio: Any, rate: Any) -> tuple[np.ndarray, int | None]:
     """Mix audio that is not an encoded clip to mono: an array, or a dictionary with `array` and `sampling_rate`."""
     if isinstance(audio, dict):
-        if any(audio.get(name) is None for name in ("array", "sampling_rate")):
-            raise ClipError(
-                f"`audio` has only {sorted(audio)}; a dictionary holds `array` and `sampling_rate`, or `path` or `bytes`"
-            )
-        audio, sampling_rate = audio["array"], audio["sampling_rate"]
-    if sampling_rate is not None and not (isinstance(sampling_rate, (int, np.integer)) and sampling_rate > 0):
-        raise ClipError(f"`sampling_rate` is {sampling_rate!r}; it must be a whole number of samples per second")
+        audio, rate = audio.get("array"), audio.get("sampling_rate") or 0
     samples = np.asarray(audio)
-    if samples.dtype.kind not in "iuf" or samples.ndim not in (1, 2) or not np.isfinite(samples).all():
+    is_sound = samples.dtype.kind in "iuf" and samples.ndim in (1, 2) and np.isfinite(samples).all()
+    if not is_sound or not (rate is None or (isinstance(rate, (int, np.integer)) and rate > 0)):
         raise ClipError(
-            f"`audio` has shape {samples.shape} and holds values that are not finite numbers; give finite samples of "
-            "shape (samples,) or (channels, samples), or a clip"
+            f"`audio` has shape {samples.shape} and `sampling_rate` {rate!r}; give finite samples of shape (samples,) or "
+            "(channels, samples) and a whole number of samples per second, or a clip"
         )
     if np.issubdtype(samples.dtype, np.integer):
         samples = samples / -float(np.iinfo(samples.dtype).min)
     if samples.ndim == 2:
         samples = samples.mean(axis=int(np.argmin(samples.shape)))  # there are fewer channels than samples
-    return np.ascontiguousarray(samples, dtype=np.float32), sampling_rate
+    return np.ascontiguousarray(samples, dtype=np.float32), rate
 
 
 def _as_frames(video: Any) -> np.ndarray:
     """Check frames that are not an encoded clip, and return them as `uint8`."""
     frames = np.asarray(video)
-    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype.kind not in "iuf":
-        raise ClipError(f"`video` has shape {frames.shape}; give (frames, height, width, 3) or a clip")
     top = 1 if frames.dtype.kind == "f" else 255
-    if frames.size and not (frames.min() >= 0 and frames.max() <= top):  # NaN fails both
+    is_video = frames.ndim == 4 and frames.shape[-1] == 3 and frames.dtype.kind in "iuf"
+    if not is_video or (frames.size and not (frames.min() >= 0 and frames.max() <= top)):  # NaN fails both
         raise ClipError(
-            f"`video` holds values from {frames.min():g} to {frames.max():g}; integers go from 0 to 255, and floating "
-            "point from 0 to 1"
+            f"`video` is a {type(video).__name__} of shape {frames.shape}; give (frames, height, width, 3), integers from "
+            "0 to 255 or floating point from 0 to 1, or a clip"
         )
     return (np.rint(frames * 255) if top == 1 else frames).astype(np.uint8)
 
@@ -375,20 +371,16 @@ def _handle(source: Any, name: str) -> Any:
         return io.BytesIO(source)
     if not isinstance(source, (str, os.PathLike)):
         raise ClipError(f"a clip is a path, an address, bytes or a file object, not {type(source).__name__}")
-    if os.path.isdir(name):
-        raise ClipError(f"{name} is a folder, not a clip; give the path of a file")
     try:
         if "://" not in name:
             return open(name, "rb")
         import fsspec
 
         return fsspec.open(name, "rb").open()
-    except FileNotFoundError as error:
-        raise ClipError(f"{name} does not exist; check the path of the clip") from error
-    except ImportError as error:
-        raise ImportError(f"opening {name} needs fsspec; pip install fsspec") from error
     except Exception as error:  # every file system of fsspec raises its own errors
-        raise ClipError(f"{name} cannot be opened ({type(error).__name__}: {error})") from error
+        known = {FileNotFoundError: "does not exist", IsADirectoryError: "is a folder, not a clip"}
+        reason = known.get(type(error), f"cannot be opened ({type(error).__name__}: {error})")
+        raise ClipError(f"{name} {reason}; check the path of the clip") from error
 
 
 def _check_length(handle: Any, name: str) -> None:
@@ -402,10 +394,10 @@ def _check_length(handle: Any, name: str) -> None:
     stated = int.from_bytes(head[4:8], "little") + 8
     length = handle.seek(0, os.SEEK_END)
     handle.seek(0)
-    if length == 0:
-        raise ClipError(f"{name} is empty; copy or download the clip again")
-    if head[:4] == b"RIFF" and length < stated < 0xFFFFFFFF:  # recorders that do not know the length write the maximum
-        raise ClipError(f"{name} is cut short: {length} of its {stated} bytes are there; copy or download it again")
+    is_cut = head[:4] == b"RIFF" and length < stated < 0xFFFFFFFF  # recorders that do not know it write the maximum
+    if length == 0 or is_cut:
+        reason = f"is cut short: {length} of its {stated} bytes are there" if length else "is empty"
+        raise ClipError(f"{name} {reason}; copy or download it again")
 
 
 def _video_stream(container: Any) -> Any:

@@ -208,15 +208,13 @@ class IntentRecognitionPipeline(Pipeline):
             candidates = {name: own.get(name, name) for name in candidates}
         if not isinstance(candidates, dict) or not candidates or not all(map(_is_described, candidates.items())):
             raise ValueError(
-                f"`candidate_labels` is {given!r}; it must have at least one name, and as {{name: description}} a sentence "
-                "or a list of sentences for each"
+                f"`candidate_labels` is {given!r}; give one name or more, each with a sentence or a list of them"
             )
         unknown = [name for name in candidates if name not in self.model.config.label2id]
         if unknown and not self.model.knows_descriptions():
             raise ValueError(
                 f"`candidate_labels` has {', '.join(map(repr, unknown))}, but this model was trained without descriptions "
-                f"of intents and knows only its own: {', '.join(self.model.config.label2id)}; train with "
-                "`label_descriptions` to choose among others"
+                f"and knows only {', '.join(self.model.config.label2id)}; train with `label_descriptions`"
             )
         return {name: [texts] if isinstance(texts, str) else list(texts) for name, texts in candidates.items()}
 
@@ -321,19 +319,18 @@ class IntentRecognitionPipeline(Pipeline):
         clip = Clip.from_row(row)
         given = [name for name in ("text", "audio_features", "video_features") if row.get(name) is not None]
         timeless = [name for name in given if name != "text" or row["text"].strip()]
+        if timeless:
+            raise ValueError(
+                f"`window_s` splits a clip, but it is not known where `{timeless[0]}` belongs in it; leave it out"
+            )
         encoders = {name: self.processor.load_encoder(name, self.device) for name in FEATURE_MODALITIES}
         clip = dataclasses.replace(clip, **{name: None for name, encoder in encoders.items() if encoder is None})
         ends = clip.durations(
             getattr(encoders["audio"], "sampling_rate", 1), getattr(encoders["video"], "clip_frame_rate", 1)
         )
         total = min(max(ends.values(), default=0.0), math.inf if clip.end is None else clip.end)
-        if timeless or total <= clip.start:
-            raise ValueError(
-                f"`window_s` splits a clip, but it is not known where `{timeless[0]}` belongs in it; leave it out "
-                "(`asr_model` hears the text of each window)"
-                if timeless
-                else f"the input ends at {total:g} s and `start` is {clip.start:g}; there is nothing left"
-            )
+        if total <= clip.start:  # reading it says so
+            return [{**row, "clip": clip}]
         rows, start = [], clip.start
         while True:
             over = {name: None for name, end in ends.items() if rows and end - start <= SHORTEST_WINDOW}
@@ -363,9 +360,7 @@ class IntentRecognitionPipeline(Pipeline):
         taken = [name for name in FEATURE_MODALITIES if getattr(self.processor, f"{name}_feature_size") is not None]
         values = [example[key] for name in taken for key in (name, f"{name}_features")] + [example["speech"]]
         if not has_text and not any(value is not None and len(value) for value in values):
-            raise ValueError(
-                "the input holds no text, audio or video that this model takes; give at least one of them"
-            )
+            raise ValueError("the input has no text, audio or video that this model takes; give at least one")
         return example
 
     def _speech(self, example: dict[str, Any]) -> np.ndarray | None:
@@ -382,9 +377,7 @@ class IntentRecognitionPipeline(Pipeline):
         results = iter(self._answers(examples, candidate_labels) if examples else ())
         return {"results": [one if "error" in one else next(results) for one in inputs["examples"]]}
 
-    def _answers(
-        self, examples: list[dict[str, Any]], candidates: dict[str, list[str]] | None
-    ) -> list[dict[str, Any]]:
+    def _answers(self, examples: list[dict[str, Any]], candidates: dict[str, Any] | None) -> list[dict[str, Any]]:
         """Return the model's outputs for each of a batch of decoded clips."""
         for example in examples:
             if example["speech"] is not None and len(example["speech"]):

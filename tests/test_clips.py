@@ -15,12 +15,12 @@ av = pytest.importorskip("av")
 from clip_writer import write_clip
 
 from amess_hf.clips_amess import (
+    Clip,
     ClipError,
     clip_durations,
     iter_frames,
     read_audio,
     read_frames,
-    resample,
 )
 
 
@@ -138,16 +138,12 @@ class TestSpans:
         assert loudest_hertz(read_audio(path, 16000, start=80, end=81), 16000) == pytest.approx(440, abs=2)
 
     def test_bad_spans(self, clip):
-        with pytest.raises(ValueError, match="`end` is 1.0"):
-            read_frames(clip, frame_rate=5, start=1.0, end=1.0)
-        with pytest.raises(ValueError, match="`start` is -1"):
-            read_audio(clip, 16000, start=-1)
+        with pytest.raises(ClipError, match="`end` is 1.0"):
+            Clip(clip, start=1.0, end=1.0)
+        with pytest.raises(ClipError, match="`start` is -1"):
+            Clip(clip, start=-1)
         with pytest.raises(ClipError, match=f"{re.escape(str(clip))} ends before 9 seconds"):
             read_frames(clip, frame_rate=5, start=9.0)
-        with pytest.raises(ValueError, match="not both"):
-            read_frames(clip, frame_rate=5, num_frames=2)
-        with pytest.raises(ValueError, match="`frame_rate` is 0"):
-            read_frames(clip, frame_rate=0)
 
 
 class TestUnusualClips:
@@ -319,7 +315,7 @@ class TestWhatIsNoClip:
 
     def test_empty(self, tmp_path):
         (tmp_path / "clip.mp4").touch()
-        self.check(tmp_path / "clip.mp4", "is an empty file")
+        self.check(tmp_path / "clip.mp4", "is empty; copy")
 
     def test_folder(self, tmp_path):
         self.check(tmp_path, "is a folder")
@@ -360,7 +356,7 @@ class TestWhatIsNoClip:
         self.check(path, "cannot be decoded")
 
     def test_unreachable_address_and_wrong_type(self):
-        with pytest.raises(ClipError, match="memory://nowhere.mp4 cannot be opened"):
+        with pytest.raises(ClipError, match="memory://nowhere.mp4 does not exist"):
             read_audio("memory://nowhere.mp4", 16000)
         with pytest.raises(ClipError, match="not int"):
             read_audio(7, 16000)
@@ -376,16 +372,19 @@ class TestWhatIsNoClip:
         clip.rename(clip)
 
 
-class TestResample:
+class TestArrays:
+    def read(self, samples, rate, wanted):
+        return Clip.from_row({"audio": np.array(samples), "sampling_rate": rate}).read_audio(wanted)
+
     def test_rates_and_channels(self):
-        samples = resample(np.stack([tone(1.0, 440, 48000)] * 2), 48000, 16000)
+        samples = self.read(np.stack([tone(1.0, 440, 48000)] * 2), 48000, 16000)
         assert samples.shape == pytest.approx((16000,), abs=40) and samples.dtype == np.float32
         assert loudest_hertz(samples, 16000) == pytest.approx(440, abs=2)
-        np.testing.assert_allclose(resample(np.array([[0.5, 0.0], [1.0, 0.5], [0.0, 0.0]]), 8, 8), [0.25, 0.75, 0])
+        np.testing.assert_allclose(self.read([[0.5, 0.0], [1.0, 0.5], [0.0, 0.0]], 8, 8), [0.25, 0.75, 0])
 
     def test_integers_are_scaled(self):
-        np.testing.assert_allclose(resample(np.array([16384, -32768], np.int16), 8000, 8000), [0.5, -1.0])
+        np.testing.assert_allclose(self.read(np.array([16384, -32768], np.int16), 8000, 8000), [0.5, -1.0])
 
     def test_wrong_shape(self):
-        with pytest.raises(ValueError, match=r"shape \(1, 2, 3\)"):
-            resample(np.zeros((1, 2, 3)), 8000, 16000)
+        with pytest.raises(ClipError, match=r"shape \(1, 2, 3\)"):
+            self.read(np.zeros((1, 2, 3)), 8000, 16000)

@@ -138,7 +138,7 @@ class TestInputs:
             pipe(str(tmp_path / "nowhere.mp4"))
         with pytest.raises(ValueError, match=r"the input has only \['context', 'id'\]"):
             pipe({"id": "S01", "context": ["hello"]})
-        with pytest.raises(ValueError, match="not int"):
+        with pytest.raises(ValueError, match="`video` is a int of shape"):
             pipe(7)
 
 
@@ -162,7 +162,7 @@ class TestWordsAndPaths:
         "text", ["hello", "thanks.txt", "clips", "https://nowhere.invalid/clip.mp4", "clips/missing", "hello.mp4"]
     )
     def test_text_is_never_opened(self, pipe, text, monkeypatch):
-        monkeypatch.setattr(clips_amess, "open_clip", lambda _: pytest.fail("a clip was opened"))
+        monkeypatch.setattr(clips_amess, "_opened", lambda _: pytest.fail("a clip was opened"))
         answer = pipe({"text": text}, return_anchors=True)
         assert answer["text"] == text
         agree(answer["predictions"], pipe([{"text": text}])[0])
@@ -189,7 +189,7 @@ class TestWordsAndPaths:
         ],
     )
     def test_what_looks_like_a_path_is_refused(self, pipe, text):
-        with pytest.raises(ValueError, match="looks like an? (path|address); pass a clip as {'clip': ...}") as error:
+        with pytest.raises(ValueError, match="looks like a path or an address; pass a clip as {'clip': ...}") as error:
             pipe(text)
         assert repr(text) in str(error.value)
 
@@ -226,7 +226,7 @@ class TestKeys:
 
     @pytest.mark.parametrize("nothing", ["", "  ", {"text": ""}, {"text": " ", "audio_features": np.zeros((0, 80))}])
     def test_nothing_to_go_by(self, pipe, nothing):
-        with pytest.raises(ValueError, match="give at least one of them"):
+        with pytest.raises(ValueError, match="give at least one"):
             pipe(nothing)
 
     def test_a_span_after_the_end(self, pipe, tmp_path):
@@ -248,11 +248,11 @@ class TestKeys:
     @pytest.mark.parametrize(
         ("given", "message"),
         [
-            ({"audio": {"array": np.zeros(800)}}, "`audio` has only"),
+            ({"audio": {"array": np.zeros(800)}}, "`audio` has shape"),
             ({"text": TEXT, "context": ["thanks", None]}, "`context` holds None"),
-            ({"text": "so \ud83d"}, "`text` has an unpaired surrogate"),
+            ({"text": "so \ud83d"}, "`text` holds"),
             ({"audio_features": np.full((3, 80), np.nan)}, "`audio_features` .* holds NaN"),
-            ({"frames": np.zeros((2, 8, 8, 3)), "start": "1"}, "`start` is '1'; it must be a number of seconds"),
+            ({"frames": np.zeros((2, 8, 8, 3)), "start": "1"}, "`start` is '1'; give seconds"),
         ],
     )
     def test_values_of_the_wrong_kind(self, pipe, given, message):
@@ -401,9 +401,9 @@ class TestAnswers:
     def test_progress_on_long_lists(self, pipe, capsys):
         logging.enable_progress_bar()
         pipe([TEXT] * 31)
-        assert "Recognising intents" not in capsys.readouterr().err
+        assert "Recognizing intents" not in capsys.readouterr().err
         pipe([TEXT] * 32, batch_size=8)
-        assert "Recognising intents: 100%" in capsys.readouterr().err
+        assert "Recognizing intents: 100%" in capsys.readouterr().err
 
 
 class TestCandidates:
@@ -442,11 +442,11 @@ class TestCandidates:
 
     @pytest.mark.parametrize("nothing", [{}, [], "", " , "])
     def test_none(self, pipe, nothing):
-        with pytest.raises(ValueError, match="`candidate_labels` is empty"):
+        with pytest.raises(ValueError, match="`candidate_labels` is .*; give one name or more"):
             pipe(TEXT, candidate_labels=nothing)
 
     def test_the_former_name(self, pipe):
-        with pytest.raises(TypeError, match="'candidate_intents'; there are .*`candidate_labels`"):
+        with pytest.raises(TypeError, match="'candidate_intents'; there are .* candidate_labels"):
             pipe(TEXT, candidate_intents=["Greet", "Thank"])
 
     def test_threads_keep_their_own(self, pipe):

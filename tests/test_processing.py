@@ -128,7 +128,7 @@ class TestInputs:
         processor = AMESSProcessor.for_model(tiny_config(**FRONT_ENDS), tokenizer)
         row = processor.read({"clip": path})
         # One frame more than the model takes, which says that there is more; one window of sound, 20 s.
-        assert len(row["frames"]) == 13 and len(row["sound"]) == 320080
+        assert len(row["video"]) == 13 and len(row["audio"]) == 320080
         batch = processor(clip=path)
         assert batch["audio_features"].shape[1] == 60 and batch["video_features"].shape[1] == 12
 
@@ -193,16 +193,19 @@ class TestSources:
     @pytest.mark.parametrize(
         ("given", "message"),
         [
-            ({"audio": {"array": np.zeros(800)}}, r"`audio` has only \['array'\]; .* `sampling_rate`"),
-            ({"audio": np.full(800, np.nan)}, "`audio` holds values that are not finite"),
-            ({"audio": np.zeros(800), "sampling_rate": "16k"}, "`sampling_rate` is '16k'"),
-            ({"frames": np.full((2, 8, 8, 3), 9.0)}, "`video` holds values from 9 to 9; .* from 0 to 1"),
-            ({"frames": np.full((2, 8, 8, 3), np.nan)}, "`video` holds values from nan"),
-            ({"frames": np.full((2, 8, 8, 3), 300)}, "`video` holds values from 300 to 300"),
-            ({"text": 7}, "`text` is 7; it must be a string"),
-            ({"text": "so \ud83d"}, "`text` has an unpaired surrogate at character 3"),
+            ({"audio": {"array": np.zeros(800)}}, "`audio` has shape .* and `sampling_rate` 0; give"),
+            ({"audio": np.full(800, np.nan)}, "`audio` has shape .*; give finite samples"),
+            ({"audio": np.zeros(800), "sampling_rate": "16k"}, "`sampling_rate` '16k'; give .* a whole number"),
+            (
+                {"frames": np.full((2, 8, 8, 3), 9.0)},
+                "`video` is a ndarray .*, integers from 0 to 255 or floating point from 0 to 1",
+            ),
+            ({"frames": np.full((2, 8, 8, 3), np.nan)}, "`video` is a ndarray"),
+            ({"frames": np.full((2, 8, 8, 3), 300)}, "`video` is a ndarray"),
+            ({"text": 7}, "`text` holds 7; give a string"),
+            ({"text": "so \ud83d"}, r"`text` holds 'so \\ud83d'; give a string of whole characters"),
             ({"text": "hello", "context": ["thanks", None]}, "`context` holds None"),
-            ({"frames": np.zeros((2, 8, 8, 3)), "start": "0:01"}, "`start` is '0:01'; it must be a number of seconds"),
+            ({"frames": np.zeros((2, 8, 8, 3)), "start": "0:01"}, "`start` is '0:01'; give seconds"),
             ({"audio_features": np.full((3, 80), np.nan)}, "`audio_features` of clip 0 of the batch holds NaN"),
         ],
     )
@@ -282,10 +285,14 @@ class TestWhatDoesNotFit:
 
     def test_an_encoder_of_another_width_or_rate(self, tokenizer, clip):
         wide = AMESSProcessor(tokenizer, audio_encoder="log-mel", audio_feature_size=768)
-        with pytest.raises(ValueError, match="gives features 80 wide, but `audio_feature_size` is 768"):
+        with pytest.raises(
+            ValueError, match="`audio_feature_size` is 768, but that of `audio_encoder` 'log-mel' is 80"
+        ):
             wide(audio=clip)
         fast = AMESSProcessor(tokenizer, audio_encoder="log-mel", audio_feature_size=80, audio_sampling_rate=8000)
-        with pytest.raises(ValueError, match="takes 16000 samples per second, but `audio_sampling_rate` is 8000"):
+        with pytest.raises(
+            ValueError, match="`audio_sampling_rate` is 8000, but that of `audio_encoder` 'log-mel' is 16000"
+        ):
             fast(audio=clip)
 
     def test_a_clip_for_a_model_of_unknown_encoders(self, tokenizer, clip):
@@ -305,7 +312,7 @@ class TestWhatDoesNotFit:
             processor(text="hello", return_tensors="np")
         with pytest.raises(ValueError, match=r"`audio_features` .* \(3, 7\); it must be \(frames, 80\)"):
             processor(text="hello", audio_features=np.zeros((3, 7)))
-        with pytest.raises(ValueError, match=r"`video` has shape \(5, 4, 4, 1\)"):
+        with pytest.raises(ValueError, match=r"`video` is a ndarray of shape \(5, 4, 4, 1\)"):
             processor(video=np.zeros((5, 4, 4, 1)))
         with pytest.raises(ClipError, match="nowhere.mp4 does not exist"):
             processor(clip=tmp_path / "nowhere.mp4")
