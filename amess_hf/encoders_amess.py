@@ -239,9 +239,8 @@ class AudioModelEncoder(AudioEncoder):
             return_tensors="pt",
         ).to(self.model.device)
         inputs["input_values"] = inputs["input_values"].to(self.model.dtype)
-        if self.layer is None:
-            return self.model(**inputs).last_hidden_state
-        return self.model(**inputs, output_hidden_states=True).hidden_states[self.layer]
+        outputs = self.model(**inputs, output_hidden_states=self.layer is not None)
+        return outputs.last_hidden_state if self.layer is None else outputs.hidden_states[self.layer]
 
 
 class WhisperEncoder(AudioModelEncoder):

@@ -9,7 +9,7 @@ with the clips that are not in a part yet.
 import re
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
@@ -44,7 +44,7 @@ CLIPS_PER_BATCH = 16
 # Columns of a row that say where its clip is.
 JOB_COLUMNS = ("id", "clip", "audio", "video", "start", "end", "dialogue_id")
 # Column that says, while a split is encoded, why a clip could not be used.
-ERROR_COLUMN = "clip_error"
+ERROR_COLUMN = "error"
 FAILED_CLIPS_NAME = "failed_clips.tsv"
 
 
@@ -108,15 +108,11 @@ def clip_jobs(
 
 
 def _encode_jobs(
-    jobs: list[ClipJob],
-    encoders: dict[str, AudioEncoder | VideoEncoder],
-    limits: dict[str, int | None],
-    on_error: str,
+    jobs: list[ClipJob], encoders: dict[str, AudioEncoder | VideoEncoder], limits: dict[str, int | None]
 ) -> list[ClipJob]:
     """Encode a few clips together, at most `limits[modality]` features of each; frames are decoded as they are encoded.
 
-    Returns copies of the jobs with features. A clip that cannot be read has its `error` set and does not affect the others;
-    with `on_error="raise"` it is a `ValueError`.
+    Returns copies of the jobs with features. A clip that cannot be read has its `error` set and does not affect the others.
     """
     jobs = [replace(job) for job in jobs]
     for modality, encoder in encoders.items():
@@ -124,9 +120,6 @@ def _encode_jobs(
         sources = [read(job, encoder, limits.get(modality)) for job in jobs]
         for job, features in zip(jobs, encoder(sources), strict=True):
             setattr(job, f"{modality}_features", features[: limits.get(modality)])
-    failed = next((job for job in jobs if job.error is not None), None)
-    if failed is not None and on_error == "raise":
-        raise ValueError(f"clip {failed.id}: {failed.error}; `on_error` skip continues without it")
     return jobs
 
 
@@ -227,19 +220,18 @@ def _encode_split(
     limits: dict[str, int | None],
     on_error: str,
 ) -> datasets.Dataset:
-    """Add the features of a split, and the column of errors."""
-    features = split.features | {ERROR_COLUMN: datasets.Value("string")}
+    """Add the features of a split, and a column of errors."""
+    features = datasets.Features(split.features | {ERROR_COLUMN: datasets.Value("string")})
     for modality, encoder in encoders.items():
         features[f"{modality}_features"] = datasets.Array2D((None, encoder.feature_size), "float32")
     begun = []
 
     def encode(_: Any, rows: list[int]) -> dict[str, list[Any]]:
         begun.append(rows)
-        clips = _encode_jobs([jobs[row] for row in rows], encoders, limits, on_error)
-        columns = {
-            f"{modality}_features": [getattr(clip, f"{modality}_features") for clip in clips] for modality in encoders
-        }
-        return columns | {ERROR_COLUMN: [clip.error for clip in clips]}
+        clips = _encode_jobs([jobs[row] for row in rows], encoders, limits)
+        _failures(clips, on_error)
+        columns = [f"{modality}_features" for modality in encoders]
+        return {column: [getattr(clip, column) for clip in clips] for column in (*columns, ERROR_COLUMN)}
 
     files = {Path(path) for job in jobs for path in (job.audio, job.video) if path is not None}
     state = [
@@ -249,7 +241,6 @@ def _encode_split(
         sorted(limits.items()),
         on_error,
     ]
-    state += [_loaded_version(encoder) for encoder in encoders.values()]
     encode_rows = partial(
         split.with_format(None).map,
         encode,
@@ -257,9 +248,9 @@ def _encode_split(
         batched=True,
         batch_size=CLIPS_PER_BATCH,
         writer_batch_size=CLIPS_PER_BATCH,
-        features=datasets.Features(features),
+        features=features,
         desc=f"Encoding the clips of {name}",
-        new_fingerprint=Hasher.hash(state),
+        new_fingerprint=Hasher.hash([*state, *map(_loaded_version, encoders.values())]),
     )
     try:
         encoded = encode_rows()
@@ -274,17 +265,24 @@ def _encode_split(
     return encoded
 
 
+def _failures(clips: list[ClipJob], on_error: str) -> dict[str, str]:
+    """Return {clip id: why it could not be read}, or raise `ValueError` for the first."""
+    failures = {clip.id: clip.error for clip in clips if clip.error is not None}
+    if failures and on_error == "raise":
+        clip_id, reason = next(iter(failures.items()))
+        raise ValueError(f"clip {clip_id}: {reason}; `on_error` skip continues without it")
+    return failures
+
+
 def _leave_out(encoded: datasets.Dataset, name: str, failures: dict[str, str]) -> datasets.Dataset:
     """Return the clips that could be read, and note the others in `failures`."""
     errors = encoded[ERROR_COLUMN]
     bad = {clip_id: error for clip_id, error in zip(encoded["id"], errors, strict=True) if error is not None}
-    encoded = encoded.remove_columns(ERROR_COLUMN)
-    if not bad:
-        return encoded
-    if len(bad) == len(encoded):
+    if bad and len(bad) == len(encoded):
         raise ValueError(f"none of the clips of {name} can be used: {first_of(list(bad.values()))}")
     failures |= bad
-    return encoded.select([row for row, error in enumerate(errors) if error is None])
+    encoded = encoded.remove_columns(ERROR_COLUMN)
+    return encoded.select([row for row, error in enumerate(errors) if error is None]) if bad else encoded
 
 
 def _encoder_version(name: str) -> str:
@@ -343,8 +341,37 @@ def extract_features(
     state = PartialState(timeout=timedelta(days=1))
     with state.main_process_first():  # the data set's cache is written once
         jobs = read_jobs(data_dir, dataset_name, table)
-    extraction = _Extraction(state, jobs, Path(output_dir or data_dir), dtype, on_error)
-    return extraction.run(audio_encoder, video_encoder, audio_encoder_layer, video_frame_rate)
+    root, names = Path(output_dir or data_dir), {"audio": audio_encoder, "video": video_encoder}
+    # The folder of an encoder has the last part of its Hub id or path.
+    slugs = {
+        modality: re.sub(r"[^\w.-]+", "-", Path(name).name) for modality, name in names.items() if name is not None
+    }
+    if "audio" in slugs and audio_encoder_layer is not None:
+        slugs["audio"] += f"-layer{audio_encoder_layer}"
+    folders = {modality: root / f"{modality}_data" / slug for modality, slug in slugs.items()}
+    versions = {modality: _encoder_version(names[modality]) for modality in slugs}
+    # Parts of encoders whose weights have changed since are not merged with those of the current ones.
+    parts = root / f".parts-{'-'.join(slugs.values())}-{Hasher.hash([versions, video_frame_rate])[:8]}"
+    if state.is_main_process:
+        _recover(parts, folders)
+    state.wait_for_everyone()
+    earlier = {modality: _earlier_features(modality, folders[modality], versions[modality]) for modality in slugs}
+    left = _left(jobs, earlier, _part_of(parts))
+    if len(left) < len(jobs):
+        state.print(f"{len(jobs) - len(left)} of {len(jobs)} clips are already encoded")
+    # No process may add a part before all have seen which clips are left.
+    state.wait_for_everyone()
+    share, failures = left[state.process_index :: state.num_processes], {}
+    if share:
+        encoders = _load_encoders(audio_encoder, video_encoder, state.device, audio_encoder_layer, video_frame_rate)
+        failures = _encode_share(share, encoders, parts, on_error, hidden=not state.is_main_process)
+    failures = dict(sorted(gather_object([*failures.items()])))
+    if state.is_main_process:
+        _join_parts(parts, folders, earlier, versions, jobs, dtype)
+        _report(root, folders, len(jobs), failures)
+        shutil.rmtree(parts)
+    state.wait_for_everyone()
+    return failures
 
 
 def read_jobs(data_dir: str | Path, dataset_name: str = "mintrec", table: str | Path | None = None) -> list[ClipJob]:
@@ -369,127 +396,97 @@ def _table_rows(table: Path, folder: Path) -> Iterator[dict[str, Any]]:
         yield {"id": as_text(row.get("id")) or f"{table.stem}-{number}", **paths, **span}
 
 
-@dataclass
-class _Extraction:
-    """One extraction: its parts while it runs, its feature folders when it is done."""
+def _recover(parts: Path, folders: dict[str, Path]) -> None:
+    """Make the folder of parts, and remove half-written files of a killed run."""
+    for folder in folders.values():
+        recover_folder(folder)
+    parts.mkdir(parents=True, exist_ok=True)
+    for leftover in parts.glob("*.partial"):
+        leftover.unlink()
 
-    state: PartialState
-    jobs: list[ClipJob]
-    root: Path
-    dtype: str
-    on_error: str
 
-    def run(self, audio: str | None, video: str | None, layer: int | None, rate: float | None) -> dict[str, str]:
-        """Encode the remaining clips; return {clip id: why it could not be read}."""
-        self._name_folders(audio, video, layer, rate)
-        if self.state.is_main_process:
-            self._clean_up()
-        self.state.wait_for_everyone()
-        done = self._done()
-        remaining = [job for job in self.jobs if job.id not in done]
-        # No process may add a part before all have seen which clips are left.
-        self.state.wait_for_everyone()
-        if done:
-            self.state.print(f"{len(done)} of {len(self.jobs)} clips are already encoded")
-        failures = {}
-        share = remaining[self.state.process_index :: self.state.num_processes]
-        if share:
-            encoders = _load_encoders(audio, video, self.state.device, layer, rate)
-            failures = self._encode(share, encoders)
-        failures = dict(sorted(gather_object([*failures.items()])))
-        if self.state.is_main_process:
-            self._join_parts()
-            self._report(failures)
-            shutil.rmtree(self.parts)
-        self.state.wait_for_everyone()
-        return failures
+def _earlier_features(modality: str, folder: Path, version: str) -> Mapping[str, np.ndarray]:
+    """Return the features of earlier runs, which must come from the same weights."""
+    earlier = SafetensorsFeatures(folder) if folder.exists() else {}
+    made_by = earlier.metadata.get("encoder") if earlier else None
+    if made_by not in (None, version):
+        raise ValueError(
+            f"{folder}: `{modality}_encoder` was {made_by} when these features were made and is now {version}; "
+            "remove the folder, or choose another `output_dir`"
+        )
+    return earlier
 
-    def _name_folders(self, audio: str | None, video: str | None, layer: int | None, rate: float | None) -> None:
-        """Set the feature folders and the folder of parts; existing features must be of the same weights."""
-        names = {modality: name for modality, name in (("audio", audio), ("video", video)) if name is not None}
-        slugs = {modality: re.sub(r"[^\w.-]+", "-", Path(name).name) for modality, name in names.items()}
-        if audio is not None and layer is not None:
-            slugs["audio"] += f"-layer{layer}"
-        self.folders = {modality: self.root / f"{modality}_data" / slug for modality, slug in slugs.items()}
-        self.versions = {modality: _encoder_version(name) for modality, name in names.items()}
-        # Parts of encoders whose weights have changed since are not merged with those of the current ones.
-        self.parts = self.root / f".parts-{'-'.join(slugs.values())}-{Hasher.hash([self.versions, rate])[:8]}"
-        for modality, folder in self.folders.items():
-            made_by = SafetensorsFeatures(folder).metadata.get("encoder") if folder.exists() else None
-            if made_by not in (None, self.versions[modality]):
-                raise ValueError(
-                    f"{folder}: `{modality}_encoder` was {made_by} when these features were made and is now "
-                    f"{self.versions[modality]}; remove the folder, or choose another `output_dir`"
-                )
 
-    def _clean_up(self) -> None:
-        """Remove half-written files of a killed run."""
-        for folder in self.folders.values():
-            recover_folder(folder)
-        self.parts.mkdir(parents=True, exist_ok=True)
-        for leftover in self.parts.glob("*.partial"):
-            leftover.unlink()
+def _part_of(parts: Path) -> dict[str, Path]:
+    """Return {`"modality/clip id"`: part}."""
+    part_of = {}
+    for path in sorted(parts.glob("*.safetensors")):
+        with safe_open(path, framework="np") as part:
+            part_of |= dict.fromkeys(part.keys(), path)
+    return part_of
 
-    def _done(self) -> set[str]:
-        """Return the ids of the clips that are in a part, or in the feature folders of every modality."""
-        finished = [set(SafetensorsFeatures(folder)) if folder.exists() else set() for folder in self.folders.values()]
-        return set.intersection(*finished) | {key.split("/", 1)[1] for key in self._part_of()}
 
-    def _part_of(self) -> dict[str, Path]:
-        """Return {`"modality/clip id"`: part}."""
-        part_of = {}
-        for path in sorted(self.parts.glob("*.safetensors")):
-            with safe_open(path, framework="np") as part:
-                part_of |= dict.fromkeys(part.keys(), path)
-        return part_of
+def _left(jobs: list[ClipJob], earlier: dict[str, Mapping], part_of: dict[str, Path]) -> list[ClipJob]:
+    """Return the clips that are neither in a part nor in the earlier features of every modality."""
+    encoded = {key.split("/", 1)[1] for key in part_of} | set.intersection(*map(set, earlier.values()))
+    return [job for job in jobs if job.id not in encoded]
 
-    def _encode(self, jobs: list[ClipJob], encoders: dict[str, AudioEncoder | VideoEncoder]) -> dict[str, str]:
-        """Encode this process's share, a part for each batch of clips."""
-        failures, hidden = {}, not self.state.is_main_process
-        with logging.tqdm(total=len(jobs), desc="Encoding clips", unit="clip", disable=hidden) as progress:
-            for begin in range(0, len(jobs), CLIPS_PER_BATCH):
-                clips = _encode_jobs(jobs[begin : begin + CLIPS_PER_BATCH], encoders, {}, self.on_error)
-                self._write_part([clip for clip in clips if clip.error is None])
-                failures |= {clip.id: clip.error for clip in clips if clip.error is not None}
-                progress.update(len(clips))
-        return failures
 
-    def _write_part(self, clips: list[ClipJob]) -> None:
-        """Write the features of a few clips; a part gets its name only when it is complete."""
-        tensors = {
-            f"{m}/{clip.id}": np.ascontiguousarray(getattr(clip, f"{m}_features"))
-            for clip in clips
-            for m in self.folders
-        }
-        if tensors:
-            with written_aside(self.parts / f"{uuid.uuid4().hex}.safetensors") as partial_file:
-                save_file(tensors, partial_file)
+def _encode_share(
+    jobs: list[ClipJob], encoders: dict[str, AudioEncoder | VideoEncoder], parts: Path, on_error: str, hidden: bool
+) -> dict[str, str]:
+    """Encode the clips of this process, a part for each few; return {clip id: why it could not be read}."""
+    failures = {}
+    with logging.tqdm(total=len(jobs), desc="Encoding clips", unit="clip", disable=hidden) as progress:
+        for begin in range(0, len(jobs), CLIPS_PER_BATCH):
+            clips = _encode_jobs(jobs[begin : begin + CLIPS_PER_BATCH], encoders, {})
+            failures |= _failures(clips, on_error)
+            _write_part(parts, [clip for clip in clips if clip.error is None], encoders)
+            progress.update(len(clips))
+    return failures
 
-    def _join_parts(self) -> None:
-        """Merge the parts and the features of earlier runs into feature folders, in the order of the table."""
-        part_of = self._part_of()
-        for modality, folder in self.folders.items():
-            if part_of or not folder.exists():
-                options = {"dtype": self.dtype, "metadata": {"encoder": self.versions[modality]}}
-                write_features(self._features(modality, part_of), folder, source=self.root, replace=True, **options)
 
-    def _features(self, modality: str, part_of: dict[str, Path]) -> Iterator[tuple[str, np.ndarray]]:
-        folder = self.folders[modality]
-        earlier = SafetensorsFeatures(folder) if folder.exists() else {}
-        for clip_id in dict.fromkeys([*earlier, *(job.id for job in self.jobs)]):
+def _write_part(parts: Path, clips: list[ClipJob], modalities: Iterable[str]) -> None:
+    """Write the features of a few clips; a part gets its name only when it is complete."""
+    tensors = {
+        f"{m}/{clip.id}": np.ascontiguousarray(getattr(clip, f"{m}_features")) for clip in clips for m in modalities
+    }
+    if tensors:
+        with written_aside(parts / f"{uuid.uuid4().hex}.safetensors") as partial_file:
+            save_file(tensors, partial_file)
+
+
+def _join_parts(
+    parts: Path,
+    folders: dict[str, Path],
+    earlier: dict[str, Mapping[str, np.ndarray]],
+    versions: dict[str, str],
+    jobs: list[ClipJob],
+    dtype: str,
+) -> None:
+    """Merge the parts and the features of earlier runs into feature folders, in the order of the table."""
+    part_of = _part_of(parts)
+
+    def joined(modality: str) -> Iterator[tuple[str, np.ndarray]]:
+        for clip_id in dict.fromkeys([*earlier[modality], *(job.id for job in jobs)]):
             key = f"{modality}/{clip_id}"
             if key in part_of:
                 with safe_open(part_of[key], framework="np") as part:
                     yield clip_id, part.get_tensor(key)
-            elif clip_id in earlier:
-                yield clip_id, earlier[clip_id]
+            elif clip_id in earlier[modality]:
+                yield clip_id, earlier[modality][clip_id]
 
-    def _report(self, failures: dict[str, str]) -> None:
-        """Print how many clips are encoded, and list those that could not be read in a file."""
-        path, total = self.root / FAILED_CLIPS_NAME, len(self.jobs)
-        print(f"{total - len(failures)} of {total} clips are in {' and '.join(map(str, self.folders.values()))}")
-        if failures:
-            write_text(path, "id\treason\n" + "".join(f"{clip}\t{reason}\n" for clip, reason in failures.items()))
-            print(f"{len(failures)} clips could not be read; {path} says why")
-        else:
-            path.unlink(missing_ok=True)
+    for modality, folder in folders.items():
+        if part_of or not folder.exists():
+            metadata = {"encoder": versions[modality]}
+            write_features(joined(modality), folder, source=parts.parent, dtype=dtype, replace=True, metadata=metadata)
+
+
+def _report(root: Path, folders: dict[str, Path], total: int, failures: dict[str, str]) -> None:
+    """Print how many clips are encoded, and list those that could not be read in a file."""
+    path = root / FAILED_CLIPS_NAME
+    print(f"{total - len(failures)} of {total} clips are in {' and '.join(map(str, folders.values()))}")
+    path.unlink(missing_ok=True)
+    if failures:
+        write_text(path, "id\treason\n" + "".join(f"{clip}\t{reason}\n" for clip, reason in failures.items()))
+        print(f"{len(failures)} clips could not be read; {path} says why")

@@ -83,14 +83,14 @@ def kill(*args, **kwargs):
 def arm(moment):
     """Makes the extraction kill itself at a moment."""
     if moment == "encoding":
-        _write_part = clip_features._Extraction._write_part
+        write_part = clip_features._write_part
 
-        def write_and_die(self, clips):
-            _write_part(self, clips)
-            (self.parts / ".cut.safetensors.partial").write_bytes(b"half a part")
+        def write_and_die(parts, clips, modalities):
+            write_part(parts, clips, modalities)
+            (parts / ".cut.safetensors.partial").write_bytes(b"half a part")
             kill()
 
-        clip_features._Extraction._write_part = write_and_die
+        clip_features._write_part = write_and_die
     elif moment == "joining":
         write_features = clip_features.write_features
 
