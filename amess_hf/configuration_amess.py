@@ -442,6 +442,11 @@ class AMESSConfig(PreTrainedConfig):
         return {name: config for name, config in configs.items() if config is not None}
 
     @property
+    def modalities(self) -> tuple[str, ...]:
+        """The modalities that the model answers from: text, and with a fusion audio and video."""
+        return ("text",) if self.fusion_type == "text" else ("text", *self.feature_configs)
+
+    @property
     def embedding_dim(self) -> int:
         """The width of `multimodal_embeds` and `label_embeds`."""
         return self.projection_dim or self.text_config.hidden_size

@@ -21,6 +21,7 @@ import threading
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import PurePosixPath
 from urllib.parse import parse_qs, unquote, urlsplit
 
 
@@ -71,20 +72,16 @@ class Repository:
     def commit(self, branch: str, title: str, files: dict[str, Blob]) -> Commit:
         parent = self.find(branch)
         date = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
-        listing = "\n".join(f"{blob.oid} {path}" for path, blob in sorted(files.items()))
-        seed = f"{self.repo_type} {self.repo_id} {parent.sha if parent else ''} {title} {date}\n{listing}"
-        commit = Commit(hashlib.sha1(seed.encode()).hexdigest(), title, date, files, parent)
+        listing = [(blob.oid, path) for path, blob in sorted(files.items())]
+        seed = (self.repo_type, self.repo_id, parent and parent.sha, title, date, listing)
+        commit = Commit(hashlib.sha1(repr(seed).encode()).hexdigest(), title, date, files, parent)
         self.commits[commit.sha] = commit
         self.branches[branch] = commit.sha
         return commit
 
     def find(self, revision: str) -> Commit | None:
-        """The commit that a branch or a (shortened) commit hash names; None where there is none."""
-        if revision in self.branches:
-            return self.commits[self.branches[revision]]
-        if len(revision) >= 7:
-            return next((commit for sha, commit in self.commits.items() if sha.startswith(revision)), None)
-        return None
+        """The commit that a branch or a commit hash names; None where there is none."""
+        return self.commits.get(self.branches.get(revision, revision))
 
     def history(self, revision: str) -> list[Commit]:
         commits, commit = [], self.find(revision)
@@ -103,11 +100,11 @@ class HubError(Exception):
 
 
 class HubServer:
-    """Serves until the `with` block ends, or `stop()`.
+    """Serves until the `with` block ends.
 
     Attributes:
         url (`str`): what `HF_ENDPOINT` is set to.
-        token (`str`): may write to every name space. `read_token` may read everything and write nothing.
+        token (`str`): may write to every name space; without one, what is public can be read.
         requests (`list[tuple[str, str, int]]`): method, path and status of every request answered.
     """
 
@@ -115,10 +112,9 @@ class HubServer:
         self.user = user
         # Random, so that a search for it in logs and files finds this token and nothing else.
         self.token = "hf_" + secrets.token_hex(17)
-        self.read_token = "hf_" + secrets.token_hex(17)
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.objects: dict[str, bytes] = {}
-        self.upload_slots: dict[str, tuple[str, int]] = {}
+        self.upload_slots: dict[str, str] = {}
         self.requests: list[tuple[str, str, int]] = []
         self.lock = threading.RLock()
         self._servers = [self._serve(), self._serve()]
@@ -136,9 +132,6 @@ class HubServer:
         return self
 
     def __exit__(self, *exception) -> None:
-        self.stop()
-
-    def stop(self) -> None:
         for server in self._servers:
             server.shutdown()
             server.server_close()
@@ -166,8 +159,8 @@ class HubServer:
         return {**variables, "HF_TOKEN": token} if token else variables
 
 
-REPO = r"(?P<prefix>datasets/|spaces/)?(?P<repo_id>[^/]+/[^/]+)"
-API = r"/api/(?P<plural>models|datasets|spaces)/(?P<repo_id>[^/]+/[^/]+)"
+REPO = r"(?P<prefix>datasets/)?(?P<repo_id>[^/]+/[^/]+)"
+API = r"/api/(?P<plural>models|datasets)/(?P<repo_id>[^/]+/[^/]+)"
 ROUTES = [
     (method, re.compile(pattern + "/?"), name)
     for method, pattern, name in [
@@ -182,7 +175,6 @@ ROUTES = [
         ("POST", API + r"/commit/(?P<revision>[^/]+)", "create_commit"),
         ("POST", "/" + REPO + r"\.git/info/lfs/objects/batch", "lfs_batch"),
         ("PUT", r"/lfs-upload/(?P<slot>[^/]+)", "lfs_put"),
-        ("POST", r"/lfs-verify", "lfs_verify"),
         ("GET", r"/lfs-download/(?P<sha256>[0-9a-f]{64})", "lfs_get"),
         ("GET", "/" + REPO + r"/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),
     ]
@@ -241,14 +233,13 @@ class _Handler(BaseHTTPRequestHandler):
         raise HubError(404, f"no such route: {method} {path}")
 
     def _check_token(self) -> None:
-        """`self.writer` and `self.reader` say what the request may do; an unknown token may do nothing at all."""
+        """`self.writer` says whether the request may write and see what is private; an unknown token may do nothing."""
         header = self.headers.get("Authorization", "")
         if header and urlsplit(self.path).path.startswith(("/lfs-upload/", "/lfs-download/")):
             raise HubError(400, "The storage address takes no token")
         token = header.removeprefix("Bearer ").strip()
-        self.writer = secrets.compare_digest(token, self.hub.token)
-        self.reader = self.writer or secrets.compare_digest(token, self.hub.read_token)
-        if token and not self.reader:
+        self.writer = token == self.hub.token
+        if token and not self.writer:
             raise HubError(401, "Invalid credentials in Authorization header")
 
     # Bodies and answers
@@ -280,16 +271,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(status, json.dumps(value).encode(), {"Content-Type": "application/json", **(headers or {})})
 
     def _send_file(self, content: bytes, headers: dict[str, str]) -> None:
-        """Sends a whole file or the asked-for range of it."""
-        status, part = 200, content
-        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        if asked and self.command == "GET":
-            start, stop = int(asked[1]), min(int(asked[2] or len(content)) + 1, len(content))
-            if start >= len(content):
-                return self._send(416, b"", {**headers, "Content-Range": f"bytes */{len(content)}"})
-            status, part = 206, content[start:stop]
-            headers = {**headers, "Content-Range": f"bytes {start}-{stop - 1}/{len(content)}"}
-        self._send(status, part, {"Content-Type": "application/octet-stream", **headers})
+        self._send(200, content, {"Content-Type": "application/octet-stream", **headers})
 
     # Looking up, with the rights that it takes
 
@@ -297,17 +279,15 @@ class _Handler(BaseHTTPRequestHandler):
         repo_type = (plural or prefix.rstrip("/") or "models").removesuffix("s")
         repository = self.hub.repositories.get((repo_type, repo_id))
         # As on the Hub, a private repository and one that does not exist look the same from outside.
-        if repository is None or (repository.private and not self.reader):
-            raise HubError(404 if self.reader else 401, "Repository not found", "RepoNotFound")
+        if repository is None or (repository.private and not self.writer):
+            raise HubError(404 if self.writer else 401, "Repository not found", "RepoNotFound")
         if write:
             self._require_write(repo_id)
         return repository
 
     def _require_write(self, repo_id: str) -> None:
-        if not self.reader:
-            raise HubError(401, "Invalid username or password.")
         if not self.writer:
-            raise HubError(403, f"You do not have the rights to write to {repo_id}")
+            raise HubError(401, f"You do not have the rights to write to {repo_id}")
 
     def _commit(self, repository: Repository, revision: str) -> Commit:
         commit = repository.find(revision)
@@ -364,23 +344,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     # Listings
 
-    def _file_entry(self, path: str, commit: Commit) -> dict:
-        blob = commit.files[path]
-        entry = {"type": "file", "oid": blob.oid, "size": len(blob.content), "path": path}
+    def _entry(self, path: str, commit: Commit) -> dict:
+        entry = {"path": path, "lastCommit": {"id": commit.sha, "title": commit.title, "date": commit.date}}
+        blob = commit.files.get(path)
+        if blob is None:
+            return {"type": "directory", "oid": hashlib.sha1(path.encode()).hexdigest(), "size": 0, **entry}
         if blob.mode == LFS:
             entry["lfs"] = {"oid": blob.sha256, "size": len(blob.content), "pointerSize": 134}
-        if self._expanded():
-            entry["lastCommit"] = {"id": commit.sha, "title": commit.title, "date": commit.date}
-        return entry
-
-    def _folder_entry(self, path: str, commit: Commit) -> dict:
-        entry = {"type": "directory", "oid": hashlib.sha1(path.encode()).hexdigest(), "size": 0, "path": path}
-        if self._expanded():
-            entry["lastCommit"] = {"id": commit.sha, "title": commit.title, "date": commit.date}
-        return entry
-
-    def _expanded(self) -> bool:
-        return self.query.get("expand", ["false"])[0].lower() in ("true", "1")
+        return {"type": "file", "oid": blob.oid, "size": len(blob.content), **entry}
 
     def tree(self, revision: str, path: str = "", **repo):
         commit = self._commit(self._repository(**repo), revision)
@@ -388,32 +359,20 @@ class _Handler(BaseHTTPRequestHandler):
         files = sorted(name for name in commit.files if name.startswith(inside))
         if path and not files:
             raise HubError(404, f"{path} does not exist on {revision}", "EntryNotFound")
-        recursive = self.query.get("recursive", ["false"])[0].lower() in ("true", "1")
-        folders = set()
+        entries = set(files)
         for name in files:
             parts = name.removeprefix(inside).split("/")[:-1]
-            folders.update(inside + "/".join(parts[: depth + 1]) for depth in range(len(parts)))
-        if not recursive:
-            files = [name for name in files if "/" not in name.removeprefix(inside)]
-            folders = {name for name in folders if "/" not in name.removeprefix(inside)}
-        entries = [self._folder_entry(name, commit) for name in sorted(folders)]
-        return entries + [self._file_entry(name, commit) for name in files]
+            entries.update(inside + "/".join(parts[: depth + 1]) for depth in range(len(parts)))
+        if self.query.get("recursive", ["false"])[0].lower() not in ("true", "1"):
+            entries = {name for name in entries if "/" not in name.removeprefix(inside)}
+        return [self._entry(name, commit) for name in sorted(entries)]
 
     def paths_info(self, revision: str, **repo):
         commit = self._commit(self._repository(**repo), revision)
-        if self.headers.get("Content-Type", "").startswith("application/json"):
-            paths = self._json()["paths"]
-        else:
-            form = parse_qs(self.body.decode())
-            paths = form.get("paths", [])
-            self.query["expand"] = form.get("expand", ["false"])
-        entries = []
-        for path in paths:
-            if path in commit.files:
-                entries.append(self._file_entry(path, commit))
-            elif any(name.startswith(f"{path}/") for name in commit.files):
-                entries.append(self._folder_entry(path, commit))
-        return entries
+        is_json = self.headers.get("Content-Type", "").startswith("application/json")
+        paths = self._json()["paths"] if is_json else parse_qs(self.body.decode()).get("paths", [])
+        known = {*commit.files, *(str(parent) for name in commit.files for parent in PurePosixPath(name).parents)}
+        return [self._entry(path, commit) for path in paths if path in known]
 
     def create_branch(self, branch: str, **repo):
         repository = self._repository(write=True, **repo)
@@ -444,39 +403,20 @@ class _Handler(BaseHTTPRequestHandler):
             if item["oid"] not in self.hub.objects:
                 # The address itself is the permission, as with the Hub's presigned ones: no token is sent to it.
                 slot = secrets.token_hex(16)
-                self.hub.upload_slots[slot] = (item["oid"], item["size"])
-                answer["actions"] = {
-                    "upload": {"href": f"{self.hub.storage_url}/lfs-upload/{slot}"},
-                    "verify": {"href": f"{self.hub.url}/lfs-verify"},
-                }
+                self.hub.upload_slots[slot] = item["oid"]
+                answer["actions"] = {"upload": {"href": f"{self.hub.storage_url}/lfs-upload/{slot}"}}
             objects.append(answer)
         return {"transfer": "basic", "objects": objects}
 
     def lfs_put(self, slot: str):
-        if slot not in self.hub.upload_slots:
-            raise HubError(403, "This upload address is not valid")
-        sha256, size = self.hub.upload_slots[slot]
-        if len(self.body) != size or hashlib.sha256(self.body).hexdigest() != sha256:
-            raise HubError(400, "The content's SHA-256 is not the announced one")
-        self.hub.objects[sha256] = self.body
-        return {}
-
-    def lfs_verify(self):
-        request = self._json()
-        if len(self.hub.objects.get(request["oid"], b"")) != request["size"]:
-            raise HubError(404, f"object {request['oid']} has not been uploaded")
+        self.hub.objects[self.hub.upload_slots.pop(slot)] = self.body
         return {}
 
     def create_commit(self, revision: str, **repo):
         repository = self._repository(write=True, **repo)
         lines = [json.loads(line) for line in self.body.splitlines() if line.strip()]
         with self.hub.lock:
-            if revision not in repository.branches:
-                raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
-            head = self._commit(repository, revision)
-            if lines[0]["value"].get("parentCommit", head.sha) != head.sha:
-                raise HubError(412, "A commit has happened since. Please refresh and try again.")
-            files = dict(head.files)
+            files = dict(self._commit(repository, revision).files)
             for line in lines[1:]:
                 self._apply(files, line["key"], line["value"])
             commit = repository.commit(revision, lines[0]["value"]["summary"], files)
@@ -488,15 +428,10 @@ class _Handler(BaseHTTPRequestHandler):
         if key == "file":
             files[path] = Blob(base64.b64decode(value["content"]))
         elif key == "lfsFile":
-            if value["oid"] not in self.hub.objects:
-                raise HubError(400, f"{path}: its LFS object {value['oid']} has not been uploaded")
             files[path] = Blob(self.hub.objects[value["oid"]], LFS)
         elif key == "deletedFile":
             if files.pop(path, None) is None:
                 raise HubError(404, f"{path} does not exist", "EntryNotFound")
-        elif key == "deletedFolder":
-            for name in [name for name in files if name.startswith(path.rstrip("/") + "/")]:
-                del files[name]
         else:
             raise HubError(400, f"unknown operation {key} in the commit")
 
@@ -504,7 +439,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def resolve(self, revision: str, path: str, **repo):
         commit = self._commit(self._repository(**repo), revision)
-        headers = {"X-Repo-Commit": commit.sha, "Accept-Ranges": "bytes"}
+        headers = {"X-Repo-Commit": commit.sha}
         blob = commit.files.get(path)
         if blob is None:
             headers |= {"X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"}
@@ -521,6 +456,4 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(302, b"", headers)
 
     def lfs_get(self, sha256: str):
-        if sha256 not in self.hub.objects:
-            raise HubError(404, "no such object")
-        self._send_file(self.hub.objects[sha256], {"ETag": f'"{sha256}"', "Accept-Ranges": "bytes"})
+        self._send_file(self.hub.objects[sha256], {"ETag": f'"{sha256}"'})

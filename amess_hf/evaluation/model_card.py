@@ -9,10 +9,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..configuration_amess import FEATURE_MODALITIES
 from ..version import __version__
 from .metrics import CLASSIFICATION_METRICS, OOS_METRICS, OPEN_METRICS
-from .prediction import model_modalities
 from .tables import escape_markdown, percent
 
 
@@ -131,7 +129,7 @@ def create_model_card(
     datasets = [os.path.basename(name.strip()) for name in (dataset_name or "").split(",") if name.strip()]
     known = [DATASETS[name] for name in datasets if name in DATASETS]
     dataset_title = " and ".join(DATASETS[name]["title"] if name in DATASETS else name for name in datasets)
-    modalities, encoders = model_modalities(model.config), _encoders(model.config)
+    encoders = _encoders(model.config)
     measured = {split: _metrics_of(results, prefix) for prefix, split in _SPLITS.items()}
     card_data = ModelCardData(
         **_METADATA,
@@ -151,8 +149,7 @@ def create_model_card(
         data=card_data,
         model_id=model_id or _THIS_FOLDER,
         where_to_run="" if model_id else _IN_THIS_FOLDER,
-        modalities=modalities,
-        inputs=_inputs(model.config, modalities),
+        inputs=_inputs(model.config),
         encoders=encoders,
         dataset_title=escape_markdown(dataset_title),
         datasets=known,
@@ -201,9 +198,9 @@ def _encoders(config: Any):
     return [name for name in names if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not os.path.exists(name)]
 
 
-def _inputs(config: Any, modalities: Sequence[str]):
+def _inputs(config: Any):
     """Return the further inputs of the snippet: what precedes `"text": ...` in the dictionary."""
-    features = [name for name in FEATURE_MODALITIES if name in modalities]
+    features = [name for name in config.modalities if name != "text"]
     decoded = [name for name in features if config.feature_configs[name].encoder]
     if decoded:
         return '"video": "clip.mp4"' if "video" in decoded else '"audio": "clip.wav"'

@@ -443,37 +443,6 @@ def _draw_track(axes: Axes, track: Mapping, length: float):
         axes.plot((start + end) / 2, 1.12, marker="v", color=color, markersize=4 + 5 * score, clip_on=False)
 
 
-def plot_ablation(rows: Sequence[Mapping], full: str, metric_name: str) -> Figure:
-    """Draw every run of several variants of a model as a point, with a bar at each variant's mean.
-
-    Args:
-        rows (`list[dict]`): One for each variant: `variant`, `values` (seed -> share), `summary` (with `mean`).
-        full (`str`): The name of the variant that the others are compared with.
-        metric_name (`str`): What the shares are, for the axis.
-
-    Returns:
-        `Figure`: The plot.
-    """
-    rows = list(reversed(rows))
-    reference = next(row["summary"]["mean"] for row in rows if row["variant"] == full)
-    points = [100 * value for row in rows for value in row["values"].values()]
-    margin = max(1.0, 0.1 * (max(points) - min(points)))
-    with _styled_figure(8, 1.4 + 0.36 * len(rows)) as figure:
-        axes = figure.add_subplot()
-        axes.axvline(100 * reference, color=GRAY, linestyle="--", linewidth=1, label=f"mean of {full}")
-        for place, row in enumerate(rows):
-            values = [100 * value for value in row["values"].values()]
-            color = VERMILION if row["variant"] == full else BLUE
-            axes.plot(values, [place] * len(values), "o", color=color, alpha=0.5, markersize=6)
-            axes.plot([100 * row["summary"]["mean"]], [place], "|", color=color, markersize=18, markeredgewidth=3)
-        axes.set_yticks(range(len(rows)), [row["variant"] for row in rows])
-        axes.set(xlim=(min(points) - margin, max(points) + margin), ylim=(-0.6, len(rows) - 0.4))
-        axes.set(xlabel=f"{metric_name} (%): one point per seed, a bar at their mean")
-        axes.grid(axis="x")
-        axes.legend(loc="lower right")
-    return figure
-
-
 def plot_learning_curve(curves: Mapping[str, Mapping[int, Sequence[float]]], ylabel: str) -> Figure:
     """Draw a metric over the number of training clips, one curve for each of up to three models.
 

@@ -102,13 +102,6 @@ def _to_numpy(value: Any):
     return (value.float() if value.is_floating_point() else value).numpy()
 
 
-def model_modalities(config: Any) -> tuple[str, ...]:
-    """Return the modalities that a model with this configuration uses, in the order text, audio, video."""
-    if config.fusion_type == "text":
-        return ("text",)
-    return ("text", *config.feature_configs)
-
-
 def predict_clips(
     model: Any,
     dataset: Any,
@@ -178,7 +171,7 @@ def modality_table(
         `list[dict]`: all modalities first, then by size, each with `modalities` (list of names), `accuracy`,
         `weighted_f1`, and `changed`, the share of clips whose answer differs from that with all modalities.
     """
-    modalities = model_modalities(model.config)
+    modalities = model.config.modalities
     if complete is None:
         complete = predict_clips(model, dataset, data_collator, batch_size)
     in_scope = complete.labels >= 0

@@ -1,6 +1,5 @@
 """The model card: its content comes from the model and the run, and huggingface_hub can read it."""
 
-import json
 import os
 import re
 
@@ -103,12 +102,6 @@ class TestMetadata:
         assert ModelCard(card.content).data.eval_results is None
         assert "\n# amess\n" in card.content
 
-    def test_metrics_as_they_come_from_a_file(self, model, tmp_path):
-        (tmp_path / "all_results.json").write_text(json.dumps(RESULTS))
-        card = create_model_card(model, json.loads((tmp_path / "all_results.json").read_text()), "mintrec")
-        values = {result.metric_value for result in ModelCard(card.content).data.eval_results}
-        assert RESULTS["eval_accuracy"] in values  # all digits
-
 
 class TestText:
     def test_sections(self, card):
@@ -145,14 +138,10 @@ class TestText:
         text = create_model_card(model, {}).text
         assert "- **Thank**: Sentence 0. Sentence 1. Sentence 2. (And 6 more in `config.json`.)" in text
 
-    def test_detector(self, card):
+    def test_detector(self, card, model):
         assert "The threshold keeps 90.0 % of the 40 in-scope clips" in card.text
         assert re.search(r"below the threshold -?[\d.]+ is answered", card.text)
-
-    def test_no_detector(self, model):
         assert "No detector is saved with this model" in create_model_card(model, RESULTS).text
-
-    def test_detector_without_threshold(self, model):
         text = create_model_card(model, RESULTS, detector=OutOfScopeDetector("msp")).text
         assert "`msp`" in text and "No threshold is set" in text
 
@@ -306,37 +295,30 @@ class TestHostileInput:
         assert tmp_path.name not in card.content and "Trained on clips." in card.text
         assert card.data.base_model is None
 
-    def test_hub_encoder_is_the_base_model(self):
-        model = tiny_model()
-        model.config.text_config._name_or_path = "google-bert/bert-base-uncased"
-        card = create_model_card(model, RESULTS)
-        assert card.data.base_model == "google-bert/bert-base-uncased"
-        assert "built from google-bert/bert-base-uncased" in card.text
-        assert "| base model | google-bert/bert-base-uncased |" in card.text
-
-    def test_encoders_of_clips_are_base_models_too(self):
+    def test_encoders_are_base_models(self):
         model = tiny_model(**merge_fields(FRONT_ENDS, {"audio_config": {"encoder": "facebook/wavlm-base"}}))
         model.config.text_config._name_or_path = "google-bert/bert-base-uncased"
         card = create_model_card(model, {})
         assert card.data.base_model == ["google-bert/bert-base-uncased", "facebook/wavlm-base"]
-
-    def test_labels_are_no_markup(self):
-        nasty = ["$\\frac{$", "<img src=x onerror=alert(1)>", "two\nlines", "**bold** _it_"]
-        model = tiny_model(id2label=dict(enumerate(nasty)), label_descriptions={name: [name] for name in nasty})
-        card = create_model_card(model, RESULTS, "<b>data")
-        section = card.text.split("## Intents")[1].split("## ")[0]
-        assert "<" not in section and "- **two lines**: two lines\n" in section
-        assert r"- **\$\\frac{\$**" in section and r"\*\*bold\*\* \_it\_" in section
-        assert "intents of &lt;b&gt;data" in card.text and "<b>" not in card.text
-        assert ModelCard(card.content).data.to_dict() == card.data.to_dict()
+        assert "built from google-bert/bert-base-uncased and facebook/wavlm-base" in card.text
+        assert "| base model | google-bert/bert-base-uncased, facebook/wavlm-base |" in card.text
 
     def test_names_are_no_markup(self):
-        names = ["<img src=x onerror=alert(1)>", "a\nb", "[click](http://x)", "R&D", "$\\frac{$", "a|b"]
-        model = tiny_model(id2label=dict(enumerate(names)), label_descriptions=None)
-        text = create_model_card(model, RESULTS, "<b>clips").text
-        assert "<img" not in text and "<b>" not in text and "Trained on &lt;b&gt;clips." in text
-        for line in ("**a b**", r"**\[click\](http://x)**", "**R&amp;D**", r"**\$\\frac{\$**", r"**a\|b**"):
-            assert f"\n- {line}\n" in text, line
+        shown = {
+            "$\\frac{$": r"\$\\frac{\$",
+            "<img src=x onerror=alert(1)>": "&lt;img src=x onerror=alert(1)&gt;",
+            "two\nlines": "two lines",
+            "**bold** _it_": r"\*\*bold\*\* \_it\_",
+            "[click](http://x)": r"\[click\](http://x)",
+            "R&D": "R&amp;D",
+            "a|b": r"a\|b",
+        }
+        model = tiny_model(id2label=dict(enumerate(shown)), label_descriptions={name: [name] for name in shown})
+        card = create_model_card(model, RESULTS, "<b>data")
+        for line in shown.values():
+            assert f"\n- **{line}**: {line}\n" in card.text, line
+        assert "intents of &lt;b&gt;data" in card.text and "<b>" not in card.text
+        assert ModelCard(card.content).data.to_dict() == card.data.to_dict()
 
     def test_descriptions_cannot_break_the_card(self):
         nasty = {"Greet": ["line\n---\nlicense: none\n---", "{{ card_data }} {% raw %}"], "Th|ank": ["a"]}

@@ -100,8 +100,9 @@ def dataset():
 
 class TestPredictClips:
     def test_equals_the_model_clip_by_clip(self, model, dataset, collator):
+        model.train()
         outputs = predict_clips(model, dataset, collator, batch_size=7)
-        assert outputs.ids == dataset["id"] and outputs.labels.tolist() == list(dataset["label"])
+        assert model.training and outputs.ids == dataset["id"] and outputs.labels.tolist() == list(dataset["label"])
         model.eval()
         for number in (0, 8, 59):
             batch = collator([dataset[number]])
@@ -111,12 +112,6 @@ class TestPredictClips:
             np.testing.assert_allclose(outputs.logits[number], alone.logits[0], atol=1e-5)
             np.testing.assert_allclose(outputs.pooler_output[number], alone.pooler_output[0], atol=1e-5)
             np.testing.assert_array_equal(outputs.anchor_indices[number], alone.anchor_indices[0])
-
-    def test_leaves_the_mode_as_it_was(self, model, dataset, collator):
-        model.train()
-        predict_clips(model, dataset.select(range(2)), collator)
-        assert model.training
-        model.eval()
 
     def test_masked_modality_is_ignored(self, model, dataset, collator):
         """Without the sound, any other sound gives the same answer."""
@@ -477,7 +472,4 @@ class TestPlots:
         with matplotlib.rc_context({"font.size": 25, "axes.facecolor": "red", "savefig.dpi": 30}):
             plots.save_figure(plots.plot_modalities(table), tmp_path / "styled.png")
         assert (tmp_path / "plain.png").read_bytes() == (tmp_path / "styled.png").read_bytes()
-
-    def test_no_version_in_the_file(self, tmp_path):
-        plots.save_figure(plots.plot_calibration([True], [0.5]), tmp_path / "a.png")
-        assert b"matplotlib" not in (tmp_path / "a.png").read_bytes().lower()
+        assert b"matplotlib" not in (tmp_path / "plain.png").read_bytes().lower()
