@@ -68,22 +68,17 @@ from amess_hf.evaluation.reporting import fit_detectors, report
 from amess_hf.oos_amess import DETECTOR_CONFIG_NAME, DETECTOR_WEIGHTS_NAME, OOS_METHODS
 from amess_hf.processing_amess import write_json, write_text
 from amess_hf.recipe_amess import feature_sizes
-from amess_hf.training.adapters import add_lora
-from amess_hf.training.checkpoint_integrity import check_output_dir
-from amess_hf.training.distillation import add_teacher_logits
-from amess_hf.training.run_lock import locked
-from amess_hf.training.run_record import (
+from amess_hf.training import add_lora, add_teacher_logits
+from amess_hf.training.run_state import (
     RUN_RECORD_NAME,
-    config_request,
+    check_output_dir,
     dataset_digest,
-    differences,
-    listed,
-    model_digest,
-    read_record,
+    locked,
+    model_request,
+    record_changes,
     training_request,
     write_record,
 )
-from amess_hf.training.trainer import check_best_metric
 
 
 logger = logging.get_logger("amess_hf.mir_common")
@@ -130,7 +125,7 @@ class ModelArguments:
     teacher_model_name_or_path: str | None = field(
         default=None,
         metadata={
-            "help": "Learn from a teacher's answers too: a saved A-MESS model, or a .npz or .safetensors of logits; "
+            "help": "Learn from a teacher's answers too: a saved A-MESS model, or a .safetensors of logits; "
             "several, separated by commas, are averaged."
         },
     )
@@ -423,7 +418,7 @@ def check_arguments(model_args, data_args, training_args):
             f"`{quantized[0]}` is for a new model with an adapter; give `--text_model_name_or_path` and `--lora_rank`"
         )
     if training_args.do_train:
-        check_best_metric(training_args, (*CLASSIFICATION_METRICS, "loss"))
+        training_args.check_best_metric((*CLASSIFICATION_METRICS, "loss"))
 
 
 def check_splits(data_args, training_args, dataset):
@@ -523,16 +518,11 @@ def is_finished(run: Run, model_args, data_args, written_by: str) -> bool:
     if scores_its_own(model_args, args):
         return False
     request = what_is_asked(run, written_by)
-    before, reason = read_record(folder), None
-    if before is not None and (changed := differences(before, request)):
-        reason = f"was asked for something else: {listed(changed)}"
-    elif before is None:
-        reason = f"has no {RUN_RECORD_NAME} that says what it was asked for"
-    if not holds_results(folder):  # a run that ended before its first checkpoint is overwritten
-        reason = None
+    # A run that ended before its first checkpoint is overwritten.
+    reason = record_changes(folder, request) if holds_results(folder) else None
     if reason is not None and not data_args.overwrite_run:
         raise ValueError(
-            f"{folder} holds a run that {reason}; give another `--output_dir`, or `--overwrite_run` to start again"
+            f"{folder} holds another run: {reason}; give another `--output_dir`, or `--overwrite_run` to start again"
         )
     if main:
         if reason is not None:
@@ -564,8 +554,7 @@ def what_is_asked(run, written_by):
     args = run.training_args
     if args.do_train:
         return training_request(run.model, args, run.seen["train"], run.seen.get("validation"), written_by)
-    request = {"written_by": "scoring", **config_request(run.model.config), "weights": model_digest(run.model)}
-    return json.loads(json.dumps(request, default=str))
+    return {"written_by": "scoring", **model_request(run.model)}
 
 
 def remove_run(folder):

@@ -41,22 +41,23 @@ from amess_hf.evaluation.prediction import CLIP_OUTPUTS, ClipOutputs
 from amess_hf.hub import push_folder, save_for_hub, save_training_arguments
 from amess_hf.modeling_amess import LOSS_PARTS
 from amess_hf.training import WeightAverage, parameter_groups
-from amess_hf.training.checkpoint_integrity import (
-    begin_checkpoint,
+from amess_hf.training.batches import (
+    LabelDescriptionSampler,
+    mark_dynamic_lengths,
+    training_dataloader,
+    update_label_embeds,
+)
+from amess_hf.training.run_state import (
+    DivergenceGuard,
+    Preemption,
+    TrainLoss,
     check_free_space,
     checkpoint_to_resume,
-    write_manifest,
+    training_request,
+    writing_checkpoint,
 )
-from amess_hf.training.dataloader import mark_dynamic_lengths, training_dataloader
-from amess_hf.training.description_sampling import description_sampler, start_label_embeds
-from amess_hf.training.divergence import DivergenceGuard
-from amess_hf.training.parameter_groups import freeze_word_embeddings
-from amess_hf.training.preemption import Preemption
-from amess_hf.training.run_record import check_checkpoint, training_request, write_record
-from amess_hf.training.standardisation import standardise_statistics
-from amess_hf.training.train_loss import TrainLoss
-from amess_hf.training.trainer import check_best_metric
-from amess_hf.training.weight_averaging import averaged_weights, encoder_weights, mix_encoder_weights
+from amess_hf.training.standardization import standardize_statistics
+from amess_hf.training.weights import averaged_weights, encoder_weights, mix_encoder_weights
 
 
 logger = logging.get_logger("amess_hf.run_mir_no_trainer")
@@ -113,15 +114,16 @@ class Training:
         self.collator = AMESSDataCollator(processor)
         self.pretrained = encoder_weights(self.model) if args.pretrained_share else None
         self.request = training_request(model, args, train_dataset, eval_dataset, WRITTEN_BY)
-        start_label_embeds(self.model, self.tokenizer)
-        standardise_statistics(self.model, train_dataset, self.collator)
+        update_label_embeds(self.model, self.tokenizer, missing_only=True)
+        standardize_statistics(self.model, train_dataset, self.collator)
         self.loader = training_dataloader(
             train_dataset, self.collator, args, accelerator, self.tokenizer, self.model.config
         )
         self.updates_per_epoch = math.ceil(len(self.loader) / args.gradient_accumulation_steps)
         whole = math.ceil(args.num_train_epochs * self.updates_per_epoch)
         self.max_steps = args.max_steps if args.max_steps > 0 else whole
-        self.descriptions = description_sampler(self.model.config, self.tokenizer, args, len(self.loader))
+        batches = len(self.loader)
+        self.descriptions = LabelDescriptionSampler.for_model(self.model.config, self.tokenizer, args, batches)
         optimizer_class, optimizer_kwargs = AMESSTrainer.get_optimizer_cls_and_kwargs(args, self.model)
         optimizer = optimizer_class(parameter_groups(self.model, args), **optimizer_kwargs)
         self.average = WeightAverage(self.model, args.weight_averaging) if args.weight_averaging else None
@@ -145,9 +147,8 @@ class Training:
     def run(self):
         """Train to the end; the model then has its best or its last weights. Returns metrics."""
         start = time.perf_counter()
-        checkpoint = checkpoint_to_resume(self.args.resume_from_checkpoint, self.args.output_dir)
+        checkpoint = checkpoint_to_resume(self.args.resume_from_checkpoint, self.args.output_dir, self.request)
         if checkpoint is not None:
-            check_checkpoint(checkpoint, self.request)
             self.load_checkpoint(checkpoint)
         self.wrapped.train()
         progress = logging.tqdm(
@@ -172,7 +173,7 @@ class Training:
         seconds = time.perf_counter() - start
         steps = self.state.global_step - first_step
         return {
-            "train_loss": self.train_loss.mean(self.state.global_step),
+            "train_loss": self.train_loss.total / max(1, self.state.global_step),
             "train_runtime": round(seconds, 4),
             "train_steps_per_second": round(steps / seconds, 3),
         }
@@ -276,19 +277,17 @@ class Training:
         main = self.accelerator.is_main_process
         self.train_loss.collect(self.accelerator)
         self.state.stateful_callbacks[TrainLoss.__name__] = self.train_loss.state()
+        with writing_checkpoint(path, self.request) if main else contextlib.nullcontext():
+            self.accelerator.wait_for_everyone()
+            self.accelerator.save_state(path)
+            self.accelerator.wait_for_everyone()
+            best = os.path.join(self.args.output_dir, f"checkpoint-{self.state.best_global_step}")
+            self.state.best_model_checkpoint = best if os.path.isdir(best) else None
+            if main:
+                if self.average is not None:
+                    self.average.save(path)
+                self.state.save_to_json(os.path.join(path, TRAINER_STATE_NAME))
         if main:
-            begin_checkpoint(path)
-            write_record(path, self.request)
-        self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(path)
-        self.accelerator.wait_for_everyone()
-        best = os.path.join(self.args.output_dir, f"checkpoint-{self.state.best_global_step}")
-        self.state.best_model_checkpoint = best if os.path.isdir(best) else None
-        if main:
-            if self.average is not None:
-                self.average.save(path)
-            write_manifest(path)
-            self.state.save_to_json(os.path.join(path, TRAINER_STATE_NAME))
             rotate_checkpoints(
                 self.args.output_dir, self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True
             )
@@ -299,7 +298,7 @@ class Training:
         if self.average is not None:
             self.average.load(path)
         self.state = TrainerState.load_from_json(os.path.join(path, TRAINER_STATE_NAME))
-        self.train_loss.restore(self.state)
+        self.train_loss.total = self.state.stateful_callbacks[TrainLoss.__name__]["attributes"]["total"]
 
     def finish(self):
         """Load the weights to keep into the model: averaged if enabled, of the best checkpoint if requested."""
@@ -321,7 +320,7 @@ def run(model_args, data_args, training_args):
     run = prepare(model_args, data_args, training_args)
     training_args = run.training_args
     if training_args.do_train:
-        check_best_metric(training_args, tuple(CLASSIFICATION_METRICS))
+        training_args.check_best_metric(CLASSIFICATION_METRICS)
     if is_finished(run, model_args, data_args, WRITTEN_BY):
         return update_results(training_args.output_dir, {})
     accelerator = Accelerator(
@@ -333,7 +332,7 @@ def run(model_args, data_args, training_args):
         args = training_args
         check_free_space(args, run.model)
         if args.freeze_word_embeddings:
-            freeze_word_embeddings(run.model)
+            run.model.get_input_embeddings().requires_grad_(False)
         set_seed(args.seed)
         clips = run.split("train", "--do_train")
         training = Training(accelerator, run.model, args, clips, run.seen.get("validation"), run.processor)

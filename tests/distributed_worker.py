@@ -30,8 +30,7 @@ from utils import TEXT_SIZES, WORDS, tiny_model
 
 from amess_hf import AMESSDataCollator, AMESSProcessor, AMESSTrainer, AMESSTrainingArguments
 from amess_hf.modeling_amess import LOSS_PARTS
-from amess_hf.training.description_sampling import description_sampler, update_label_embeds
-from amess_hf.training.parameter_groups import freeze_word_embeddings
+from amess_hf.training.batches import LabelDescriptionSampler, update_label_embeds
 
 
 # Every part of the loss that needs no teacher.
@@ -118,7 +117,7 @@ def one_step(world, rank, wrap, sizes=(5, 3)):
     rows = [clips[number] for number in range(first, first + (sizes[rank] if world > 1 else sum(sizes)))]
     batch = AMESSDataCollator(tokenizer, model.config)(rows)
     arguments = SimpleNamespace(label_update_period=lambda steps: 2, gradient_accumulation_steps=1, seed=0)
-    batch.update(description_sampler(model.config, tokenizer, arguments, 10)(0))
+    batch.update(LabelDescriptionSampler.for_model(model.config, tokenizer, arguments, 10)(0))
     wrapped = wrap(model, world) if world > 1 else model
     outputs = wrapped(**batch)
     outputs.loss.backward()
@@ -161,7 +160,7 @@ def with_loop(folder, world, **values):
     model, clips = make_model(), make_clips(9, seed=2)
     processor = AMESSProcessor.for_model(model.config, make_tokenizer())
     arguments = make_arguments(folder, world, **values)
-    freeze_word_embeddings(model)
+    model.get_input_embeddings().requires_grad_(False)
     accelerator = Accelerator(kwargs_handlers=[run_mir_no_trainer.DDP_ARGUMENTS])
     training = run_mir_no_trainer.Training(accelerator, model, arguments, clips, clips, processor)
     train_loss = training.run()["train_loss"]

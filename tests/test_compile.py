@@ -8,7 +8,7 @@ from accelerate.utils import DynamoBackend
 from torch._dynamo.testing import CompileCounter
 from utils import random_batch, text_config, tiny_model
 
-from amess_hf.training.dataloader import mark_dynamic_lengths
+from amess_hf.training.batches import mark_dynamic_lengths
 
 
 COMPILING = SimpleNamespace(state=SimpleNamespace(dynamo_plugin=SimpleNamespace(backend=DynamoBackend.INDUCTOR)))

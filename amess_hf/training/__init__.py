@@ -1,12 +1,10 @@
-"""Training A-MESS: arguments, Trainer, parameter groups, averaged weights and the sampling of descriptions."""
+"""Training A-MESS: arguments, Trainer, what a step sees, which weights are trained and kept, and what a run leaves on disk."""
 
-from .adapters import add_lora, merge_lora
 from .arguments import AMESSTrainingArguments
-from .description_sampling import LabelDescriptionSampler
+from .batches import LabelDescriptionSampler
 from .distillation import add_teacher_logits, save_teacher_logits
-from .parameter_groups import parameter_groups
 from .trainer import AMESSTrainer
-from .weight_averaging import WeightAverage
+from .weights import WeightAverage, add_lora, merge_lora, parameter_groups
 
 
 __all__ = [

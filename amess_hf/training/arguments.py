@@ -3,7 +3,9 @@
 import copy
 import math
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
@@ -26,6 +28,9 @@ EPOCHS_AT_MOST = 300
 # Evaluations (and checkpoints) while training on few clips: one after every short epoch would mostly evaluate and
 # save.
 EVALUATIONS_AT_MOST = 30
+# Low-rank adapters start from zero and need a higher rate than the weights that they are added to. On MIntRec's dev
+# split, rank 16 and one seed, 3.5 times the rate gave 66.3 % after five epochs, and 10 times 64.3 %.
+LORA_RATE_FACTOR = 3.5
 
 
 def default_epochs(num_clips: int, config: AMESSConfig | None = None) -> float:
@@ -33,16 +38,11 @@ def default_epochs(num_clips: int, config: AMESSConfig | None = None) -> float:
 
     Args:
         num_clips (`int`): Training clips.
-        config ([`AMESSConfig`], *optional*): The model's configuration.
+        config ([`AMESSConfig`], *optional*): Says whether there are convolutions.
     """
     convolutions = config and any(one.num_conv_layers or one.grid_side for one in config.feature_configs.values())
     clips_seen = CLIPS_SEEN_BY_CONVOLUTIONS if convolutions else CLIPS_SEEN_AT_LEAST
     return max(USUAL_EPOCHS, min(float(math.ceil(clips_seen / max(1, num_clips))), float(EPOCHS_AT_MOST)))
-
-
-# Low-rank adapters start from zero and need a higher rate than the weights that they are added to. On MIntRec's dev
-# split, rank 16 and one seed, 3.5 times the rate gave 66.3 % after five epochs, and 10 times 64.3 %.
-LORA_RATE_FACTOR = 3.5
 
 
 def default_learning_rate(config: AMESSConfig) -> float:
@@ -52,6 +52,33 @@ def default_learning_rate(config: AMESSConfig) -> float:
     """
     rate = 2e-4 * min(1.0, 384 / config.text_config.hidden_size) ** 2
     return rate if config.text_adapter is None else LORA_RATE_FACTOR * rate
+
+
+def _argument(default: Any, description: str, **metadata: Any):
+    return field(default=default, metadata={"help": description, **metadata})
+
+
+_AT_LEAST_ONE = (lambda value: value >= 1, "at least 1")
+_SAMPLING = ("random", "sequential", "group_by_length")
+# Argument -> whether a value is allowed, and which are.
+_ALLOWED = {
+    "per_device_train_batch_size": _AT_LEAST_ONE,
+    "per_device_eval_batch_size": _AT_LEAST_ONE,
+    "gradient_accumulation_steps": _AT_LEAST_ONE,
+    "early_stopping_patience": _AT_LEAST_ONE,
+    "num_train_epochs": (lambda value: value > 0, "above 0"),
+    "learning_rate": (math.isfinite, "a finite number"),
+    "head_learning_rate": (lambda value: 0 <= value < math.inf, "finite and at least 0"),
+    "head_weight_decay": (lambda value: value >= 0, "at least 0"),
+    "layer_decay": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
+    "weight_averaging": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
+    "pretrained_share": (lambda value: 0 <= value <= 1, "at least 0 and at most 1"),
+    "label_update": (
+        lambda value: value in ("step", "epoch") or value.isdigit() and int(value) > 0,
+        "'step', 'epoch' or a number of steps of at least 1",
+    ),
+    "train_sampling_strategy": (lambda value: value in _SAMPLING, f"one of {', '.join(_SAMPLING)}"),
+}
 
 
 @dataclass
@@ -77,7 +104,7 @@ class AMESSTrainingArguments(TrainingArguments):
             Decay per step of the moving average of the weights that is evaluated and kept; 0 disables it.
         pretrained_share (`float`, *optional*, defaults to 0.0):
             Share of the text encoder's pretrained weights in those that are kept when training ends (WiSE-FT). Use 0.5
-            for models that are to recognise intents that are only described; it costs a little accuracy on the trained
+            for models that are to recognize intents that are only described; it costs a little accuracy on the trained
             ones.
         num_train_epochs (`float`, *optional*):
             Epochs. By default 6, and more for fewer than 800 training clips, or with convolutions fewer than 5,334;
@@ -92,89 +119,40 @@ class AMESSTrainingArguments(TrainingArguments):
         ValueError: Naming the argument, its value and what is allowed.
     """
 
-    output_dir: str | None = field(
-        default=None, metadata={"help": "Folder for the model, the metrics and checkpoints."}
+    output_dir: str | None = _argument(None, "Folder for the model, the metrics and checkpoints.")
+    learning_rate: float | None = _argument(None, "Rate of the text encoder's last layer; by default by its width.")
+    head_learning_rate: float = _argument(1e-3, "Learning rate of everything but the text encoder.")
+    weight_decay: float = _argument(0.01, "Weight decay of the text encoder.")
+    head_weight_decay: float = _argument(0.01, "Weight decay of everything but the text encoder.")
+    freeze_word_embeddings: bool = _argument(True, "Keep the text encoder's word embeddings as they were pretrained.")
+    layer_decay: float = _argument(0.8, "Learning rate of a text encoder layer, relative to the layer above it.")
+    label_update: str = _argument("10", "How often each description is encoded with gradient: step, epoch or steps.")
+    weight_averaging: float = _argument(0.99, "Decay per step of the moving average of the weights; 0 disables it.")
+    pretrained_share: float = _argument(
+        0.0, "Share of the pretrained encoder that is kept; 0.5 for described intents."
     )
-    learning_rate: float | None = field(
-        default=None,
-        metadata={"help": "Learning rate of the text encoder's last layer; by default it depends on its width."},
+    early_stopping_patience: int | None = _argument(None, "Evaluations without improvement before training stops.")
+    num_train_epochs: float | None = _argument(None, "Epochs; by default 6, and more for few clips.")
+    per_device_train_batch_size: int = _argument(16, "Clips per step and device, in training.")
+    per_device_eval_batch_size: int = _argument(64, "Clips per step and device, in evaluation.")
+    warmup_steps: float = _argument(0.1, "Steps of linear warm-up; below 1, their share of all steps.")
+    eval_strategy: str = _argument("epoch", "When to evaluate: no, steps or epoch.")
+    save_strategy: str = _argument("epoch", "When to save a checkpoint: no, steps, epoch, best.")
+    save_total_limit: int | None = _argument(2, "Checkpoints to keep.")
+    load_best_model_at_end: bool = _argument(True, "Load the checkpoint with the best metric at the end.")
+    metric_for_best_model: str | None = _argument("accuracy", "Metric of the best checkpoint: accuracy, f1, loss ...")
+    resume_from_checkpoint: str | None = _argument(
+        None, "Checkpoint to resume from; without a value, the last one in `output_dir`.", nargs="?", const="True"
     )
-    head_learning_rate: float = field(
-        default=1e-3, metadata={"help": "Learning rate of everything but the text encoder."}
+    restore_callback_states_from_checkpoint: bool = _argument(True, "Resume the counts of losses and evaluations too.")
+    train_sampling_strategy: str = _argument("random", "random, sequential or group_by_length, which pads less.")
+    dataloader_num_workers: int | None = _argument(
+        None, "Processes that make batches; by default up to 4, none on a CPU."
     )
-    weight_decay: float = field(default=0.01, metadata={"help": "Weight decay of the text encoder."})
-    head_weight_decay: float = field(
-        default=0.01, metadata={"help": "Weight decay of everything but the text encoder."}
-    )
-    freeze_word_embeddings: bool = field(
-        default=True, metadata={"help": "Keep the text encoder's word embeddings as they were pretrained."}
-    )
-    layer_decay: float = field(
-        default=0.8, metadata={"help": "Learning rate of a text encoder layer, relative to the layer above it."}
-    )
-    label_update: str = field(
-        default="10",
-        metadata={"help": "How often each description is encoded with gradient: step, epoch, or a number of steps."},
-    )
-    weight_averaging: float = field(
-        default=0.99, metadata={"help": "Decay per step of the moving average of the weights; 0 disables it."}
-    )
-    pretrained_share: float = field(
-        default=0.0,
-        metadata={
-            "help": "Share of the pretrained text encoder in the weights that are kept; 0.5 for unseen intents."
-        },
-    )
-    early_stopping_patience: int | None = field(
-        default=None, metadata={"help": "Evaluations without improvement after which training stops."}
-    )
-    num_train_epochs: float | None = field(
-        default=None, metadata={"help": "Epochs; by default 6, and more for few clips."}
-    )
-    per_device_train_batch_size: int = field(default=16, metadata={"help": "Clips per step and device, in training."})
-    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Clips per step and device, in evaluation."})
-    warmup_steps: float = field(
-        default=0.1, metadata={"help": "Steps of linear warm-up; below 1, their share of all steps."}
-    )
-    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
-    save_strategy: str = field(
-        default="epoch", metadata={"help": "When to save a checkpoint: no, steps, epoch, best."}
-    )
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
-    load_best_model_at_end: bool = field(
-        default=True,
-        metadata={"help": "Whether to load the checkpoint with the best `metric_for_best_model` at the end."},
-    )
-    metric_for_best_model: str | None = field(
-        default="accuracy", metadata={"help": "Metric that selects the best checkpoint: accuracy, weighted_f1, f1 ..."}
-    )
-    resume_from_checkpoint: str | None = field(
-        default=None,
-        metadata={
-            "help": "Checkpoint to resume from; without a value, the last complete one in `output_dir`.",
-            "nargs": "?",
-            "const": "True",
-        },
-    )
-    train_sampling_strategy: str = field(
-        default="random",
-        metadata={
-            "help": "random, sequential, or group_by_length: clips of similar length together, which pads less."
-        },
-    )
-    dataloader_num_workers: int | None = field(
-        default=None, metadata={"help": "Processes that make batches; by default up to 4, and none on a CPU."}
-    )
-    logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Check each step's loss for NaN, for which the host waits for the device."}
-    )
-    remove_unused_columns: bool | None = field(
-        default=False, metadata={"help": "The collator reads the columns by name; leave this off."}
-    )
-    hub_private_repo: bool = field(
-        default=False, metadata={"help": "Make the repository private if pushing creates it."}
-    )
-    logging_steps: float = field(default=20, metadata={"help": "Steps between log lines."})
+    logging_nan_inf_filter: bool = _argument(False, "Check each step's loss for NaN, waiting for the device.")
+    remove_unused_columns: bool | None = _argument(False, "Leave this off: the collator reads the columns by name.")
+    hub_private_repo: bool = _argument(False, "Make the repository private if pushing creates it.")
+    logging_steps: float = _argument(20, "Steps between log lines.")
 
     def __post_init__(self):
         choose_workers = self.dataloader_num_workers is None
@@ -183,39 +161,18 @@ class AMESSTrainingArguments(TrainingArguments):
         do_eval = self.do_eval
         super().__post_init__()
         self.do_eval = do_eval
-        # False would mean "public" even where an organisation's default is private.
+        # False would mean "public" even where an organization's default is private.
         self.hub_private_repo = self.hub_private_repo or None
         # Pinned memory is for copies to an accelerator; without one, torch only warns.
         on_cpu = self.device.type == "cpu"
         self.dataloader_pin_memory = self.dataloader_pin_memory and not on_cpu
         if choose_workers and not on_cpu:
             self.dataloader_num_workers = min(4, (os.cpu_count() or 1) // self.world_size)
-        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 1")
-        if self.num_train_epochs is not None and not self.num_train_epochs > 0:
-            raise ValueError(f"`num_train_epochs` is {self.num_train_epochs}; it must be above 0")
-        if self.early_stopping_patience is not None and self.early_stopping_patience < 1:
-            raise ValueError(f"`early_stopping_patience` is {self.early_stopping_patience}; it must be at least 1")
-        for name in ("learning_rate", "head_learning_rate"):
-            if getattr(self, name) is not None and not math.isfinite(getattr(self, name)):
-                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be a finite number")
-        for name in ("head_learning_rate", "head_weight_decay"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 0")
-        if not 0 < self.layer_decay <= 1:
-            raise ValueError(f"`layer_decay` is {self.layer_decay}; it must be above 0 and at most 1")
-        if not 0 <= self.weight_averaging < 1:
-            raise ValueError(f"`weight_averaging` is {self.weight_averaging}; it must be at least 0 and below 1")
-        if not 0 <= self.pretrained_share <= 1:
-            raise ValueError(f"`pretrained_share` is {self.pretrained_share}; it must be at least 0 and at most 1")
         self.label_update = str(self.label_update)
-        if self.label_update not in ("step", "epoch") and not (
-            self.label_update.isdigit() and int(self.label_update) > 0
-        ):
-            raise ValueError(
-                f"`label_update` is {self.label_update!r}; it must be 'step', 'epoch' or a number of steps of at least 1"
-            )
+        for name, (allows, allowed) in _ALLOWED.items():
+            value = getattr(self, name)
+            if value is not None and not allows(value):
+                raise ValueError(f"`{name}` is {value!r}; it must be {allowed}")
 
     def label_update_period(self, steps_per_epoch: int) -> int:
         """Return the steps between two encodings of the same label's description.
@@ -224,6 +181,19 @@ class AMESSTrainingArguments(TrainingArguments):
             steps_per_epoch (`int`): Optimizer steps of an epoch.
         """
         return {"step": 1, "epoch": max(1, steps_per_epoch)}.get(self.label_update) or int(self.label_update)
+
+    def check_best_metric(self, known: Iterable[str]) -> None:
+        """Check that evaluations compute the metric by which checkpoints are compared.
+
+        Args:
+            known (`Iterable[str]`): The metrics' names.
+
+        Raises:
+            ValueError: Naming the metric and the known ones.
+        """
+        name = (self.metric_for_best_model or "").removeprefix("eval_")
+        if name and self.eval_strategy != "no" and name not in known:
+            raise ValueError(f"`metric_for_best_model` is {name!r}; it must be one of {', '.join(known)}")
 
     def for_model(
         self, config: AMESSConfig, has_eval_dataset: bool, num_clips: int | None = None

@@ -2,12 +2,13 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, SequentialSampler
+from torch.utils.data import DataLoader
 from transformers import (
     AutoTokenizer,
     EarlyStoppingCallback,
@@ -30,50 +31,33 @@ from ..hub import PushesToHub
 from ..modeling_amess import LOSS_PARTS, AMESSClassifierOutput, AMESSForIntentClassification
 from ..processing_amess import AMESSProcessor
 from .arguments import AMESSTrainingArguments
-from .checkpoint_integrity import (
-    begin_checkpoint,
+from .batches import LabelDescriptionSampler, mark_dynamic_lengths, training_dataloader, update_label_embeds
+from .run_state import (
+    DivergenceGuard,
+    Preemption,
+    TrainLoss,
     check_free_space,
     check_output_dir,
     checkpoint_to_resume,
-    write_manifest,
+    locked,
+    rotate_checkpoints,
+    training_request,
+    writing_checkpoint,
 )
-from .dataloader import mark_dynamic_lengths, training_dataloader
-from .description_sampling import description_sampler, start_label_embeds, update_label_embeds
-from .divergence import DivergenceGuard
-from .parameter_groups import freeze_word_embeddings, parameter_groups
-from .preemption import Preemption
-from .run_lock import locked
-from .run_record import check_checkpoint, training_request, write_record
-from .standardisation import standardise_statistics
-from .train_loss import TrainLoss
-from .weight_averaging import WeightAverage, averaged_weights, encoder_weights, mix_encoder_weights
+from .standardization import standardize_statistics
+from .weights import WeightAverage, averaged_weights, encoder_weights, mix_encoder_weights, parameter_groups
 
 
-def prediction_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """Return the in-scope metrics of the predictions; out-of-scope clips are left out.
-
-    Args:
-        prediction (`EvalPrediction`):
-            Logits (clips, num_labels), alone or first in a tuple, and label ids (clips,).
-    """
+def _in_scope_metrics(prediction: EvalPrediction):
+    """The metrics of the predictions; out-of-scope clips are left out."""
     from ..evaluation.metrics import in_scope_metrics
 
     logits = prediction.predictions
     return in_scope_metrics(logits[0] if isinstance(logits, tuple) else logits, prediction.label_ids)
 
 
-def processor_for(config: AMESSConfig, processing_class: Any = None) -> AMESSProcessor:
-    """Return the processor that makes the batches of a model.
-
-    Args:
-        config ([`AMESSConfig`]): The model's configuration.
-        processing_class ([`AMESSProcessor`] or a tokenizer, *optional*):
-            A processor is used as it is; a tokenizer becomes part of one. By default, the tokenizer is loaded from
-            where the model or its text encoder was loaded from.
-
-    Raises:
-        ValueError: If there is no tokenizer there.
-    """
+def _processor_for(config: AMESSConfig, processing_class: Any):
+    """The given processor, or one with the given tokenizer or that of where the model or its text encoder was loaded from."""
     if isinstance(processing_class, ProcessorMixin):
         return processing_class
     if processing_class is None:
@@ -82,50 +66,62 @@ def processor_for(config: AMESSConfig, processing_class: Any = None) -> AMESSPro
             processing_class = AutoTokenizer.from_pretrained(source)
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"no tokenizer in {source or 'a model that was not loaded from anywhere'}; pass `processing_class`, a "
-                "tokenizer or an `AMESSProcessor`"
+                f"no tokenizer in {source!r}; pass `processing_class`, a tokenizer or a processor"
             ) from error
     return AMESSProcessor.for_model(config, processing_class)
 
 
-class _AverageWeights(TrainerCallback):
-    """Update the average of the weights after each step."""
+@contextmanager
+def _replaced(args: TrainingArguments, **values: Any) -> Iterator[None]:
+    """Context in which arguments have other values."""
+    before = {name: getattr(args, name) for name in values}
+    vars(args).update(values)
+    try:
+        yield
+    finally:
+        vars(args).update(before)
+
+
+# All clips, in the order of the data set: predictions are matched with clips by position.
+_WHOLE = {"dataloader_drop_last": False, "train_sampling_strategy": "sequential"}
+
+
+class _AfterStep(TrainerCallback):
+    """After each step: update the average of the weights, stop what has diverged, and end with a checkpoint after SIGTERM."""
 
     def __init__(self, trainer: "AMESSTrainer"):
         self.trainer = trainer
+        self.ends = False
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        self.trainer.average.update()
+        if self.trainer.average is not None:
+            self.trainer.average.update()
+        self._check(args, state, control)
+        # After the last step of an epoch, what is due at its end comes first.
+        if state.epoch != int(state.epoch):
+            self._end_if_told(args, state, control)
 
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        self._check(args, state, control)
+        self._end_if_told(args, state, control)
 
-class _RestoreCounts(TrainerCallback):
-    """Restore the counts of a checkpoint's callbacks: losses, evaluations without improvement."""
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        if self.ends:
+            self.trainer._preemption.stop(self.trainer._checkpoint())
 
-    def __init__(self, trainer: "AMESSTrainer"):
-        self.trainer = trainer
+    def _check(self, args: TrainingArguments, state: TrainerState, control: TrainerControl):
+        saves_or_evaluates = control.should_evaluate or control.should_save
+        # A GPU is queried only where the host waits for it anyway.
+        if control.should_log or saves_or_evaluates or args.device.type == "cpu":
+            self.trainer._guard.check(state.global_step, weights=saves_or_evaluates)
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        for callback in self.trainer.callback_handler.callbacks:
-            if isinstance(callback, TrainLoss):
-                callback.restore(state)
-            elif isinstance(callback, EarlyStoppingCallback):
-                kept = state.stateful_callbacks.get(type(callback).__name__, {})
-                vars(callback).update(kept.get("attributes", {}))
-
-
-def check_best_metric(args: AMESSTrainingArguments, known: Sequence[str]) -> None:
-    """Check that evaluations compute the metric by which checkpoints are compared.
-
-    Args:
-        args ([`AMESSTrainingArguments`]): The arguments.
-        known (`Sequence[str]`): The metrics' names.
-
-    Raises:
-        ValueError: Naming the metric and the known ones.
-    """
-    name = (args.metric_for_best_model or "").removeprefix("eval_")
-    if name and args.eval_strategy != "no" and name not in known:
-        raise ValueError(f"`metric_for_best_model` is {name!r}; it must be one of {', '.join(known)}")
+    def _end_if_told(self, args: TrainingArguments, state: TrainerState, control: TrainerControl):
+        self.ends = self.trainer._preemption.is_due(self.trainer.accelerator, state.global_step)
+        if self.ends:
+            self.trainer._guard.check(state.global_step, weights=True)
+            if args.save_only_model:
+                self.trainer._preemption.stop(None)
+            control.should_save = True
 
 
 class AMESSTrainer(PushesToHub, Trainer):
@@ -167,45 +163,35 @@ class AMESSTrainer(PushesToHub, Trainer):
         processing_class: Any = None,
         **kwargs: Any,
     ):
-        if model is None:
-            raise ValueError("`model` is missing; give an `AMESSForIntentClassification`")
-        if type(model).__name__.startswith("PeftModel"):
+        if model is None or type(model).__name__.startswith("PeftModel"):
+            given = "missing" if model is None else f"a {type(model).__name__}, without the label embeddings"
             raise ValueError(
-                f"`model` is a {type(model).__name__}, whose adapters would not carry the label embeddings; give the model "
-                "itself, after `amess_hf.training.add_lora(model)`"
+                f"`model` is {given}; give an `AMESSForIntentClassification`, adapted by `add_lora` if at all"
             )
         num_clips = len(train_dataset) if has_length(train_dataset) else None
         args = (args or AMESSTrainingArguments()).for_model(model.config, eval_dataset is not None, num_clips)
         if args.should_save:
             check_output_dir(args.output_dir)
         if args.freeze_word_embeddings:
-            freeze_word_embeddings(model)
-        processor = processor_for(model.config, processing_class)
+            model.get_input_embeddings().requires_grad_(False)
+        processor = _processor_for(model.config, processing_class)
         if "compute_metrics" not in kwargs:
-            check_best_metric(args, (*CLASSIFICATION_METRICS, "loss"))
-        kwargs.setdefault("compute_metrics", prediction_metrics)
-        super().__init__(
-            model=model,
-            args=args,
-            data_collator=AMESSDataCollator(processor) if data_collator is None else data_collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processor,
-            **kwargs,
-        )
+            args.check_best_metric((*CLASSIFICATION_METRICS, "loss"))
+        kwargs.setdefault("compute_metrics", _in_scope_metrics)
+        data_collator = data_collator or AMESSDataCollator(processor)
+        super().__init__(model, args, data_collator, train_dataset, eval_dataset, processor, **kwargs)
         self.tokenizer = processor.tokenizer
-        for name in ("weight_averaging", "pretrained_share"):
-            if getattr(self.args, name) and (self.is_fsdp_enabled or is_deepspeed_zero3_enabled()):
+        shards = self.is_fsdp_enabled or is_deepspeed_zero3_enabled()
+        for name in ("weight_averaging", "pretrained_share") if shards else ():
+            if getattr(args, name):
                 raise ValueError(
-                    f"`{name}` is {getattr(self.args, name)}, but with FSDP and DeepSpeed ZeRO-3 no process has whole "
-                    f"weights to average; give `--{name} 0`"
+                    f"`{name}` needs whole weights, which FSDP and DeepSpeed ZeRO-3 shard; give `--{name} 0`"
                 )
         self.average = None
         self._sampler = None  # of descriptions
         self._parts = defaultdict(list)
         self._guard = DivergenceGuard(self.model, self.args)
         self._preemption = Preemption()
-        self._saved_step = None
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
 
@@ -230,18 +216,15 @@ class AMESSTrainer(PushesToHub, Trainer):
             self.train_dataset, self.data_collator, self.args, self.accelerator, self.tokenizer, self.model.config
         )
 
-    def _get_dataloader(self, *args, is_training: bool = False, **kwargs):
-        # `dataloader_drop_last` is about training: every clip that is to be scored is scored.
-        drop_last = self.args.dataloader_drop_last
-        self.args.dataloader_drop_last = drop_last and is_training
-        try:
-            return super()._get_dataloader(*args, is_training=is_training, **kwargs)
-        finally:
-            self.args.dataloader_drop_last = drop_last
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Return the loader of all clips to evaluate on, in their order, whatever the options for training."""
+        with _replaced(self.args, **_WHOLE):
+            return super().get_eval_dataloader(eval_dataset)
 
-    def _get_eval_sampler(self, eval_dataset: Any):
-        # In the data set's order, unlike in training: predictions are matched with clips by position.
-        return SequentialSampler(eval_dataset)
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        """Return the loader of all clips to predict, in their order, whatever the options for training."""
+        with _replaced(self.args, **_WHOLE):
+            return super().get_test_dataloader(test_dataset)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs) -> TrainOutput:
         """Train, as [`~transformers.Trainer.train`] does.
@@ -253,45 +236,46 @@ class AMESSTrainer(PushesToHub, Trainer):
             kwargs: As for [`~transformers.Trainer.train`].
 
         Raises:
-            ValueError: If the given checkpoint was truncated while being written or belongs to a run with other
-                settings, another process trains in the output folder, the disk is full, or the loss is no longer
+            ValueError: If the given checkpoint was truncated while being written or created with different
+                arguments, another process trains in the output folder, the disk is full, or the loss is no longer
                 finite.
             SystemExit: With 143, after SIGTERM; a checkpoint is saved first.
         """
-        if self.args.should_save:
-            with locked(self.args.output_dir):
-                return self._train(resume_from_checkpoint, **kwargs)
-        return self._train(resume_from_checkpoint, **kwargs)
+        with locked(self.args.output_dir) if self.args.should_save else nullcontext():
+            return self._train(resume_from_checkpoint, **kwargs)
 
     def _train(self, resume_from_checkpoint: str | bool | None, **kwargs):
-        checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
-        request = self.request  # created now, before the weights change
-        if checkpoint is not None:
-            check_checkpoint(checkpoint, request)
-        if self.args.should_save:
-            check_free_space(self.args, self.model)
-        standardise_statistics(self.model, self.train_dataset, self.data_collator)
-        if self.args.weight_averaging:
-            self.average = WeightAverage(self.model, self.args.weight_averaging)
+        args = self.args
+        request = self._request  # created now, before the weights change
+        checkpoint = checkpoint_to_resume(resume_from_checkpoint, args.output_dir, request)
+        if args.should_save:
+            check_free_space(args, self.model)
+        standardize_statistics(self.model, self.train_dataset, self.data_collator)
+        if args.weight_averaging:
+            self.average = WeightAverage(self.model, args.weight_averaging)
+            if checkpoint is not None:
+                self.average.load(checkpoint)
         pretrained = self._pretrained
-        self._guard = DivergenceGuard(self.model, self.args)
-        callbacks = [TrainLoss(), _RestoreCounts(self), *([_AverageWeights(self)] if self.average else [])]
+        self._guard = DivergenceGuard(self.model, args)
+        update_label_embeds(self.model, self.tokenizer, missing_only=True)
+        callbacks = [TrainLoss(), _AfterStep(self)]
         for callback in callbacks:
             self.add_callback(callback)
-        start_label_embeds(self.model, self.tokenizer)
         try:
             with Preemption() as self._preemption:
                 result = super().train(resume_from_checkpoint=checkpoint, **kwargs)
             self._guard.check(self.state.global_step, weights=True)
-            if self.average is not None and not self.args.load_best_model_at_end:
+            if self.average is not None:
+                if args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
+                    self.average.load(self.state.best_model_checkpoint)
                 self.average.apply()
         finally:
             self.average = None
             for callback in callbacks:
                 self.pop_callback(type(callback))
         if pretrained is not None:
-            mix_encoder_weights(self.model, pretrained, self.args.pretrained_share)
-        self._update_label_embeds()
+            mix_encoder_weights(self.model, pretrained, args.pretrained_share)
+        update_label_embeds(self.model, self.tokenizer)
         return result._replace(training_loss=result.metrics["train_loss"])
 
     @cached_property
@@ -300,8 +284,8 @@ class AMESSTrainer(PushesToHub, Trainer):
         return encoder_weights(self.model) if self.args.pretrained_share else None
 
     @cached_property
-    def request(self) -> dict[str, Any]:
-        """The settings of the training run; checkpoints record them."""
+    def _request(self):
+        """What the training was asked for; checkpoints record it."""
         return training_request(self.model, self.args, self.train_dataset, self.eval_dataset, type(self).__name__)
 
     @property
@@ -314,50 +298,8 @@ class AMESSTrainer(PushesToHub, Trainer):
         self._train_loss.add(loss)
         return loss
 
-    def _maybe_log_save_evaluate(self, tr_loss: torch.Tensor, grad_norm: Any, model: Any, trial: Any, *args, **kwargs):
-        step, control = self.state.global_step, self.control
-        saves_or_evaluates = control.should_evaluate or control.should_save
-        # A GPU is queried only where the host waits for it anyway.
-        if control.should_log or saves_or_evaluates or self.args.device.type == "cpu":
-            self._guard.check(step, weights=saves_or_evaluates)
-        super()._maybe_log_save_evaluate(tr_loss, grad_norm, model, trial, *args, **kwargs)
-        if self._preemption.is_due(self.accelerator, step):
-            self._guard.check(step, weights=True)
-            if self._saved_step != step and not self.args.save_only_model:
-                self._save_checkpoint(model, trial)
-            path = os.path.join(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{step}")
-            self._preemption.stop(None if self.args.save_only_model else path)
-
-    def _save_checkpoint(self, model: Any, trial: Any):
-        self._train_loss.collect(self.accelerator)
-        super()._save_checkpoint(model, trial)
-        self._saved_step = self.state.global_step
-
-    def _save_rng_state(self, output_dir: str | None):
-        super()._save_rng_state(output_dir)
-        # Every process has written its part of the checkpoint; the Trainer's state follows last.
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            write_manifest(output_dir)
-
-    def _update_label_embeds(self):
-        if self.model.config.label_descriptions is not None:
-            update_label_embeds(self.model, self.tokenizer)
-
-    def _descriptions(self):
-        """The description inputs of the current step, on the device."""
-        if self._sampler is None:
-            loader = self.callback_handler.train_dataloader
-            batches = len(loader) if has_length(loader) else 1
-            self._sampler = description_sampler(self.model.config, self.tokenizer, self.args, batches)
-        return self._prepare_input(self._sampler(self.state.global_step))
-
     def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Compute the loss of a batch, with the sampled descriptions, and keep its parts for the log."""
         if model.training:
@@ -370,6 +312,14 @@ class AMESSTrainer(PushesToHub, Trainer):
                     self._parts[name].append(outputs[name])
         return (loss, outputs) if return_outputs else loss
 
+    def _descriptions(self):
+        """The description inputs of the current step, on the device."""
+        if self._sampler is None:
+            loader = self.callback_handler.train_dataloader
+            batches = len(loader) if has_length(loader) else 1
+            self._sampler = LabelDescriptionSampler.for_model(self.model.config, self.tokenizer, self.args, batches)
+        return self._prepare_input(self._sampler(self.state.global_step))
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the parts of the loss."""
         # The parts were kept on the device, and are fetched once per log line.
@@ -379,7 +329,7 @@ class AMESSTrainer(PushesToHub, Trainer):
             self._parts.clear()
         if "train_loss" in logs:
             self._train_loss.collect(self.accelerator)
-            logs["train_loss"] = self._train_loss.mean(self.state.global_step)
+            logs["train_loss"] = self._train_loss.total / max(1, self.state.global_step)
         super().log(logs, start_time)
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
@@ -398,33 +348,31 @@ class AMESSTrainer(PushesToHub, Trainer):
         Returns:
             `tuple`: a [`ClipOutputs`], and the metrics as [`~transformers.Trainer.predict`] gives them.
         """
-        ignored = [name for name in AMESSClassifierOutput.__dataclass_fields__ if name not in CLIP_OUTPUTS]
+        fields, config = AMESSClassifierOutput.__dataclass_fields__, self.model.config
+        ignored = [name for name in fields if name not in CLIP_OUTPUTS]
         result = self.predict(dataset, ignore_keys=ignored, metric_key_prefix=metric_key_prefix)
-        has_anchors = self.model.config.fusion_type == "anchor"
-        names = [name for name in AMESSClassifierOutput.__dataclass_fields__ if name in CLIP_OUTPUTS]
-        names = [name for name in names if has_anchors or not name.startswith("anchor_")]
+        has_anchors = config.fusion_type == "anchor"
+        names = [name for name in fields if name in CLIP_OUTPUTS and (has_anchors or not name.startswith("anchor_"))]
         outputs = dict(zip(names, result.predictions, strict=True))
-        described = self.model.config.label_descriptions is not None
-        label_embeds = self.model.label_embeds.float().cpu().numpy() if described else None
+        label_embeds = None if config.label_descriptions is None else self.model.label_embeds.float().cpu().numpy()
         return ClipOutputs.from_predictions(dataset, label_embeds=label_embeds, **outputs), result.metrics
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the model, and in a checkpoint also the average of its weights."""
-        if _internal_call and self.is_in_train and output_dir is not None and self.args.should_save:
-            begin_checkpoint(output_dir)
-            write_record(output_dir, self.request)
-        super().save_model(output_dir, _internal_call)
-        # A checkpoint holds the weights to resume from, and next to them the average.
-        if _internal_call and self.average is not None and self.args.should_save:
-            self.average.save(output_dir)
+    def _checkpoint(self, trial: Any = None):
+        """The folder of the current step's checkpoint."""
+        return os.path.join(self._get_output_dir(trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
 
-    def _load_best_model(self):
-        super()._load_best_model()
-        if self.average is not None:
-            self.average.load(self.state.best_model_checkpoint)
-            self.average.apply()
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None):
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self.average is not None:
-            self.average.load(resume_from_checkpoint)
+    def _save_checkpoint(self, model: Any, trial: Any):
+        # A checkpoint also holds the average of the weights and the run's arguments, and is pushed and makes others
+        # superfluous only when it is complete, after all processes have written their part.
+        checkpoint, args = self._checkpoint(trial), self.args
+        self._train_loss.collect(self.accelerator)
+        with writing_checkpoint(checkpoint, self._request) if args.should_save else nullcontext():
+            with _replaced(args, push_to_hub=False, save_total_limit=None):
+                super()._save_checkpoint(model, trial)
+            if self.average is not None and args.should_save:
+                self.average.save(checkpoint)
+            self.accelerator.wait_for_everyone()
+        if args.push_to_hub:
+            self._push_from_checkpoint(checkpoint)
+        if args.should_save:
+            rotate_checkpoints(checkpoint, self.state.best_model_checkpoint, args.save_total_limit)

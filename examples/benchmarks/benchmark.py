@@ -50,9 +50,8 @@ from amess_hf.data.feature_files import SafetensorsFeatures, read_pickle, write_
 from amess_hf.data.labels import MINTREC_LABELS
 from amess_hf.evaluation.tables import markdown_table
 from amess_hf.processing_amess import encode_texts, pad_features
-from amess_hf.training.adapters import add_lora
-from amess_hf.training.dataloader import ClipBatchSampler
-from amess_hf.training.description_sampling import label_turns
+from amess_hf.training.batches import ClipBatchSampler, label_turns
+from amess_hf.training.weights import add_lora
 
 
 sys.path.append(str(Path(__file__).parents[1]))

@@ -31,7 +31,7 @@ from amess_hf.descriptions_amess import describe_labels
 from amess_hf.evaluation import predict_clips
 from amess_hf.evaluation.aggregation import aggregate_runs, format_spread
 from amess_hf.evaluation.metrics import generalized_accuracy
-from amess_hf.training.weight_averaging import encoder_weights, mix_encoder_weights
+from amess_hf.training.weights import encoder_weights, mix_encoder_weights
 
 
 FIGURES = ("accuracy", "seen_accuracy", "unseen_accuracy", "harmonic_accuracy")

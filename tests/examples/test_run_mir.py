@@ -25,11 +25,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertModel, BertTokenizer
 from utils import text_config
 
-import amess_hf.training.trainer as trainer_module
 from amess_hf.data.labels import LABELS, MINTREC_LABELS
 from amess_hf.data.mintrec import load_mintrec
 from amess_hf.hub import files_for_hub
-from amess_hf.training.checkpoint_integrity import last_complete_checkpoint
+from amess_hf.training import WeightAverage
+from amess_hf.training.run_state import last_complete_checkpoint
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -307,17 +307,16 @@ def test_bad_input_is_one_line(inputs, tmp_path, change, message, monkeypatch):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_disk_that_fills_while_training(inputs, tmp_path, script, monkeypatch):
     """The checkpoint before stands alone, and the run goes on from it when there is room."""
-    module = {"run_mir": trainer_module, "run_mir_no_trainer": run_mir_no_trainer}[script]
-    write_manifest = module.write_manifest
+    save = WeightAverage.save
 
-    def full(folder):
+    def full(average, folder):
         if folder.endswith("checkpoint-2"):
-            raise OSError(errno.ENOSPC, "No space left on device", os.path.join(folder, "checkpoint.manifest"))
-        write_manifest(folder)
+            raise OSError(errno.ENOSPC, "No space left on device", os.path.join(folder, "averaged_weights"))
+        save(average, folder)
 
     values = {**inputs["data"], **inputs["encoder"], **inputs["sizes"], **inputs["run"], "output_dir": tmp_path}
     values |= {"max_steps": 3, "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
-    monkeypatch.setattr(module, "write_manifest", full)
+    monkeypatch.setattr(WeightAverage, "save", full)
     with pytest.raises(
         SystemExit, match="checkpoint-2.*; free some space and start again: `--resume_from_checkpoint`"
     ):
@@ -325,7 +324,7 @@ def test_disk_that_fills_while_training(inputs, tmp_path, script, monkeypatch):
             run_script(script, values, ("do_train",))
     assert not (tmp_path / "model.safetensors").exists() and not (tmp_path / "all_results.json").exists()
     assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-1")
-    monkeypatch.setattr(module, "write_manifest", write_manifest)
+    monkeypatch.setattr(WeightAverage, "save", save)
     run_script(script, {**values, "resume_from_checkpoint": "True"}, ("do_train",))
     assert json.loads((tmp_path / "trainer_state.json").read_text())["global_step"] == 3
 
@@ -539,7 +538,9 @@ class TestRunsThatWouldMix:
     def test_refused(self, copied, script, change, message):
         (copied["output_dir"] / "seed-5" / "finished.json").unlink()  # also where it was stopped half-way
         message = message if script == "run_mir" else "`written_by` .AMESSTrainer before, run_mir_no_trainer.py now"
-        with pytest.raises(ValueError, match=f"seed-5 holds a run that was asked for something else: .*{message}"):
+        with pytest.raises(
+            ValueError, match=f"seed-5 holds another run: it was created with different arguments: .*{message}"
+        ):
             run_script(script, {**copied, **change}, ("do_train", "do_eval"))
 
     def test_other_data(self, copied, tmp_path):
@@ -583,20 +584,18 @@ class TestRunsThatWouldMix:
         weights = load_file(tmp_path / "other" / "model.safetensors")
         weights["amess.text_encoder.embeddings.position_embeddings.weight"] += 1
         save_file(weights, tmp_path / "other" / "model.safetensors", metadata={"format": "pt"})
-        with pytest.raises(ValueError, match="something else: `weights`"):
+        with pytest.raises(ValueError, match="different arguments: `weights`"):
             run_script("run_mir", values, ("do_predict",))
 
     def test_unknown_run(self, copied):
         (copied["output_dir"] / "seed-5" / "run.json").unlink()
-        with pytest.raises(ValueError, match=r"has no run\.json that says what it was asked for; give another"):
+        with pytest.raises(ValueError, match=r"has no run\.json that says how it was created; give another"):
             run_script("run_mir", copied, ("do_train", "do_eval"))
 
     def test_what_ended_before_it_had_results(self, copied, tmp_path):
         """After training that diverged before the first checkpoint, a lower rate needs no permission."""
         values = {**copied, "output_dir": tmp_path / "new"}
-        with pytest.raises(
-            ValueError, match=r"the loss of step \d+ is not a finite number: `learning_rate` is 1e\+30"
-        ):
+        with pytest.raises(ValueError, match=r"the loss of step \d+ is not finite: `learning_rate` is 1e\+30"):
             run_script("run_mir", {**values, "learning_rate": 1e30, "max_steps": 9, "save_steps": 9}, ("do_train",))
         assert not list((tmp_path / "new" / "seed-5").glob("*.safetensors"))
         run_script("run_mir", values, ("do_train",))

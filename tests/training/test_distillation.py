@@ -12,7 +12,6 @@ from amess_hf import AMESSDataCollator, AMESSProcessor, AMESSTrainer, AMESSTrain
 from amess_hf.evaluation.prediction import predict_clips
 from amess_hf.loss_amess import distillation_loss
 from amess_hf.training import add_teacher_logits, save_teacher_logits
-from amess_hf.training.distillation import load_teacher_logits
 
 
 def softmax(scores):
@@ -51,58 +50,61 @@ class TestLoss:
         assert torch.isfinite(model.train()(**batch, teacher_logits=teacher).distillation_loss)
 
 
+def answers(path, ids, labels=LABELS):
+    """The column that a file of answers gives."""
+    clips = add_teacher_logits(Dataset.from_dict({"id": ids}), path, labels)
+    return torch.tensor(np.array(clips["teacher_logits"][:])).float()
+
+
 class TestFiles:
-    @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
-    def test_there_and_back(self, suffix, tmp_path):
-        ids, logits = ["a", "b", "c"], np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
-        save_teacher_logits(tmp_path / f"teacher{suffix}", ids, logits, LABELS)
-        found = load_teacher_logits(tmp_path / f"teacher{suffix}")
-        assert found[0] == ids and found[2] == LABELS and np.array_equal(found[1], logits)
+    def test_there_and_back(self, tmp_path):
+        logits = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
+        save_teacher_logits(tmp_path / "t.safetensors", ["a", "b", "c"], logits, LABELS)
+        torch.testing.assert_close(
+            answers(tmp_path / "t.safetensors", ["a", "b", "c"]), torch.tensor(logits).log_softmax(-1)
+        )
 
     def test_refused(self, tmp_path):
-        with pytest.raises(ValueError, match="must end in one of .npz, .safetensors"):
+        with pytest.raises(ValueError, match="a path that ends in .safetensors"):
             save_teacher_logits(tmp_path / "teacher.pt", ["a"], np.zeros((1, 4)), LABELS)
         with pytest.raises(ValueError, match=r"shape \(2, 4\) for 1 clips and 4 labels"):
-            save_teacher_logits(tmp_path / "teacher.npz", ["a"], np.zeros((2, 4)), LABELS)
+            save_teacher_logits(tmp_path / "t.safetensors", ["a"], np.zeros((2, 4)), LABELS)
+        save_teacher_logits(tmp_path / "nan.safetensors", ["a"], np.full((1, 4), np.nan), LABELS)
         save_file({"scores": np.zeros((1, 4))}, tmp_path / "other.safetensors")
-        (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04")
-        np.savez(
-            tmp_path / "pickled.npz", logits=np.zeros((1, 4)), ids=np.array(["a"], dtype=object), label_names=LABELS
-        )
-        for name in ("other.safetensors", "cut.npz", "pickled.npz", "missing.npz"):
-            with pytest.raises(ValueError, match=f"{name} is not a file of a teacher's logits"):
-                load_teacher_logits(tmp_path / name)
-        save_teacher_logits(tmp_path / "nan.npz", ["a"], np.full((1, 4), np.nan), LABELS)
-        with pytest.raises(ValueError, match="be finite"):
-            load_teacher_logits(tmp_path / "nan.npz")
+        save_file({"logits": np.zeros((1, 4))}, tmp_path / "nameless.safetensors")
+        (tmp_path / "cut.safetensors").write_bytes(b"\x10\x00")
+        for name in ("nan", "other", "nameless", "cut", "missing"):
+            with pytest.raises(
+                ValueError, match=f"{name}.safetensors is not a file of a teacher's logits, one finite"
+            ):
+                answers(tmp_path / f"{name}.safetensors", ["a"])
 
 
 class TestTeachers:
     def test_rows_and_columns_are_matched(self, tmp_path):
         logits = np.arange(8.0).reshape(2, 4)
-        save_teacher_logits(tmp_path / "t.npz", ["b", "a"], logits, [name.upper() for name in reversed(LABELS)])
-        clips = add_teacher_logits(Dataset.from_dict({"id": ["a", "b"]}), tmp_path / "t.npz", LABELS)
+        save_teacher_logits(
+            tmp_path / "t.safetensors", ["b", "a"], logits, [name.upper() for name in reversed(LABELS)]
+        )
         expected = torch.tensor(logits[::-1, ::-1].copy()).log_softmax(-1).float()
-        torch.testing.assert_close(torch.tensor(clips["teacher_logits"][:]), expected)
+        torch.testing.assert_close(answers(tmp_path / "t.safetensors", ["a", "b"]), expected)
 
     def test_mean_of_several(self, tmp_path):
         rows = np.random.default_rng(0).standard_normal((2, 1, 4))
         for number, logits in enumerate(rows):
-            save_teacher_logits(tmp_path / f"{number}.npz", ["a"], logits, LABELS)
-        files = [tmp_path / "0.npz", tmp_path / "1.npz"]
-        clips = add_teacher_logits(Dataset.from_dict({"id": ["a"]}), files, LABELS)
-        found = torch.tensor(clips["teacher_logits"][:]).exp()
+            save_teacher_logits(tmp_path / f"{number}.safetensors", ["a"], logits, LABELS)
+        found = answers([tmp_path / "0.safetensors", tmp_path / "1.safetensors"], ["a"]).exp()
         torch.testing.assert_close(found, torch.tensor(rows).softmax(-1).mean(0).float())
 
     def test_what_is_missing_is_named(self, tmp_path):
-        save_teacher_logits(tmp_path / "t.npz", ["a"], np.zeros((1, 3)), LABELS[:3])
+        save_teacher_logits(tmp_path / "t.safetensors", ["a"], np.zeros((1, 3)), LABELS[:3])
         with pytest.raises(ValueError, match="no answer to 1 of 2 clips, the first of which is 'b'"):
-            add_teacher_logits(Dataset.from_dict({"id": ["a", "b"]}), tmp_path / "t.npz", LABELS[:3])
+            answers(tmp_path / "t.safetensors", ["a", "b"], LABELS[:3])
         with pytest.raises(ValueError, match="does not know Ask for help"):
-            add_teacher_logits(Dataset.from_dict({"id": ["a"]}), tmp_path / "t.npz", LABELS)
+            answers(tmp_path / "t.safetensors", ["a"])
         tiny_model().amess.text_encoder.save_pretrained(tmp_path / "encoder")
         with pytest.raises(ValueError, match="is a bert model; a teacher is a saved A-MESS model"):
-            add_teacher_logits(Dataset.from_dict({"id": ["a"]}), tmp_path / "encoder", LABELS)
+            answers(tmp_path / "encoder", ["a"])
 
     def test_saved_model_teaches(self, tmp_path):
         teacher, tokenizer = tiny_model(seed=1), distributed_worker.make_tokenizer()
@@ -112,8 +114,8 @@ class TestTeachers:
         clips = distributed_worker.make_clips(9, seed=3)
         taught = add_teacher_logits(clips, tmp_path / "teacher", LABELS)
         expected = predict_clips(teacher, clips, AMESSDataCollator(processor)).logits
-        answers = torch.tensor(np.array(taught["teacher_logits"][:])).float()
-        torch.testing.assert_close(answers, torch.tensor(expected).log_softmax(-1))
+        wanted = torch.tensor(np.array(taught["teacher_logits"][:])).float()
+        torch.testing.assert_close(wanted, torch.tensor(expected).log_softmax(-1))
 
         def trained(weight):
             student = tiny_model(
@@ -127,7 +129,7 @@ class TestTeachers:
             trainer.train()
             found = predict_clips(student, clips, AMESSDataCollator(processor)).logits
             parts = [line.get("distillation_loss") for line in trainer.state.log_history if "loss" in line]
-            return distillation_loss(torch.tensor(found), answers, 2.0).mean(), parts
+            return distillation_loss(torch.tensor(found), wanted, 2.0).mean(), parts
 
         near, parts = trained(10.0)
         far, none = trained(0.0)
@@ -158,5 +160,5 @@ def test_command_line(tmp_path, tokenizer):
     assert 0 <= results["eval_accuracy"] <= 1
     state = (tmp_path / "student" / "trainer_state.json").read_text()
     assert '"distillation_loss"' in state
-    with pytest.raises(ValueError, match="nowhere.npz is not a file of a teacher's logits"):
-        run("other", "--teacher_model_name_or_path", "nowhere.npz")
+    with pytest.raises(ValueError, match="nowhere.safetensors is not a file of a teacher's logits"):
+        run("other", "--teacher_model_name_or_path", "nowhere.safetensors")

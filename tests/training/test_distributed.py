@@ -9,14 +9,11 @@ import sys
 from pathlib import Path
 
 import distributed_worker
-import numpy as np
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from safetensors.torch import load_file
-
-from amess_hf.training.dataloader import ClipBatchSampler, clip_lengths
 
 
 WORKER = Path(__file__).parents[1] / "distributed_worker.py"
@@ -94,56 +91,6 @@ def test_loop_is_the_trainer(alone):
     for name, value in alone["trainer"].items():
         scale = max(1.0, float(value.abs().max()))
         torch.testing.assert_close(alone["loop"][name], value, atol=1e-5 * scale, rtol=1e-5)
-
-
-@pytest.mark.parametrize("clips", [1, 7, 16, 17, 30])
-@pytest.mark.parametrize("grouped", [False, True])
-def test_shares_of_a_batch(clips, grouped):
-    """Each step's shares are disjoint and together the single process's batch; every clip comes once in an epoch."""
-    lengths = np.random.default_rng(clips).integers(1, 50, clips) if grouped else None
-    alone = ClipBatchSampler(clips, 6, seed=4, lengths=lengths)
-    shares = [ClipBatchSampler(clips, 2, 4, 3, rank, lengths) for rank in range(3)]
-    epochs = []
-    for epoch in range(2):
-        for sampler in (alone, *shares):
-            sampler.set_epoch(epoch)
-        steps = list(alone)
-        assert len(steps) == len(alone) == len(shares[0]) == -(-clips // 6)
-        assert sorted(sum(steps, [])) == list(range(clips))
-        for whole, *parts in zip(steps, *shares, strict=True):
-            assert sorted(sum(parts, [])) == sorted(whole)
-            assert max(map(len, parts)) - min(map(len, parts)) <= 1
-        epochs.append(steps)
-    assert clips < 7 or epochs[0] != epochs[1]
-
-
-def test_last_batch_can_be_left_out():
-    assert [len(batch) for batch in ClipBatchSampler(11, 2, 0, 2, 1, drop_last=True)] == [2, 2]
-
-
-def test_grouping_by_length_pads_less():
-    lengths = np.random.default_rng(0).integers(10, 500, 1000)
-
-    def share_of_padding(sampler):
-        held = [lengths[batch] for batch in sampler]
-        return 1 - lengths.sum() / sum(len(batch) * batch.max() for batch in held)
-
-    grouped = share_of_padding(ClipBatchSampler(1000, 16, 0, lengths=lengths))
-    assert grouped < 0.3 * share_of_padding(ClipBatchSampler(1000, 16, 0))
-
-
-def test_lengths_of_clips():
-    """Tokens with the two special ones, and frames up to the limit, also of a selection in another order."""
-    clips = distributed_worker.make_clips(12, seed=5)
-    config, tokenizer = distributed_worker.make_model().config, distributed_worker.make_tokenizer()
-    config.max_text_length, config.audio_config.max_length = 6, 4
-    chosen = clips.select([7, 2, 2, 9])
-    expected = [
-        min(len(row["text"].split()) + 2, 6) + min(len(row["audio_features"]), 4) + len(row["video_features"])
-        for row in chosen
-    ]
-    assert clip_lengths(chosen, tokenizer, config).tolist() == expected
-    assert clip_lengths(list(chosen), tokenizer, config).tolist() == expected
 
 
 CONFIGS = Path(__file__).parents[2] / "examples" / "configs"

@@ -1,5 +1,6 @@
 """Training that is killed and restarted ends as if it had not been interrupted."""
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -10,22 +11,27 @@ from types import SimpleNamespace
 
 import distributed_worker
 import pytest
-import run_mir_no_trainer
 import torch
-from accelerate import Accelerator
 from safetensors.torch import load_file
 from transformers import TrainerCallback, set_seed
 from utils import tiny_model
 
-import amess_hf.training.trainer as trainer_module
-from amess_hf import AMESSProcessor, AMESSTrainer, AMESSTrainingArguments
-from amess_hf.training.checkpoint_integrity import check_output_dir, last_complete_checkpoint, what_is_missing
-from amess_hf.training.divergence import DivergenceGuard
-from amess_hf.training.preemption import Preemption
-from amess_hf.training.run_lock import locked
+from amess_hf import AMESSForIntentClassification, AMESSTrainer, AMESSTrainingArguments
+from amess_hf.training import WeightAverage
+from amess_hf.training.run_state import (
+    RESULT_ARGUMENTS,
+    SELECTION_ARGUMENTS,
+    DivergenceGuard,
+    Preemption,
+    check_output_dir,
+    last_complete_checkpoint,
+    locked,
+    model_request,
+    rotate_checkpoints,
+)
 
 
-def make_arguments(folder, resume=None, **values):
+def make_arguments(folder, **values):
     """Nine steps in three epochs; evaluated and saved every other step."""
     defaults = {
         "output_dir": str(folder),
@@ -38,76 +44,61 @@ def make_arguments(folder, resume=None, **values):
         "save_strategy": "steps",
         "eval_steps": 2,
         "save_steps": 2,
-        "resume_from_checkpoint": resume,
         "use_cpu": True,
         "disable_tqdm": True,
     }
     return AMESSTrainingArguments(**{**defaults, **values})
 
 
-def make_trainer(arguments, **values):
+def make_trainer(arguments, *callbacks, **values):
     set_seed(arguments.seed)
     clips, tokenizer = distributed_worker.make_clips(9, seed=3), distributed_worker.make_tokenizer()
     return AMESSTrainer(
-        tiny_model(**values), arguments, train_dataset=clips, eval_dataset=clips, processing_class=tokenizer
+        tiny_model(**values),
+        arguments,
+        train_dataset=clips,
+        eval_dataset=clips,
+        processing_class=tokenizer,
+        callbacks=list(callbacks),
     )
 
 
-class KillAtStep(TrainerCallback):
-    def __init__(self, step, number=signal.SIGKILL):
-        self.step, self.number = step, number
+class AtStep(TrainerCallback):
+    """Do something after a step; by default, end the process."""
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def __init__(self, step, act=lambda model: os.kill(os.getpid(), signal.SIGKILL)):
+        self.step, self.act = step, act
+
+    def on_step_end(self, args, state, control, model, **kwargs):
         if state.global_step == self.step:
-            os.kill(os.getpid(), self.number)
+            self.act(model)
 
 
-def kill_while_saving(path, step):
-    if path.endswith(f"checkpoint-{step}"):
-        os.kill(os.getpid(), signal.SIGKILL)
+def sigterm(model):
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
-def train_with_trainer(folder, at_step, in_save, number=signal.SIGKILL):
-    trainer = make_trainer(make_arguments(folder, "True"))
-    trainer.add_callback(KillAtStep(at_step, number))
-    write_manifest = trainer_module.write_manifest
-    trainer_module.write_manifest = lambda path: (kill_while_saving(path, in_save), write_manifest(path))
-    trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
+def train(folder, callbacks, in_save, **values):
+    """A whole run; the process ends while it saves the step `in_save`."""
+    trainer, save = make_trainer(make_arguments(folder, **values), *callbacks), WeightAverage.save
+
+    def save_or_end(average, path):
+        if path.endswith(f"checkpoint-{in_save}"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        save(average, path)
+
+    WeightAverage.save = save_or_end
+    trainer.train(resume_from_checkpoint=True)
     trainer.save_model()
     trainer.save_state()
 
 
-def train_with_loop(folder, at_step, in_save, number=signal.SIGKILL):
-    arguments = make_arguments(folder, "True")
-    set_seed(arguments.seed)
-    clips, tokenizer = distributed_worker.make_clips(9, seed=3), distributed_worker.make_tokenizer()
-    model = tiny_model()
-    processor = AMESSProcessor.for_model(model.config, tokenizer)
-    set_seed(arguments.seed)
-    training = run_mir_no_trainer.Training(Accelerator(), model, arguments, clips, clips, processor)
-    after_update, write_manifest = training.after_update, run_mir_no_trainer.write_manifest
-
-    def after_update_or_killed():
-        if training.state.global_step == at_step:
-            os.kill(os.getpid(), number)
-        after_update()
-
-    training.after_update = after_update_or_killed
-    run_mir_no_trainer.write_manifest = lambda path: (kill_while_saving(path, in_save), write_manifest(path))
-    metrics = training.run()
-    training.state.log_history.append({**metrics, "step": training.state.global_step})
-    training.state.save_to_json(os.path.join(folder, "trainer_state.json"))
-    model.save_pretrained(folder)
-
-
-def in_a_process(train, folder, at_step=None, in_save=None, number=signal.SIGKILL, code=None):
-    """`train` in a process of its own, which is killed at a step or while saving one, if so asked."""
-    if code is None:
-        code = 0 if at_step is None and in_save is None else -signal.SIGKILL
+def in_a_process(folder, *callbacks, in_save=None, code=0, **values):
+    """`train` in a process of its own."""
 
     def target():
         torch.set_num_threads(1)
-        train(folder, at_step, in_save, number)
+        train(folder, callbacks, in_save, **values)
 
     # A copy of this process: it need not import everything again.
     process = multiprocessing.get_context("fork").Process(target=target)
@@ -118,37 +109,50 @@ def in_a_process(train, folder, at_step=None, in_save=None, number=signal.SIGKIL
     assert not hangs and process.exitcode == code
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("train", [train_with_trainer, train_with_loop])
-def test_killed_training_ends_the_same(train, tmp_path):
-    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    in_a_process(train, undisturbed)
-
-    in_a_process(train, killed, at_step=1)
-    assert last_complete_checkpoint(killed) is None
-    in_a_process(train, killed, at_step=5)
-    assert last_complete_checkpoint(killed) == str(killed / "checkpoint-4")
-    in_a_process(train, killed, in_save=6)
-    assert (killed / "checkpoint-6" / "model.safetensors").exists()
-    assert last_complete_checkpoint(killed) == str(killed / "checkpoint-4")
-    # A scheduler's notice: a checkpoint where none is due, and the exit code of a process that SIGTERM ended.
-    in_a_process(train, killed, at_step=7, number=signal.SIGTERM, code=128 + signal.SIGTERM)
-    assert last_complete_checkpoint(killed) == str(killed / "checkpoint-7")
-    in_a_process(train, killed)
-
-    # The end: the model that is kept, and the weights and their average to go on from.
+def assert_same_end(undisturbed, killed, evaluations):
+    """The model that is kept, the weights and their average to go on from, what is best, metrics and the mean loss."""
     for name in ("model.safetensors", "checkpoint-9/model.safetensors", "checkpoint-9/averaged_weights.safetensors"):
         expected, given = load_file(undisturbed / name), load_file(killed / name)
         assert expected.keys() == given.keys()
         assert all(torch.equal(value, given[key]) for key, value in expected.items()), name
     states = [json.loads((run / "checkpoint-9" / "trainer_state.json").read_text()) for run in (undisturbed, killed)]
-    assert states[0]["best_metric"] == states[1]["best_metric"]
-    assert states[0]["best_global_step"] == states[1]["best_global_step"]
+    for name in ("best_metric", "best_global_step"):
+        assert states[0][name] == states[1][name]
     metrics = [[line["eval_accuracy"] for line in state["log_history"] if "eval_accuracy" in line] for state in states]
-    assert metrics[0] == metrics[1] and len(metrics[0]) == 5
+    assert metrics[0] == metrics[1] and len(metrics[0]) == evaluations
     histories = [json.loads((run / "trainer_state.json").read_text())["log_history"] for run in (undisturbed, killed)]
     losses = [[line["train_loss"] for line in history if "train_loss" in line] for history in histories]
     assert losses[1] == [pytest.approx(losses[0][-1], rel=1e-12)] and losses[0][-1] > 0
+
+
+@pytest.mark.slow
+def test_killed_training_ends_the_same(tmp_path):
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    in_a_process(undisturbed)
+    in_a_process(killed, AtStep(1), code=-signal.SIGKILL)
+    assert last_complete_checkpoint(killed) is None
+    in_a_process(killed, AtStep(5), code=-signal.SIGKILL)
+    assert last_complete_checkpoint(killed) == str(killed / "checkpoint-4")
+    in_a_process(killed, in_save=6, code=-signal.SIGKILL)
+    assert (killed / "checkpoint-6" / "model.safetensors").exists()
+    assert last_complete_checkpoint(killed) == str(killed / "checkpoint-4")
+    # A scheduler's notice: a checkpoint where none is due, and the exit code of a process that SIGTERM ended.
+    in_a_process(killed, AtStep(7, sigterm), code=128 + signal.SIGTERM)
+    assert last_complete_checkpoint(killed) == str(killed / "checkpoint-7")
+    in_a_process(killed)
+    assert_same_end(undisturbed, killed, evaluations=5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [3, 4])
+def test_sigterm_at_the_end_of_an_epoch(tmp_path, step):
+    """What is due there comes first: the evaluation counts."""
+    epochs = {"eval_strategy": "epoch", "save_strategy": "epoch"}
+    in_a_process(tmp_path / "undisturbed", **epochs)
+    in_a_process(tmp_path / "killed", AtStep(step, sigterm), code=143, **epochs)
+    assert last_complete_checkpoint(tmp_path / "killed") == str(tmp_path / "killed" / f"checkpoint-{step}")
+    in_a_process(tmp_path / "killed", **epochs)
+    assert_same_end(tmp_path / "undisturbed", tmp_path / "killed", evaluations=3)
 
 
 FINISHED = {"num_train_epochs": 2, "metric_for_best_model": "loss", "greater_is_better": False}
@@ -170,7 +174,6 @@ def copied(finished, tmp_path):
 def test_checkpoints_hold_no_arguments_as_pickle(finished):
     assert sorted(path.name for path in finished.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
     assert not list(finished.rglob("training_args.bin"))
-    assert what_is_missing(finished / "checkpoint-6") is None
 
 
 def cut(path):
@@ -184,46 +187,47 @@ def remove(path):
 @pytest.mark.parametrize("damage", [cut, remove])
 @pytest.mark.parametrize(
     "name",
-    [
-        "model.safetensors",
-        "optimizer.pt",
-        "rng_state.pth",
-        "averaged_weights.safetensors",
-        "trainer_state.json",
-        "checkpoint.manifest",
-    ],
-)
+    ["model.safetensors", "optimizer.pt", "rng_state.pth", "averaged_weights.safetensors", "trainer_state.json",
+     "checkpoint.manifest", "run.json"],
+)  # fmt: skip
 def test_cut_checkpoint_is_passed_over(copied, name, damage):
     last = copied / "checkpoint-6"
     assert last_complete_checkpoint(copied) == str(last)
     damage(last / name)
-    assert what_is_missing(last) == f"{name} is missing or truncated"
     assert last_complete_checkpoint(copied) == str(copied / "checkpoint-4")
     with pytest.raises(ValueError, match=f"checkpoint-6 cannot be resumed from: {name} is missing or truncated"):
         make_trainer(make_arguments(copied)).train(resume_from_checkpoint=str(last))
 
 
-def test_checkpoint_that_is_written_again_is_not_whole_in_between(copied):
-    trainer = make_trainer(make_arguments(copied, **FINISHED))
-    trainer.add_callback(StopAtSave())
+def test_checkpoint_that_is_written_again_is_not_whole_in_between(copied, monkeypatch):
+    def fail(average, folder):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(WeightAverage, "save", fail)
     with pytest.raises(KeyboardInterrupt):
-        trainer.train(resume_from_checkpoint=str(copied / "checkpoint-4"))
-    assert what_is_missing(copied / "checkpoint-6") is not None
+        make_trainer(make_arguments(copied, **FINISHED)).train(resume_from_checkpoint=str(copied / "checkpoint-4"))
+    assert last_complete_checkpoint(copied) == str(copied / "checkpoint-4")
 
 
-class StopAtSave(TrainerCallback):
-    """Let step 6 fail while its checkpoint is being written."""
-
-    def on_step_end(self, args, state, control, **kwargs):
-        def fail(folder):
-            raise KeyboardInterrupt
-
-        kwargs["processing_class"].save_pretrained = fail
+@pytest.mark.parametrize(
+    ("newest", "best", "limit", "kept"),
+    [(6, 2, 2, {2, 6}), (6, 6, 2, {4, 6}), (6, None, 1, {6}), (6, None, None, {2, 4, 6}), (4, 2, 3, {2, 4, 6}),
+     (4, None, 1, {4}), (2, None, 2, {2, 6})],
+)  # fmt: skip
+def test_rotation_is_by_step(tmp_path, newest, best, limit, kept):
+    """Whatever the clock said; those of later steps are of an earlier attempt."""
+    for step, age in ((2, 5), (4, 9), (6, 7)):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        os.utime(folder, (1e9 - age, 1e9 - age))
+    best = None if best is None else str(tmp_path / f"checkpoint-{best}")
+    rotate_checkpoints(str(tmp_path / f"checkpoint-{newest}"), best, limit)
+    assert {int(path.name.split("-")[1]) for path in tmp_path.iterdir()} == kept
 
 
 def test_full_disk_is_known_before_training(tmp_path, monkeypatch):
     usage = SimpleNamespace(total=2**40, used=2**40, free=100_000)
-    monkeypatch.setattr("amess_hf.training.checkpoint_integrity.shutil.disk_usage", lambda folder: usage)
+    monkeypatch.setattr("amess_hf.training.run_state.shutil.disk_usage", lambda folder: usage)
     trainer = make_trainer(make_arguments(tmp_path))
     weights = sum(parameter.numel() for parameter in trainer.model.parameters()) * 4
     # Three checkpoints of weights, average and two numbers of the optimizer for each weight; then the model.
@@ -250,47 +254,37 @@ def test_evaluation_does_not_change_what_training_draws(tmp_path):
     """With and without evaluations in between, dropout draws the same: the weights are equal."""
     runs = []
     for strategy in ("no", "steps"):
-        arguments = make_arguments(
-            tmp_path / strategy, eval_strategy=strategy, save_strategy="no", load_best_model_at_end=False
-        )
-        trainer = make_trainer(arguments)
+        values = {"eval_strategy": strategy, "save_strategy": "no", "load_best_model_at_end": False}
+        trainer = make_trainer(make_arguments(tmp_path / strategy, **values))
         trainer.train()
         runs.append(trainer.model.state_dict())
     assert all(torch.equal(value, runs[1][name]) for name, value in runs[0].items())
 
 
-class TestOtherRequests:
-    """A checkpoint is gone on from by a run that was asked for the same, and by no other."""
+class TestRecord:
+    """A checkpoint is resumed from with the arguments that it was created with, and no others."""
 
     @pytest.mark.parametrize(
-        ("change", "message"),
+        ("arguments", "fields", "message"),
         [
-            ({"learning_rate": 2e-3}, r"`learning_rate` \(0.001 before, 0.002 now\)"),
-            ({"seed": 7}, r"`seed` \(42 before, 7 now\)"),
-            ({"num_train_epochs": 3}, r"`num_train_epochs` \(2 before, 3 now\)"),
-            ({"per_device_train_batch_size": 2}, r"`batch_size_of_all_devices` \(3 before, 2 now\)"),
-            ({"train_sampling_strategy": "random"}, "`train_sampling_strategy`"),
-            ({"weight_averaging": 0.5}, "`weight_averaging`"),
-            ({"eval_steps": 1, "save_steps": 1}, "`eval_steps` .*, `save_steps`"),
+            ({"learning_rate": 2e-3}, {}, r"`learning_rate` \(0.001 before, 0.002 now\)"),
+            ({"seed": 7}, {}, r"`seed` \(42 before, 7 now\)"),
+            ({"num_train_epochs": 3}, {}, r"`num_train_epochs` \(2 before, 3 now\)"),
+            ({"per_device_train_batch_size": 2}, {}, r"`batch_size_of_all_devices` \(3 before, 2 now\)"),
+            ({"train_sampling_strategy": "random"}, {}, "`train_sampling_strategy`"),
+            ({"weight_averaging": 0.5}, {}, "`weight_averaging`"),
+            ({"eval_steps": 1, "save_steps": 1}, {}, "`eval_steps` .*, `save_steps`"),
+            ({}, {"num_anchors": 2}, r"`config.num_anchors` \(3 before, 2 now\)"),
+            ({}, {"fusion_type": "mean"}, "`config.fusion_type`"),
+            ({}, {"seed": 1}, "`weights`"),
         ],
     )
-    def test_arguments(self, copied, change, message):
-        trainer = make_trainer(make_arguments(copied, **{**FINISHED, **change}))
-        with pytest.raises(ValueError, match=f"checkpoint-6 is of a run .* something else: .*{message}"):
+    def test_refused(self, copied, arguments, fields, message):
+        trainer = make_trainer(make_arguments(copied, **{**FINISHED, **arguments}), **fields)
+        message = f"checkpoint-6 cannot be resumed from: it was created with different arguments: .*{message}"
+        with pytest.raises(ValueError, match=message):
             trainer.train(resume_from_checkpoint=True)
         assert trainer.state.global_step == 0
-
-    @pytest.mark.parametrize(
-        ("change", "message"),
-        [
-            ({"num_anchors": 2}, r"`config.num_anchors` \(3 before, 2 now\)"),
-            ({"fusion_type": "mean"}, "`config.fusion_type`"),
-            ({"seed": 1}, "`weights`"),
-        ],
-    )
-    def test_model(self, copied, change, message):
-        with pytest.raises(ValueError, match=message):
-            make_trainer(make_arguments(copied, **FINISHED), **change).train(resume_from_checkpoint=True)
 
     def test_clips(self, copied):
         trainer = make_trainer(make_arguments(copied, **FINISHED))
@@ -305,24 +299,35 @@ class TestOtherRequests:
         trainer.train(resume_from_checkpoint=str(copied / "checkpoint-6"))
         assert trainer.state.global_step == 6
 
-    def test_the_other_script(self, copied):
-        arguments = make_arguments(copied, "True", **FINISHED)
-        clips, tokenizer = distributed_worker.make_clips(9, seed=3), distributed_worker.make_tokenizer()
-        model = tiny_model()
-        processor = AMESSProcessor.for_model(model.config, tokenizer)
-        training = run_mir_no_trainer.Training(Accelerator(), model, arguments, clips, clips, processor)
-        message = "checkpoint-6 was written by AMESSTrainer, and this is run_mir_no_trainer.py"
-        with pytest.raises(ValueError, match=message):
-            training.run()
+    def test_every_argument_is_one_or_the_other(self):
+        no_result = {
+            "output_dir", "resume_from_checkpoint", "restore_callback_states_from_checkpoint", "save_total_limit",
+            "dataloader_num_workers", "remove_unused_columns", "hub_private_repo", "logging_steps",
+            "logging_nan_inf_filter", "per_device_eval_batch_size",
+            "per_device_train_batch_size",  # counts with the number of processes, as `batch_size_of_all_devices`
+        }  # fmt: skip
+        known = {*RESULT_ARGUMENTS, *SELECTION_ARGUMENTS}
+        assert set(AMESSTrainingArguments.__annotations__) - known == no_result
+        assert known <= {field.name for field in dataclasses.fields(AMESSTrainingArguments)}
 
-    def test_no_record(self, copied):
-        record = copied / "checkpoint-6" / "run.json"
-        record.unlink()
-        sizes = json.loads((copied / "checkpoint-6" / "checkpoint.manifest").read_text())
-        del sizes["run.json"]
-        (copied / "checkpoint-6" / "checkpoint.manifest").write_text(json.dumps(sizes))
-        with pytest.raises(ValueError, match="checkpoint-6 cannot be resumed from: it has no run.json"):
-            make_trainer(make_arguments(copied, **FINISHED)).train(resume_from_checkpoint=True)
+    @pytest.mark.parametrize("name", ["classifier.weight", "label_embeds", "amess.fusion.out_proj.bias"])
+    def test_any_tensor_of_a_loaded_model_counts(self, tmp_path, name):
+        """Two trained models over one frozen encoder are two models."""
+        tiny_model().save_pretrained(tmp_path)
+        loaded, again = (AMESSForIntentClassification.from_pretrained(tmp_path) for _ in range(2))
+        assert model_request(loaded) == model_request(again)
+        with torch.no_grad():
+            loaded.state_dict()[name].reshape(-1)[0] += 1e-3
+        assert model_request(loaded) != model_request(again)
+
+    def test_a_new_model_is_its_encoder(self):
+        one, other = tiny_model(), tiny_model()
+        with torch.no_grad():
+            other.classifier.weight[0, 0] += 1e-7
+        assert model_request(one) == model_request(other)
+        with torch.no_grad():
+            next(other.amess.text_encoder.parameters())[0] += 1e-3
+        assert model_request(one) != model_request(other)
 
 
 class TestLock:
@@ -365,38 +370,28 @@ class TestLock:
             pass
 
 
-class TestNoNumbers:
+class TestDivergence:
     """Training that has become NaN stops, and what is on the disk stays good."""
 
-    def spoilt(self, folder, at_step, **values):
-        """A trainer whose weights are infinite after a step."""
+    NOTHING_SAVED = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False, "max_steps": 2}
 
-        class Spoil(TrainerCallback):
-            def on_step_end(self, args, state, control, model, **kwargs):
-                if state.global_step == at_step:
-                    with torch.no_grad():
-                        model.classifier.weight[0, 0] = float("inf")
+    @pytest.mark.parametrize(
+        ("at_step", "values", "message", "checkpoints"),
+        [
+            (3, {}, "the loss of step 4 is not finite: .* nothing was saved since", ["checkpoint-2"]),
+            (4, {}, "after step 4 the weights classifier.weight are not finite", ["checkpoint-2"]),
+            (2, NOTHING_SAVED, "after step 2 the weights", []),
+        ],
+    )
+    def test_training_stops(self, tmp_path, at_step, values, message, checkpoints):
+        def spoil(model):
+            with torch.no_grad():
+                model.classifier.weight[0, 0] = float("inf")
 
-        trainer = make_trainer(make_arguments(folder, **values))
-        trainer.add_callback(Spoil())
-        return trainer
-
-    def test_loss(self, tmp_path):
-        trainer = self.spoilt(tmp_path, 3)
-        with pytest.raises(ValueError, match="the loss of step 4 is not a finite number: .* nothing was saved since"):
-            trainer.train()
-        assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
-        assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
-
-    def test_weights_before_saving(self, tmp_path):
-        with pytest.raises(ValueError, match="after step 4 the weights classifier.weight are not finite numbers"):
-            self.spoilt(tmp_path, 4).train()
-        assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
-
-    def test_weights_at_the_end(self, tmp_path):
-        nothing = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
-        with pytest.raises(ValueError, match="after step 2 the weights"):
-            self.spoilt(tmp_path, 2, max_steps=2, **nothing).train()
+        with pytest.raises(ValueError, match=message):
+            make_trainer(make_arguments(tmp_path, **values), AtStep(at_step, spoil)).train()
+        assert [path.name for path in tmp_path.glob("checkpoint-*")] == checkpoints
+        assert (last_complete_checkpoint(tmp_path) is None) is (not checkpoints)
 
     @pytest.mark.parametrize(
         ("values", "cause"),
@@ -408,31 +403,11 @@ class TestNoNumbers:
         ],
     )
     def test_likely_cause(self, tmp_path, values, cause):
-        arguments = make_arguments(tmp_path, **values)
-        guard = DivergenceGuard(tiny_model(), arguments)
+        guard = DivergenceGuard(tiny_model(), make_arguments(tmp_path, **values))
         for step, loss in enumerate((1.0, float("nan"), 2.0, float("inf")), start=1):
             guard.add(torch.tensor(loss), step)
-        with pytest.raises(ValueError, match=f"step 2 is not a finite number: .*{cause}"):
+        with pytest.raises(ValueError, match=f"step 2 is not finite: .*{cause}"):
             guard.check(4)
-
-    def test_loop(self, tmp_path):
-        arguments = make_arguments(tmp_path)
-        clips, tokenizer = distributed_worker.make_clips(9, seed=3), distributed_worker.make_tokenizer()
-        model = tiny_model()
-        processor = AMESSProcessor.for_model(model.config, tokenizer)
-        training = run_mir_no_trainer.Training(Accelerator(), model, arguments, clips, clips, processor)
-        update = training.update
-
-        def update_and_spoil(batches):
-            update(batches)
-            if training.state.global_step == 3:
-                with torch.no_grad():
-                    model.classifier.weight[0, 0] = float("nan")
-
-        training.update = update_and_spoil
-        with pytest.raises(ValueError, match="the loss of step 4 is not a finite number"):
-            training.run()
-        assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
 
 
 def test_early_stopping_counts_on(tmp_path):
@@ -440,10 +415,8 @@ def test_early_stopping_counts_on(tmp_path):
     values = {"early_stopping_patience": 3, "learning_rate": 1e-12, "head_learning_rate": 0.0, "num_train_epochs": 9}
     undisturbed = make_trainer(make_arguments(tmp_path / "a", **values))
     undisturbed.train()
-    stopped = make_trainer(make_arguments(tmp_path / "b", **values))
-    stopped.add_callback(KillAtStep(5, signal.SIGTERM))
     with pytest.raises(SystemExit) as error:
-        stopped.train()
+        make_trainer(make_arguments(tmp_path / "b", **values), AtStep(5, sigterm)).train()
     assert error.value.code == 143 and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     again = make_trainer(make_arguments(tmp_path / "b", **values))
     again.train(resume_from_checkpoint=True)

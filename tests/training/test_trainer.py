@@ -1,21 +1,14 @@
-import re
-
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from encoder_texts import TEXT_ENCODERS, text_encoder_config
 from transformers import TrainerCallback
 from transformers.trainer_utils import EvalPrediction
-from utils import DESCRIPTIONS, text_config, tiny_config, tiny_model
+from utils import text_config, tiny_config, tiny_model
 
 from amess_hf import AMESSForIntentClassification, AMESSProcessor, AMESSTrainer, AMESSTrainingArguments
 from amess_hf.evaluation.prediction import predict_clips
-from amess_hf.training import LabelDescriptionSampler, WeightAverage, parameter_groups
 from amess_hf.training.arguments import default_epochs, default_learning_rate
-from amess_hf.training.description_sampling import TRAINING_SENTENCES, start_label_embeds
-from amess_hf.training.parameter_groups import layer_depths
-from amess_hf.training.trainer import prediction_metrics
 
 
 def arguments(tmp_path, **fields):
@@ -90,183 +83,11 @@ class TestEpochs:
         assert not caplog.records
 
 
-class TestParameterGroups:
-    def rates(self, model, args):
-        names = {id(parameter): name for name, parameter in model.named_parameters()}
-        return {
-            names[id(parameter)]: (group["lr"], group["weight_decay"])
-            for group in parameter_groups(model, args)
-            for parameter in group["params"]
-        }
-
-    @pytest.mark.parametrize("model_type", ["bert", "roberta", "distilbert"])
-    def test_every_parameter_once_with_its_rate(self, tmp_path, model_type):
-        model = tiny_model(text_config=text_config(model_type))
-        args = arguments(
-            tmp_path,
-            learning_rate=1.0,
-            head_learning_rate=3.0,
-            weight_decay=0.2,
-            head_weight_decay=0.4,
-            layer_decay=0.5,
-        )
-        rates = self.rates(model, args)
-        assert rates.keys() == {name for name, _ in model.named_parameters()}
-        for name, (rate, decay) in rates.items():
-            if ".text_encoder." not in name:
-                expected = 3.0
-            elif ".layer.1." in name:
-                expected = 1.0
-            elif ".layer.0." in name:
-                expected = 0.5
-            else:
-                assert "embeddings" in name
-                expected = 0.25
-            assert rate == expected, name
-            if "bias" in name or "norm" in name.lower():
-                assert decay == 0, name
-            elif name.endswith("weight"):
-                assert decay == (0.2 if ".text_encoder." in name else 0.4), name
-
-    @pytest.mark.parametrize("model_type", TEXT_ENCODERS)
-    def test_layers_of_every_family(self, model_type):
-        encoder = tiny_model(text_config=text_encoder_config(model_type)).amess.text_encoder
-        depths = layer_depths(encoder, 2)
-        assert depths.keys() == {name for name, _ in encoder.named_parameters()}
-        embedding = next(name for name, p in encoder.named_parameters() if p is encoder.get_input_embeddings().weight)
-        assert depths[embedding] == 2
-        # ALBERT has one layer, which is called twice.
-        assert set(depths.values()) == ({0, 2} if model_type == "albert" else {0, 1, 2})
-        for name, depth in depths.items():
-            if model_type != "albert" and (number := re.search(r"(layers?|block|h)\.(\d)\.", name)):
-                assert depth == 1 - int(number.group(2)), name
-
-    def test_frozen_parameters_are_left_out(self, tmp_path):
-        model = tiny_model()
-        model.get_input_embeddings().requires_grad_(False)
-        assert not any(
-            "word_embeddings" in name for name in self.rates(model, arguments(tmp_path, learning_rate=1e-4))
-        )
-
-    def test_no_text_encoder(self, tmp_path):
-        with pytest.raises(ValueError, match="text_encoder"):
-            parameter_groups(torch.nn.Linear(2, 2), arguments(tmp_path, learning_rate=1e-4))
-
-
-class TestWeightAverage:
-    def test_slow_loop(self):
-        torch.manual_seed(0)
-        layer = torch.nn.Linear(3, 2)
-        average = WeightAverage(layer, decay=0.3)
-        expected = layer.weight.detach().clone()
-        for update in range(1, 9):
-            with torch.no_grad():
-                layer.weight.add_(torch.randn(2, 3))
-            average.update()
-            decay = min(0.3, (1 + update) / (10 + update))
-            expected = decay * expected + (1 - decay) * layer.weight.detach()
-        torch.testing.assert_close(average.averages["weight"], expected)
-
-    def test_applied_and_back(self):
-        layer = torch.nn.Linear(3, 2)
-        average = WeightAverage(layer, 0.9)
-        own = layer.weight.detach().clone()
-        average.averages["weight"].fill_(7.0)
-        with pytest.raises(KeyError), average.applied():
-            assert (layer.weight == 7).all()
-            raise KeyError
-        assert torch.equal(layer.weight, own)
-        assert (average.averages["weight"] == 7).all()
-        average.apply()
-        assert (layer.weight == 7).all()
-
-    def test_saved_and_loaded(self, tmp_path):
-        layer = torch.nn.Linear(3, 2)
-        average = WeightAverage(layer, 0.9)
-        for _ in range(3):
-            with torch.no_grad():
-                layer.weight.add_(1.0)
-            average.update()
-        average.save(tmp_path)
-        other = WeightAverage(torch.nn.Linear(3, 2), 0.9)
-        other.load(tmp_path)
-        assert int(other.updates) == 3
-        for name, value in average.averages.items():
-            assert torch.equal(other.averages[name], value)
-        assert [path.name for path in tmp_path.iterdir()] == ["averaged_weights.safetensors"]
-
-    def test_missing_or_other_model(self, tmp_path):
-        average = WeightAverage(torch.nn.Linear(3, 2), 0.9)
-        with pytest.raises(ValueError, match="missing"):
-            average.load(tmp_path)
-        average.save(tmp_path)
-        with pytest.raises(ValueError, match="other weights"):
-            WeightAverage(torch.nn.Linear(3, 2, bias=False), 0.9).load(tmp_path)
-
-
-def test_memory_does_not_start_empty(tokenizer):
-    model = tiny_model()
-    model.label_embeds.zero_()
-    start_label_embeds(model, tokenizer)
-    torch.testing.assert_close(model.label_embeds.norm(dim=-1), torch.ones(4))
-    model.label_embeds.fill_(0.5)
-    start_label_embeds(model, tokenizer)
-    assert (model.label_embeds == 0.5).all()
-
-
-class TestLabelDescriptionSampler:
-    @pytest.mark.parametrize("period", [1, 2, 3, 4, 7, 50])
-    def test_every_label_once_in_a_period(self, tokenizer, period):
-        sampler = LabelDescriptionSampler(DESCRIPTIONS, tokenizer, period, seed=0)
-        for start in (0, 3 * period):
-            seen = []
-            for step in range(start, start + period):
-                seen += sampler(step).get("description_indices", torch.tensor([])).tolist()
-            assert sorted(seen) == [0, 1, 2, 3]
-
-    def test_labels_take_turns_in_tens(self, tokenizer):
-        sampler = LabelDescriptionSampler(
-            {f"label {number}": ["thank"] for number in range(25)}, tokenizer, 10, seed=0
-        )
-        drawn = {step: sampler(step).get("description_indices", torch.tensor([])).tolist() for step in range(10)}
-        assert drawn == dict.fromkeys(range(10), []) | {0: list(range(13)), 5: list(range(13, 25))}
-
-    def test_same_step_same_draw(self, tokenizer):
-        first, second = (LabelDescriptionSampler(DESCRIPTIONS, tokenizer, 1, seed=5) for _ in range(2))
-        second(0)
-        for name, value in first(3).items():
-            assert torch.equal(value, second(3)[name])
-
-    def test_all_sentences_are_drawn_and_belong_to_the_label(self, tokenizer):
-        sampler = LabelDescriptionSampler(DESCRIPTIONS, tokenizer, 1, seed=0)
-        drawn = set()
-        for step in range(30):
-            batch = sampler(step)
-            for index, ids in zip(batch["description_indices"].tolist(), batch["description_input_ids"], strict=True):
-                drawn.add((index, tokenizer.decode(ids, skip_special_tokens=True)))
-        expected = {(index, text) for index, texts in enumerate(DESCRIPTIONS.values()) for text in texts}
-        assert drawn == expected
-
-    def test_draws_from_the_sentences_that_say_what_the_intent_is(self, tokenizer):
-        defining = [f"grumble {'so ' * count}" for count in range(TRAINING_SENTENCES)]
-        sampler = LabelDescriptionSampler({"Complain": [*defining, "hello there", "thanks"]}, tokenizer, 1, seed=0)
-        drawn = {sampler(step)["description_input_ids"].shape[1] for step in range(100)}
-        expected = {len(tokenizer(text)["input_ids"]) for text in defining}
-        assert drawn == expected
-
-
-def test_metrics_leave_out_of_scope_clips_out():
-    logits = np.eye(4)[[0, 1, 2, 3, 0]]
-    metrics = prediction_metrics(EvalPrediction(predictions=logits, label_ids=np.array([0, 1, 1, -1, -1])))
-    assert metrics["accuracy"] == pytest.approx(2 / 3)
-
-
-class TestDefaultLearningRate:
-    @pytest.mark.parametrize(("width", "rate"), [(32, 2e-4), (384, 2e-4), (768, 5e-5)])
-    def test_falls_with_the_width(self, width, rate):
-        encoder = text_config()
-        encoder.hidden_size = width
-        assert default_learning_rate(tiny_config(text_config=encoder)) == pytest.approx(rate)
+@pytest.mark.parametrize(("width", "rate"), [(32, 2e-4), (384, 2e-4), (768, 5e-5)])
+def test_default_learning_rate_falls_with_the_width(width, rate):
+    encoder = text_config()
+    encoder.hidden_size = width
+    assert default_learning_rate(tiny_config(text_config=encoder)) == pytest.approx(rate)
 
 
 class TestTrainerWithLittle:
@@ -291,6 +112,9 @@ class TestTrainerWithLittle:
         )
         assert trainer.args.eval_strategy == "no" and trainer.args.learning_rate == pytest.approx(2e-4)
         assert trainer.predict(clips).metrics["test_accuracy"] >= 0
+        # Out-of-scope clips are left out of the metrics.
+        logits, labels = np.eye(4)[[0, 1, 2, 3, 0]], np.array([0, 1, 1, -1, -1])
+        assert trainer.compute_metrics(EvalPrediction(logits, labels))["accuracy"] == pytest.approx(2 / 3)
 
     def test_no_model(self):
         with pytest.raises(ValueError, match="`model` is missing"):

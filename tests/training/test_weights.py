@@ -1,7 +1,7 @@
-"""LoRA in the text encoder: what is trained, saved, loaded, merged and resumed."""
+"""Parameter groups, averages of the weights, and LoRA: what is trained, saved, loaded, merged and resumed."""
 
-import importlib.util
 import json
+import re
 import shutil
 import sys
 
@@ -16,11 +16,8 @@ from amess_hf import AMESSTrainer, AMESSTrainingArguments
 from amess_hf.hub import push_folder, push_to_hub, save_for_hub
 from amess_hf.modeling_amess import AMESSForIntentClassification
 from amess_hf.text_encoders_amess import is_quantized
-from amess_hf.training import add_lora, merge_lora, parameter_groups
+from amess_hf.training import WeightAverage, add_lora, merge_lora, parameter_groups
 from amess_hf.training.arguments import default_learning_rate
-
-
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="pip install peft")
 
 
 def adapted(folder, model_type="bert", with_base=True):
@@ -43,6 +40,89 @@ def weight_names(folder):
 
     with safe_open(folder / "model.safetensors", "pt") as file:
         return set(file.keys())
+
+
+def rates_and_decays(model, args):
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {
+        names[id(parameter)]: (group["lr"], group["weight_decay"])
+        for group in parameter_groups(model, args)
+        for parameter in group["params"]
+    }
+
+
+class TestParameterGroups:
+    @pytest.mark.parametrize("model_type", TEXT_ENCODERS)
+    def test_every_parameter_once_with_its_rate(self, tmp_path, model_type):
+        """Half the rate for each layer below the last, of two; ALBERT has one layer, which is called twice."""
+        model = tiny_model(text_config=text_encoder_config(model_type))
+        rates = {"learning_rate": 1.0, "head_learning_rate": 3.0, "layer_decay": 0.5}
+        args = arguments(tmp_path, **rates, weight_decay=0.2, head_weight_decay=0.4)
+        found = rates_and_decays(model, args)
+        assert found.keys() == {name for name, _ in model.named_parameters()}
+        for name, (rate, decay) in found.items():
+            in_encoder = ".text_encoder." in name
+            number = re.search(r"(layers?|block|h)\.(\d)\.", name) if model_type != "albert" else None
+            if not in_encoder:
+                assert rate == 3.0, name
+            elif number:
+                assert rate == 0.5 ** (1 - int(number.group(2))), name
+            assert decay in (0, 0.2 if in_encoder else 0.4), name
+            assert decay == 0 or not name.endswith("bias"), name
+            assert decay > 0 or not name.endswith(("out_proj.weight", "dense.weight")), name
+        embedding = next(name for name, p in model.named_parameters() if p is model.get_input_embeddings().weight)
+        assert found[embedding][0] == 0.25
+        in_encoder = {rate for name, (rate, _) in found.items() if ".text_encoder." in name}
+        assert in_encoder == ({1.0, 0.25} if model_type == "albert" else {1.0, 0.5, 0.25})
+
+    def test_frozen_parameters_are_left_out(self, tmp_path):
+        model = tiny_model()
+        model.get_input_embeddings().requires_grad_(False)
+        rates = rates_and_decays(model, arguments(tmp_path, learning_rate=1e-4))
+        assert not any("word_embeddings" in name for name in rates)
+
+
+class TestWeightAverage:
+    def test_slow_loop(self):
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(3, 2)
+        average = WeightAverage(layer, decay=0.3)
+        expected = layer.weight.detach().clone()
+        for update in range(1, 9):
+            with torch.no_grad():
+                layer.weight.add_(torch.randn(2, 3))
+            average.update()
+            decay = min(0.3, (1 + update) / (10 + update))
+            expected = decay * expected + (1 - decay) * layer.weight.detach()
+        torch.testing.assert_close(average.averages["weight"], expected)
+
+    def test_applied_and_back(self):
+        layer = torch.nn.Linear(3, 2)
+        average = WeightAverage(layer, 0.9)
+        own = layer.weight.detach().clone()
+        average.averages["weight"].fill_(7.0)
+        with pytest.raises(KeyError), average.applied():
+            assert (layer.weight == 7).all()
+            raise KeyError
+        assert torch.equal(layer.weight, own)
+        assert (average.averages["weight"] == 7).all()
+        average.apply()
+        assert (layer.weight == 7).all()
+
+    def test_saved_and_loaded(self, tmp_path):
+        layer = torch.nn.Linear(3, 2)
+        average = WeightAverage(layer, 0.9)
+        for _ in range(3):
+            with torch.no_grad():
+                layer.weight.add_(1.0)
+            average.update()
+        average.save(tmp_path)
+        other = WeightAverage(torch.nn.Linear(3, 2), 0.9)
+        other.load(tmp_path)
+        assert int(other.updates) == 3
+        for name, value in average.averages.items():
+            assert torch.equal(other.averages[name], value)
+        assert [path.name for path in tmp_path.iterdir()] == ["averaged_weights.safetensors"]
 
 
 class TestAdapters:
@@ -155,15 +235,13 @@ class TestTraining:
     def test_learning_rates(self, tmp_path):
         model = add_lora(tiny_model(), rank=2)
         assert default_learning_rate(model.config) == pytest.approx(7e-4)
-        groups = parameter_groups(
-            model, arguments(tmp_path, learning_rate=1.0, layer_decay=0.5, head_learning_rate=3.0)
-        )
-        rates = {id(p): group["lr"] for group in groups for p in group["params"]}
-        for name, parameter in model.named_parameters():
+        args = arguments(tmp_path, learning_rate=1.0, layer_decay=0.5, head_learning_rate=3.0)
+        rates = {name: rate for name, (rate, _) in rates_and_decays(model, args).items()}
+        for name, _ in model.named_parameters():
             if "lora_" in name:
-                assert rates[id(parameter)] == (1.0 if ".layer.1." in name else 0.5)
+                assert rates[name] == (1.0 if ".layer.1." in name else 0.5)
             else:
-                assert rates.get(id(parameter)) == (None if "text_encoder" in name else 3.0)
+                assert rates.get(name) == (None if "text_encoder" in name else 3.0)
 
     def test_trains_resumes_and_loads(self, tmp_path):
         model = adapted(tmp_path / "base")
@@ -197,7 +275,7 @@ class TestTraining:
         import peft
 
         model = peft.get_peft_model(tiny_model(), peft.LoraConfig(target_modules=["query"]))
-        with pytest.raises(ValueError, match="would not carry the label embeddings.*add_lora"):
+        with pytest.raises(ValueError, match="without the label embeddings; .*add_lora"):
             AMESSTrainer(model, arguments(tmp_path), processing_class=tokenizer)
 
 

@@ -7,7 +7,7 @@ from utils import tiny_model
 
 from amess_hf import AMESSTrainer, AMESSTrainingArguments
 from amess_hf.evidence_amess import masked_statistics
-from amess_hf.training.standardisation import standardise_statistics
+from amess_hf.training.standardization import standardize_statistics
 
 
 TONE = {"audio_config": {"norm": "clip", "pooling": "statistics"}}
@@ -31,7 +31,7 @@ def collate(frames):
 def test_by_hand():
     model = tiny_model(**TONE)
     sound = clips(model, (5, 9, 1, 0, 70) + (7,) * 40)
-    standardise_statistics(model, sound, collate)
+    standardize_statistics(model, sound, collate)
     layer = model.amess.fusion.evidence["audio"]
     rows = [
         torch.cat([clip.mean(0), (clip.var(0, correction=0) + torch.finfo(torch.float32).eps).sqrt()])
@@ -52,15 +52,15 @@ def test_other_models_stay_as_they_are():
     for fields in ({}, {**TONE, "fusion_type": "mean"}, {"fusion_type": "text"}):
         model = tiny_model(**fields)
         before = {name: value.clone() for name, value in model.state_dict().items()}
-        standardise_statistics(model, [], collate)
+        standardize_statistics(model, [], collate)
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_once_only_and_saved(tmp_path):
     model = tiny_model(**TONE)
-    standardise_statistics(model, clips(model, (5, 9, 3)), collate)
+    standardize_statistics(model, clips(model, (5, 9, 3)), collate)
     mean = model.amess.fusion.evidence["audio"].mean.clone()
-    standardise_statistics(model, clips(model, (2, 2)), collate)
+    standardize_statistics(model, clips(model, (2, 2)), collate)
     assert torch.equal(model.amess.fusion.evidence["audio"].mean, mean) and mean.any()
     model.save_pretrained(tmp_path)
     assert torch.equal(type(model).from_pretrained(tmp_path).amess.fusion.evidence["audio"].mean, mean)
@@ -71,7 +71,7 @@ def test_a_number_that_never_changes_counts_for_nothing():
     sound = clips(model, (5, 9, 3))
     for clip in sound:
         clip[:, 0] = 7.0
-    standardise_statistics(model, sound, collate)
+    standardize_statistics(model, sound, collate)
     layer, width = model.amess.fusion.evidence["audio"], model.config.audio_config.feature_size
     assert layer.deviation[0] == 1 and layer.mean[0] == pytest.approx(7) and layer.deviation[width] == 1
     assert torch.isfinite(layer.frame_statistics(*collate(sound).values())).all()
@@ -80,7 +80,7 @@ def test_a_number_that_never_changes_counts_for_nothing():
 def test_nothing_is_drawn_and_the_mode_is_kept():
     model = tiny_model(**TONE).train()
     state = torch.random.get_rng_state()
-    standardise_statistics(model, clips(model, (5, 9)), collate)
+    standardize_statistics(model, clips(model, (5, 9)), collate)
     assert torch.equal(torch.random.get_rng_state(), state) and model.training
     assert not model.amess.fusion.evidence["audio"]._forward_pre_hooks
 
@@ -94,7 +94,7 @@ def test_training_without_clips_says_so(tmp_path, tokenizer):
 
 def test_one_clip_or_none_changes_nothing():
     model = tiny_model(**TONE)
-    standardise_statistics(model, clips(model, (4, 0)), collate)
+    standardize_statistics(model, clips(model, (4, 0)), collate)
     assert not model.amess.fusion.evidence["audio"].is_standardised
 
 
@@ -102,9 +102,9 @@ def test_the_first_clips_of_a_stream():
     model = tiny_model(**TONE)
     sound = clips(model, (3, 4, 5))
     stream = datasets.IterableDataset.from_generator(lambda: ({"clip": clip.tolist()} for clip in sound))
-    standardise_statistics(model, stream, lambda rows: collate([torch.tensor(row["clip"]) for row in rows]))
+    standardize_statistics(model, stream, lambda rows: collate([torch.tensor(row["clip"]) for row in rows]))
     expected = tiny_model(**TONE)
-    standardise_statistics(expected, sound, collate)
+    standardize_statistics(expected, sound, collate)
     found, wanted = (m.amess.fusion.evidence["audio"].mean for m in (model, expected))
     torch.testing.assert_close(found, wanted)
 

@@ -1,4 +1,4 @@
-"""Statistics of the training clips' features, with which evidence by statistics is standardised."""
+"""Statistics of the training clips' features, with which evidence by statistics is standardized."""
 
 import itertools
 from collections.abc import Callable
@@ -18,27 +18,22 @@ STREAMED_BATCHES = 64
 INPUTS = ("audio_features", "audio_attention_mask", "video_features", "video_attention_mask")
 
 
-def _unstandardised(model: AMESSForIntentClassification):
-    """The layers that take statistics of fixed features, as far as they have none of training clips yet."""
-    fusion = model.amess.fusion
-    layers = getattr(fusion, "evidence", {})
-    return [
-        layer
-        for name, layer in layers.items()
-        if isinstance(layer, AMESSStatisticsEvidence) and name not in fusion.grids and not layer.is_standardised
-    ]
-
-
 @torch.no_grad()
-def standardise_statistics(model: AMESSForIntentClassification, dataset: Any, collator: Callable) -> None:
-    """Standardise a new model's evidence by statistics with those of its training clips; other models stay as they are.
+def standardize_statistics(model: AMESSForIntentClassification, dataset: Any, collator: Callable) -> None:
+    """Standardize a new model's evidence by statistics with those of its training clips; other models stay as they are.
 
     Args:
         model ([`AMESSForIntentClassification`]): The model, before training.
         dataset (`datasets.Dataset`): Training clips; of a stream, the first 2,048. Without any (`None`), nothing is done.
         collator (`Callable`): Makes batches of them.
     """
-    layers = _unstandardised(model)
+    fusion = model.amess.fusion
+    # Statistics of fixed features, as far as there are none of training clips yet.
+    layers = [
+        layer
+        for name, layer in getattr(fusion, "evidence", {}).items()
+        if isinstance(layer, AMESSStatisticsEvidence) and name not in fusion.grids and not layer.is_standardised
+    ]
     if not layers or dataset is None:
         return
     found = {layer: [] for layer in layers}
