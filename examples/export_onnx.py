@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """
-Export a saved A-MESS to ONNX: words and features in, logits and anchors out.
+Export a saved A-MESS to ONNX: text and features in, logits and anchors out.
 
     python examples/export_onnx.py --model_name_or_path runs/mintrec --output_file amess.onnx
 
-The numbers of clips, words and frames are dynamic; `--batch_size`, `--text_length`, `--audio_length`, `--video_length`
+The numbers of clips, tokens and frames are dynamic; `--batch_size`, `--text_length`, `--audio_length`, `--video_length`
 each fix one. The file is checked against the model with onnxruntime before it counts as written. Needs
 `pip install "amess_hf[onnx]"`.
 
@@ -19,18 +19,16 @@ attention mask). Outputs: `logits`
 
 import os
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from progress import ProgressArguments, hide_progress_bars
 from transformers import HfArgumentParser
-from transformers.utils import logging
+from transformers.hf_argparser import HfArg
 
 from amess_hf import AMESSForIntentClassification
 from amess_hf.processing_amess import written_aside
 
-
-logger = logging.get_logger("amess_hf.export_onnx")
 
 TOLERANCE = 1e-4
 OPSET = 20
@@ -40,12 +38,12 @@ OPSET = 20
 class ExportArguments:
     """What to export, where to, and with which sizes."""
 
-    model_name_or_path: str = field(metadata={"help": "A saved model: a folder or a Hub repository."})
-    output_file: str = field(default="amess.onnx", metadata={"help": "The file to write."})
-    batch_size: int | None = field(default=None, metadata={"help": "Clips per batch; dynamic if not given."})
-    text_length: int | None = field(default=None, metadata={"help": "Tokens; dynamic if not given."})
-    audio_length: int | None = field(default=None, metadata={"help": "Frames of sound; dynamic if not given."})
-    video_length: int | None = field(default=None, metadata={"help": "Frames of picture; dynamic if not given."})
+    model_name_or_path: str = HfArg(help="A saved model: a folder or a Hub repository.")
+    output_file: str = HfArg(default="amess.onnx", help="The file to write.")
+    batch_size: int | None = HfArg(default=None, help="Clips per batch; dynamic if not given.")
+    text_length: int | None = HfArg(default=None, help="Tokens; dynamic if not given.")
+    audio_length: int | None = HfArg(default=None, help="Frames of audio; dynamic if not given.")
+    video_length: int | None = HfArg(default=None, help="Frames of video; dynamic if not given.")
 
     def __post_init__(self):
         sizes = [self.batch_size, self.text_length, self.audio_length, self.video_length]
@@ -71,55 +69,42 @@ class ForONNX(torch.nn.Module):
         video_features=None,
         video_attention_mask=None,
     ):
-        outputs = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            utterance_mask=utterance_mask,
-            audio_features=audio_features,
-            audio_attention_mask=audio_attention_mask,
-            video_features=video_features,
-            video_attention_mask=video_attention_mask,
-        )
-        if outputs.anchor_indices is None:
-            return (outputs.logits,)
-        return outputs.logits, outputs.anchor_indices, outputs.anchor_scores
+        features = audio_features, audio_attention_mask, video_features, video_attention_mask
+        outputs = self.model(input_ids, attention_mask, token_type_ids, *features, utterance_mask=utterance_mask)
+        outputs = outputs.logits, outputs.anchor_indices, outputs.anchor_scores
+        return outputs if outputs[1] is not None else outputs[:1]
 
 
 def input_sizes(config, arguments):
     """Length of each input's second axis in the example: `{"text": …, "audio": …, "video": …}`, as the model takes them."""
-    sizes = {"text": arguments.text_length or 7}
-    for modality, example in (("audio", 11), ("video", 9)):
-        if modality in config.feature_configs and config.fusion_type != "text":
-            sizes[modality] = getattr(arguments, f"{modality}_length") or example
-    return sizes
+    examples = {"text": 7, "audio": 11, "video": 9}
+    taken = ["text", *(config.feature_configs if config.fusion_type != "text" else ())]
+    return {modality: getattr(arguments, f"{modality}_length") or examples[modality] for modality in taken}
 
 
 def example_inputs(config, batch_size, lengths, seed=0):
     """Random inputs; from the second clip on, each shorter than the last, with padding."""
     draw = torch.Generator().manual_seed(seed)
-    inputs = {}
+    inputs, held = {}, torch.arange(batch_size)[:, None]
     for modality, length in lengths.items():
-        held = torch.arange(batch_size)[:, None]
-        mask = (torch.arange(length) < (length - held).clamp(min=1)).long()
-        if modality == "text":
-            inputs["input_ids"] = torch.randint(0, config.text_config.vocab_size, mask.shape, generator=draw)
-            inputs["attention_mask"] = mask
-            if config.context_turns:
-                context = torch.arange(length) < length // 2
-                if getattr(config.text_config, "type_vocab_size", 0) > 1:
-                    inputs["token_type_ids"] = (mask.bool() & ~context).long()
-                inputs["utterance_mask"] = (mask.bool() & ~context).long()
-        else:
+        mask = torch.arange(length) < (length - held).clamp(min=1)
+        if modality != "text":
             size = config.feature_configs[modality].feature_size
             inputs[f"{modality}_features"] = torch.randn(*mask.shape, size, generator=draw)
-            inputs[f"{modality}_attention_mask"] = mask
+            inputs[f"{modality}_attention_mask"] = mask.long()
+            continue
+        inputs["input_ids"] = torch.randint(0, config.text_config.vocab_size, mask.shape, generator=draw)
+        inputs["attention_mask"] = mask.long()
+        if config.context_turns:
+            utterance = (mask & (torch.arange(length) >= length // 2)).long()
+            if getattr(config.text_config, "type_vocab_size", 0) > 1:
+                inputs["token_type_ids"] = utterance
+            inputs["utterance_mask"] = utterance
     return inputs
 
 
 def dynamic_axes(inputs, arguments):
     """For each input the names of its dynamic axes; `None` if all sizes are fixed."""
-    axes = {}
     batch = {} if arguments.batch_size else {0: torch.export.Dim("batch", min=1, max=4096)}
     lengths = {
         modality: {}
@@ -127,8 +112,7 @@ def dynamic_axes(inputs, arguments):
         else {1: torch.export.Dim(f"{modality}_length", max=8192)}
         for modality in ("text", "audio", "video")
     }
-    for name in inputs:
-        axes[name] = {**batch, **lengths[name.split("_")[0] if name.startswith(("audio", "video")) else "text"]}
+    axes = {name: {**batch, **lengths.get(name.split("_")[0], lengths["text"])} for name in inputs}
     return axes if any(axes.values()) else None
 
 
@@ -137,7 +121,8 @@ def export(model, arguments):
     Write the ONNX file, and check that onnxruntime agrees with the model.
 
     Raises:
-        `ValueError`: if they differ by more than 1e-4, or onnx is not installed.
+        `ValueError`: if they differ by more than 1e-4.
+        `ImportError`: if onnx is not installed.
     """
     try:
         import onnxruntime  # noqa: F401
@@ -145,8 +130,7 @@ def export(model, arguments):
     except ImportError as error:
         raise ImportError(f'exporting needs {error.name}: pip install "amess_hf[onnx]"') from error
     model = model.float().eval()
-    lengths = input_sizes(model.config, arguments)
-    inputs = example_inputs(model.config, arguments.batch_size or 3, lengths)
+    inputs = example_inputs(model.config, arguments.batch_size or 3, input_sizes(model.config, arguments))
     names = ["logits"] if model.config.fusion_type != "anchor" else ["logits", "anchor_indices", "anchor_scores"]
     with written_aside(arguments.output_file) as partial:
         torch.onnx.export(
@@ -170,16 +154,14 @@ def export(model, arguments):
 
 
 def largest_difference(model, path, arguments):
-    """The largest difference between onnxruntime and the model, over batches of the sizes that the file takes; anchors must be equal."""
+    """The largest difference between onnxruntime and the model, over batches of the sizes that the file takes."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     lengths, largest = input_sizes(model.config, arguments), 0.0
     for seed, (clips, factor) in enumerate(((3, 1), (1, 3), (5, 2))):
-        sizes = {
-            modality: length if getattr(arguments, f"{modality}_length") else length * factor
-            for modality, length in lengths.items()
-        }
+        fixed = {modality: getattr(arguments, f"{modality}_length") for modality in lengths}
+        sizes = {modality: fixed[modality] or length * factor for modality, length in lengths.items()}
         inputs = example_inputs(model.config, arguments.batch_size or clips, sizes, seed)
         with torch.no_grad():
             expected = ForONNX(model)(**inputs)

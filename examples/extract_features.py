@@ -11,11 +11,13 @@ point and started again, it continues where it stopped. Clips that cannot be rea
 """
 
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from typing import Literal
 
 from accelerate import PartialState
 from progress import ProgressArguments, hide_progress_bars
 from transformers import HfArgumentParser
+from transformers.hf_argparser import HfArg
 
 from amess_hf.data.clip_features import extract_features
 from amess_hf.data.feature_files import DTYPES
@@ -26,38 +28,22 @@ from amess_hf.data.mintrec import DATASET_NAMES
 class ExtractionArguments:
     """What to encode, with which encoders, and where to write it."""
 
-    data_dir: str = field(metadata={"help": "Folder of the data set, with the clips below it."})
-    dataset_name: str = field(
-        default="mintrec", metadata={"help": "How to read its tables.", "choices": DATASET_NAMES}
-    )
-    table: str | None = field(
+    data_dir: str = HfArg(help="Folder of the data set, with the clips below it.")
+    dataset_name: Literal[DATASET_NAMES] = HfArg(default="mintrec", help="How to read its tables.")
+    table: str | None = HfArg(
         default=None,
-        metadata={
-            "help": "Instead of the data set's tables: a csv, tsv, jsonl or parquet file with columns id and clip (or audio, "
-            "video), and start, end (seconds) where a clip is a span of its file. Paths are relative to `data_dir`."
-        },
+        help="Instead of the data set's tables: a csv, tsv, jsonl or parquet file with columns id and clip (or audio, "
+        "video), and start, end (seconds) where a clip is a span of its file. Paths are relative to `data_dir`.",
     )
-    output_dir: str | None = field(default=None, metadata={"help": "Where to write; `data_dir` if not given."})
-    audio_encoder: str | None = field(
-        default=None, metadata={"help": "A WavLM, wav2vec 2.0, HuBERT or Whisper model, or log-mel."}
+    output_dir: str | None = HfArg(default=None, help="Where to write; `data_dir` if not given.")
+    audio_encoder: str | None = HfArg(default=None, help="A WavLM, wav2vec 2.0, HuBERT or Whisper model, or log-mel.")
+    audio_encoder_layer: int | None = HfArg(
+        default=None, help="Take the states after this layer, 1 for the first; the model's output if not given."
     )
-    audio_encoder_layer: int | None = field(
-        default=None,
-        metadata={
-            "help": "Take the states after this layer of the audio encoder, 1 for the first; its output if not given."
-        },
-    )
-    video_encoder: str | None = field(
-        default=None, metadata={"help": "A Swin, ViT, ResNet or VideoMAE model, hog or hog-grid."}
-    )
-    video_frame_rate: float | None = field(
-        default=None, metadata={"help": "Frames per second; the encoder's own if not given."}
-    )
-    dtype: str = field(default="float32", metadata={"help": "How features are stored.", "choices": DTYPES})
-    on_error: str = field(
-        default="stop",
-        metadata={"help": "stop at a clip that cannot be read, or skip it.", "choices": ["stop", "skip"]},
-    )
+    video_encoder: str | None = HfArg(default=None, help="A Swin, ViT, ResNet or VideoMAE model, hog or hog-grid.")
+    video_frame_rate: float | None = HfArg(default=None, help="Frames per second; the encoder's own if not given.")
+    dtype: Literal[DTYPES] = HfArg(default="float32", help="How features are stored.")
+    on_error: Literal["raise", "skip"] = HfArg(default="raise", help="What to do about a clip that cannot be read.")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -25,15 +25,17 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from progress import ProgressArguments, hide_progress_bars
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser, set_seed
+from transformers.hf_argparser import HfArg
 from transformers.utils import logging
 
 from amess_hf.data.annotations import SPLIT_FILES, need_columns, read_tsv
@@ -75,41 +77,34 @@ HOPELESS_STATUS = (400, 401, 403, 404)
 class DescriptionArguments:
     """Which intents to describe, with which model, and where to write the result."""
 
-    labels: str = field(
-        metadata={"help": "Intent names, separated by commas; or a file with one per line; or mintrec, mintrec2.0."}
+    labels: str = HfArg(help="Intent names, separated by commas; or a file with one a line; or mintrec, mintrec2.0.")
+    model: str = HfArg(help="Name or folder of the language model.")
+    output_file: Path = HfArg(help="The JSON file to write, or to continue if it exists.")
+    backend: Literal["local", "inference_client"] = HfArg(
+        default="local", help="Where the model runs: here with transformers, or remotely through InferenceClient."
     )
-    model: str = field(metadata={"help": "Name or folder of the language model."})
-    output_file: Path = field(metadata={"help": "The JSON file to write, or to continue if it exists."})
-    backend: str = field(
-        default="local",
-        metadata={
-            "help": "Where the model runs: locally with transformers, or remotely through InferenceClient.",
-            "choices": ["local", "inference_client"],
-        },
+    base_url: str | None = HfArg(
+        default=None, help="Address of a server with the chat-completions API; implies inference_client."
     )
-    base_url: str | None = field(
-        default=None, metadata={"help": "Address of a server with the chat-completions API; implies inference_client."}
+    num_sentences: int = HfArg(default=8, help="Sentences for each intent.")
+    train_file: Path | None = HfArg(
+        default=None, help="train.tsv with columns text and label: example utterances for the prompt."
     )
-    num_sentences: int = field(default=8, metadata={"help": "Sentences for each intent."})
-    train_file: Path | None = field(
-        default=None, metadata={"help": "train.tsv with columns text and label: example utterances for the prompt."}
-    )
-    examples_per_intent: int = field(default=3, metadata={"help": "Utterances of train_file shown for each intent."})
-    max_attempts: int = field(default=5, metadata={"help": "Maximum number of requests for one intent."})
-    retry_seconds: float = field(default=2.0, metadata={"help": "Pause after a failed request, doubled each time."})
-    timeout: float = field(default=120.0, metadata={"help": "Seconds to wait for a server's answer."})
-    temperature: float = field(default=0.8, metadata={"help": "Sampling temperature."})
-    max_new_tokens: int = field(default=768, metadata={"help": "Longest answer, in tokens."})
-    seed: int = field(default=0, metadata={"help": "Seed of sampling and of the choice of example utterances."})
+    examples_per_intent: int = HfArg(default=3, help="Utterances of train_file shown for each intent.")
+    max_attempts: int = HfArg(default=5, help="Maximum number of requests for one intent.")
+    retry_seconds: float = HfArg(default=2.0, help="Pause after a failed request, doubled each time.")
+    timeout: float = HfArg(default=120.0, help="Seconds to wait for a server's answer.")
+    temperature: float = HfArg(default=0.8, help="Sampling temperature.")
+    max_new_tokens: int = HfArg(default=768, help="Longest answer, in tokens.")
+    seed: int = HfArg(default=0, help="Seed of sampling and of the choice of example utterances.")
 
     def __post_init__(self):
         if self.base_url is not None:
             self.backend = "inference_client"
-        for name, least in (("num_sentences", 1), ("max_attempts", 1), ("examples_per_intent", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}")
-        if self.temperature <= 0:
-            raise ValueError(f"`temperature` must be above 0, got {self.temperature}: paraphrases are sampled")
+        least = {"num_sentences": 1, "max_attempts": 1, "examples_per_intent": 0, "temperature": 1e-3}
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                raise ValueError(f"`{name}` must be at least {value}, got {getattr(self, name)}")
 
 
 class GenerationError(Exception):
@@ -123,10 +118,8 @@ def read_labels(value: str) -> list[str]:
     path = Path(value)
     names = path.read_text(encoding="utf-8").splitlines() if path.is_file() else value.split(",")
     labels = [name.strip() for name in names if name.strip()]
-    folded = [label.casefold() for label in labels]
-    twice = next((label for label in labels if folded.count(label.casefold()) > 1), None)
-    if not labels or twice is not None:
-        problem = "no intent names" if not labels else f"the intent `{twice}` is named twice"
+    if not labels or len({label.casefold() for label in labels}) < len(labels):
+        problem = "an intent is named twice" if labels else "no intent names"
         raise ValueError(f"--labels {value}: {problem}; give names separated by commas or a file with one a line")
     return labels
 
@@ -145,12 +138,11 @@ def read_examples(path: Path | None, labels: list[str], count: int, seed: int) -
     rows = [row for _, row in read_tsv(path)]
     need_columns(path, rows[0] if rows else {}, ("text", "label"))
     rng = random.Random(seed)
-    examples = {}
-    for label in labels:
-        texts = sorted({row["text"].strip() for row in rows if row["label"].strip().casefold() == label.casefold()})
-        if texts:
-            examples[label] = rng.sample(texts, min(count, len(texts)))
-    return examples
+    texts = {
+        label: {row["text"].strip() for row in rows if row["label"].strip().casefold() == label.casefold()}
+        for label in labels
+    }
+    return {label: rng.sample(sorted(found), min(count, len(found))) for label, found in texts.items() if found}
 
 
 def build_prompt(label: str, labels: list[str], count: int, examples: list[str], known: list[str]) -> str:
@@ -167,14 +159,12 @@ def build_prompt(label: str, labels: list[str], count: int, examples: list[str],
 def parse_answer(answer: str) -> list[str]:
     """The sentences of an answer: its lines without numbers, bullets, quotation marks and thoughts, or a JSON list."""
     answer = re.sub(r"<think>.*?(</think>|\Z)", "", answer, flags=re.DOTALL)
-    bracketed = re.search(r"\[.*\]", answer, flags=re.DOTALL)
-    if bracketed:
-        try:
-            items = json.loads(bracketed[0])
-        except json.JSONDecodeError:
-            items = []
-        if items and all(isinstance(item, str) for item in items):
-            return [" ".join(item.split()) for item in items]
+    try:
+        items = json.loads(answer[answer.find("[") : answer.rfind("]") + 1])
+    except (json.JSONDecodeError, RecursionError):
+        items = []
+    if items and all(isinstance(item, str) for item in items):
+        return [" ".join(item.split()) for item in items]
     lines = (re.sub(r"^\s*(?:[-*•]+|\(?\d+[.):])\s+", "", line).strip() for line in answer.splitlines())
     lines = (line[1:-1].strip() if len(line) > 1 and line[0] == line[-1] == '"' else line for line in lines)
     return [line for line in lines if line and not line.startswith("```")]
@@ -258,22 +248,15 @@ def remote_model(arguments: DescriptionArguments) -> Callable[[str, int], str]:
     return ask
 
 
+@dataclass
 class DescriptionWriter:
     """Asks a model for sentences and keeps the good ones in `known`, {label: [sentence, ...]}."""
 
-    def __init__(
-        self,
-        arguments: DescriptionArguments,
-        labels: list[str],
-        examples: dict[str, list[str]],
-        known: dict[str, list[str]],
-        ask: Callable[[str, int], str],
-    ):
-        self.arguments = arguments
-        self.labels = labels
-        self.examples = examples
-        self.known = known
-        self.ask = ask
+    arguments: DescriptionArguments
+    labels: list[str]
+    examples: dict[str, list[str]]
+    known: dict[str, list[str]]
+    ask: Callable[[str, int], str]
 
     def describe(self, label: str, progress: tqdm):
         """Bring `label` to `num_sentences` sentences, or as near as `max_attempts` requests do."""
@@ -299,10 +282,11 @@ class DescriptionWriter:
 
     def accept(self, label: str, candidates: list[str]) -> list[str]:
         """The `candidates` that can be added to those of `label`; problems of the others are logged."""
-        every = self.known.items()
-        elsewhere = {normalize_sentence(s) for name, sentences in every if name != label for s in sentences}
-        accepted = list(self.known.get(label, []))
-        start = len(accepted)
+        elsewhere = {
+            normalize_sentence(sentence) for name, known in self.known.items() if name != label for sentence in known
+        }
+        kept = self.known.get(label, [])
+        accepted = list(kept)
         for sentence in candidates:
             problems = find_description_problems(label, [*accepted, sentence], self.labels)
             if not is_sentence(sentence) or CHATTER.match(sentence):
@@ -313,7 +297,7 @@ class DescriptionWriter:
                 logger.info(f"left out: {problems[0]}")
             else:
                 accepted.append(sentence)
-        return accepted[start:]
+        return accepted[len(kept) :]
 
 
 def start_or_resume(arguments: DescriptionArguments) -> dict:
@@ -322,9 +306,8 @@ def start_or_resume(arguments: DescriptionArguments) -> dict:
     Raises:
         ValueError: if the file was written with another model or prompt; its origin would be false.
     """
-    origin = {"model": arguments.model, "date": date.today().isoformat(), "prompt": PROMPT}
-    origin["temperature"] = arguments.temperature
-    origin["backend"] = arguments.backend
+    origin = {name: getattr(arguments, name) for name in ("model", "temperature", "backend")}
+    origin |= {"date": date.today().isoformat(), "prompt": PROMPT}
     if arguments.base_url is not None:
         origin["server"] = urlsplit(arguments.base_url).hostname  # without a key that the address may contain
     if arguments.train_file is not None:
@@ -375,8 +358,7 @@ def main(arguments: list[str] | None = None):
     arguments, progress = parser.parse_args_into_dataclasses(arguments)
     if progress.disable_tqdm:
         hide_progress_bars()
-    short = generate(arguments)
-    if short:
+    if short := generate(arguments):
         names = ", ".join(f"`{label}`" for label in short)
         sys.exit(f"{arguments.output_file}: too few sentences for {names}; run again to continue with these")
     print(f"{arguments.output_file}: {arguments.num_sentences} sentences for each intent")

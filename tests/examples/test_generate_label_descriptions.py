@@ -280,7 +280,7 @@ def test_labels_from_list_file_or_data_set(tmp_path):
     [
         ({"num_sentences": 0}, "num_sentences"),
         ({"max_attempts": 0}, "max_attempts"),
-        ({"temperature": 0.0}, "above 0"),
+        ({"temperature": 0.0}, "temperature"),
     ],
 )
 def test_bad_arguments_are_named(tmp_path, option, message):
