@@ -1,72 +1,53 @@
 """A-MESS: anchor-based multimodal embedding (A-ME) and semantic synchronization (SS); arXiv 2503.19474.
 
-`fusion_amess.py` holds A-ME and the fusions that it is compared with, `loss_amess.py` the losses.
+A-ME is in `anchor_embedding_amess.py`, SS in `synchronization_amess.py`, what A-ME is compared with in `fusion_amess.py`.
 """
 
-import math
 import os
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .adapters_amess import base_of, frozen_names, inject_adapter, load_frozen_weights, merged_state_dict
-from .configuration_amess import (
-    FEATURE_MODALITIES,
-    LOSS_PARTS,
-    MODALITIES,
-    NO_ANCHOR,
-    OUT_OF_SCOPE_ID,
-    TRAINING_SENTENCES,
-    AMESSConfig,
-    text_positions,
-)
-from .descriptions_amess import describe_labels
-from .distributed_amess import gather_clips, mean_over_processes
-from .evidence_amess import AMESSStatisticsEvidence, AMESSVotes
-from .fusion_amess import (
-    FUSIONS,
+from .anchor_embedding_amess import (
     AMESSAnchorFusion,
-    AMESSGridLayer,
-    AMESSLateFusion,
-    AMESSModalityEmbedding,
-    FusionOutput,
+    AMESSStatisticsEvidence,
+    AMESSVotes,
+    modality_loss_terms,
 )
+from .configuration_amess import LOSS_PARTS, MODALITIES, NO_ANCHOR, OUT_OF_SCOPE_ID, AMESSConfig
+from .descriptions_amess import describe_labels
+from .fusion_amess import FUSIONS, AMESSLateClassifier
+from .layers_amess import AMESSGridLayer, AMESSModalityEmbedding, FusionOutput
 from .loss_amess import (
-    batch_triplet_loss,
     classification_loss,
     consistency_loss,
     distillation_loss,
-    label_contrastive_loss,
-    label_triplet_loss,
-    modality_losses,
+    mean_over_processes,
     outlier_exposure_loss,
 )
-from .processing_amess import encode_texts
 from .recipe_amess import config_fields_for, front_end_fields, label_names, merge_fields
+from .synchronization_amess import AMESSSynchronization
 from .text_encoders_amess import (
+    base_of,
     build_text_encoder,
     encode_tokens,
+    frozen_names,
+    inject_adapter,
     left_padding,
+    load_frozen_weights,
     load_text_encoder,
+    merged_state_dict,
     pool,
     shifted,
     text_encoder_fields,
     unquantized_config,
 )
-from .zero_shot_amess import PROBES, balancing_offset, kept_share
-
-
-# Descriptions that are encoded together in a training step where there are more than twice as many.
-SENTENCES_AT_A_TIME = 8
 
 
 @dataclass
@@ -270,16 +251,15 @@ class AMESSPreTrainedModel(PreTrainedModel):
             init.normal_(module.projection.weight, std=0.5 * module.projection.in_features**-0.5)
             init.normal_(module.modality_embedding, std=self.config.initializer_range)
         elif isinstance(module, AMESSGridLayer):
-            # With the deviation of other weights, and votes that start at zero, hundreds of steps would learn nothing.
+            # std=0.02 is too small: with zero-initialized votes, gradients vanish at first.
             init.kaiming_normal_(module.weight, nonlinearity="relu")
         elif isinstance(module, AMESSVotes):
             init.zeros_(module.weight)
         elif isinstance(module, AMESSStatisticsEvidence):
             init.zeros_(module.mean)
             init.ones_(module.deviation)
-        elif isinstance(module, AMESSLateFusion):
-            for scale in module.scales.values():
-                init.ones_(scale)
+        elif isinstance(module, AMESSLateClassifier):
+            init.ones_(module.scale)
         elif isinstance(module, AMESSAnchorFusion):
             init.normal_(module.nothing, std=self.config.initializer_range)
         elif isinstance(module, AMESSForIntentClassification):
@@ -456,8 +436,7 @@ class AMESSModel(AMESSPreTrainedModel):
         """Return the summary of a batch without words, with as many clips as `frames`."""
         if frames is None:
             raise ValueError("no modality given; pass `input_ids`, `audio_features` or `video_features`")
-        like = frames.to(self.dtype) if self.projection is None else self.projection.weight
-        return like.new_zeros(frames.shape[0], self.config.text_config.hidden_size)
+        return frames.new_zeros(frames.shape[0], self.config.text_config.hidden_size, dtype=self.dtype)
 
     def _check_attentions(self, output_attentions: bool):
         if not output_attentions:
@@ -512,7 +491,7 @@ class AMESSModel(AMESSPreTrainedModel):
         return {name: masks[name] & ~dropped[:, index, None] for index, name in enumerate(names)}
 
 
-class AMESSForIntentClassification(AMESSPreTrainedModel):
+class AMESSForIntentClassification(AMESSSynchronization, AMESSPreTrainedModel):
     """A-MESS with a classifier over intents and the embeddings of their descriptions.
 
     Args:
@@ -620,242 +599,6 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
             model.update_label_embeds(tokenizer or AutoTokenizer.from_pretrained(pretrained_model_name_or_path))
         return model
 
-    def similarity_logits(self, multimodal_embeds: torch.Tensor, label_embeds: torch.Tensor) -> torch.Tensor:
-        """Compute cosine similarities over the learned temperature.
-
-        Args:
-            multimodal_embeds (`torch.Tensor` of shape `(batch_size, projection_dim)`): Clips, unit length.
-            label_embeds (`torch.Tensor` of shape `(num_labels, projection_dim)`): Descriptions, unit length.
-
-        Returns:
-            `torch.FloatTensor` of shape `(batch_size, num_labels)`.
-        """
-        # At most 100, as in CLIP: beyond that, a single step can ruin the temperature.
-        scale = self.logit_scale.float().clamp(max=math.log(100)).exp()
-        return scale * multimodal_embeds.float() @ label_embeds.float().T
-
-    @torch.no_grad()
-    def encode_label_descriptions(
-        self,
-        label_descriptions: dict[str, list[str] | str],
-        tokenizer: PreTrainedTokenizerBase,
-        batch_size: int = 64,
-    ) -> torch.Tensor:
-        """Embed descriptions: the mean of each label's sentences, scaled to unit length.
-
-        Args:
-            label_descriptions (`dict[str, list[str] | str]`): Sentences for each label.
-            tokenizer (`PreTrainedTokenizerBase`): The text encoder's tokenizer.
-            batch_size (`int`): Sentences at a time.
-
-        Returns:
-            `torch.FloatTensor` of shape `(len(label_descriptions), projection_dim)`, rows in the order of the dict.
-
-        Raises:
-            `ValueError`: If a label has no sentence, or an empty one.
-        """
-        groups = list(_sentences_by_label(label_descriptions).values())
-        embeds = self._embed_sentences([text for group in groups for text in group], tokenizer, batch_size)[0]
-        return _mean_directions(embeds.split([len(group) for group in groups]))
-
-    @torch.no_grad()
-    def _embed_sentences(self, sentences: list[str], tokenizer: PreTrainedTokenizerBase, batch_size: int = 64):
-        """Return `multimodal_embeds` and `pooler_output` of sentences, without dropout."""
-        was_training = self.training
-        self.eval()
-        outputs = [
-            self._encode_sentences(**self._tokenize(sentences[first : first + batch_size], tokenizer))
-            for first in range(0, len(sentences), batch_size)
-        ]
-        self.train(was_training)
-        return tuple(torch.cat(parts) for parts in zip(*outputs, strict=True))
-
-    def _tokenize(self, sentences: list[str], tokenizer: PreTrainedTokenizerBase):
-        max_length = min(text_positions(self.config.text_config), 128)
-        sentences = [(self.config.description_prefix or "") + sentence for sentence in sentences]
-        batch = encode_texts(tokenizer, sentences, max_length=max_length)
-        return {name: batch[name].to(self.device) for name in ("input_ids", "attention_mask")}
-
-    def _encode_sentences(self, input_ids: torch.Tensor, attention_mask: torch.Tensor):
-        # Through the whole model, as a text-only clip, so that clips and descriptions are comparable.
-        outputs = self.amess(input_ids=input_ids, attention_mask=attention_mask, return_dict=True)
-        return outputs.multimodal_embeds, outputs.pooler_output
-
-    def update_label_embeds(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Embed `config.label_descriptions` again and store them with the model: after training, before saving.
-
-        Args:
-            tokenizer (`PreTrainedTokenizerBase`): The text encoder's tokenizer.
-        """
-        names = [self.config.id2label[index] for index in range(self.config.num_labels)]
-        descriptions = {name: self.config.label_descriptions[name] for name in names}
-        self.label_embeds.copy_(self.encode_label_descriptions(descriptions, tokenizer))
-
-    @torch.no_grad()
-    def set_label_descriptions(
-        self, label_descriptions: dict[str, list[str] | str], tokenizer: PreTrainedTokenizerBase | None = None
-    ) -> None:
-        """Replace the label set with described intents, without training.
-
-        Intents that the classifier knows by the same name keep their weights; the others are scored by their
-        descriptions alone. A constant (`config.described_offset`) balances both: the largest for which most sentences
-        that describe the trained intents, and that training did not draw from, are still answered correctly.
-
-        Args:
-            label_descriptions (`dict[str, list[str] | str]`): Sentences for each intent.
-            tokenizer (`PreTrainedTokenizerBase`, *optional*):
-                The text encoder's tokenizer; loaded from the model's own folder if not given.
-
-        Raises:
-            `ValueError`: If an intent has no description, no tokenizer can be found, or the model was trained without
-                descriptions and an intent is none of its own.
-        """
-        knows = self.knows_descriptions()
-        unknown = [name for name in label_descriptions if name not in self.config.label2id]
-        if unknown and not knows:
-            raise ValueError(
-                f"`label_descriptions` has {', '.join(map(repr, unknown))}, but this model was trained without descriptions "
-                f"of intents and knows its own alone: {', '.join(self.config.label2id)}; train with `label_descriptions` to "
-                "choose among others"
-            )
-        if tokenizer is None:
-            if not self.config._name_or_path:
-                raise ValueError("this model was not loaded from a folder that has a tokenizer; pass `tokenizer`")
-            tokenizer = AutoTokenizer.from_pretrained(self.config._name_or_path, **self.hub_kwargs)
-        descriptions = _sentences_by_label(label_descriptions)
-        trained = {self.config.id2label[index]: index for index in self._trained_labels()}
-        # Probes of a trained intent: the sentences that the model was trained with, where it has them.
-        own = {**descriptions, **(self.config.label_descriptions or {})}
-        probes = {
-            row: (own[name][TRAINING_SENTENCES:] or own[name])[:PROBES]
-            for row, name in enumerate(descriptions)
-            if name in trained and len(trained.keys() & descriptions) < len(descriptions)
-        }
-        # Sorted by length: less padding.
-        sentences = sorted({*chain(*descriptions.values(), *probes.values())}, key=lambda text: (len(text), text))
-        place = {sentence: index for index, sentence in enumerate(sentences)}
-        embeds, pooled = self._embed_sentences(sentences, tokenizer)
-        members = [[place[sentence] for sentence in group] for group in descriptions.values()]
-        label_embeds = _mean_directions(embeds[group] for group in members)
-        offset = 0.0
-        if probes:
-            ids = [trained[name] for name in descriptions if name in trained]
-            asked = [(row, place[sentence]) for row, group in probes.items() for sentence in group]
-            offset = self._balancing_offset(embeds, self.classifier(pooled)[:, ids], label_embeds, members, asked)
-        classifier = nn.Linear(self.classifier.in_features, len(descriptions)).to(self.classifier.weight)
-        for row, name in enumerate(descriptions):
-            known = trained.get(name)
-            classifier.weight[row] = 0.0 if known is None else self.classifier.weight[known]
-            classifier.bias[row] = 0.0 if known is None else self.classifier.bias[known]
-        self.classifier = classifier
-        if self.amess.fusion is not None:
-            self.amess.fusion.select_labels([trained.get(name) for name in label_descriptions])
-        self.label_embeds = label_embeds.to(self.label_embeds)
-        self.config.id2label = dict(enumerate(descriptions))
-        self.config.label2id = {name: index for index, name in enumerate(descriptions)}
-        # Of a model that was trained without, they would say nothing.
-        self.config.label_descriptions = descriptions if knows else None
-        self.config.described_labels = [name for name in descriptions if name not in trained] or None
-        self.config.described_offset = offset
-
-    def _balancing_offset(
-        self,
-        embeds: torch.Tensor,
-        class_logits: torch.Tensor,
-        label_embeds: torch.Tensor,
-        members: list[list[int]],
-        asked: list[tuple[int, int]],
-    ) -> float:
-        """Find the constant from sentences that describe trained labels, each with its label in `asked`.
-
-        `members` are the sentences of all labels. A sentence is never compared with itself, only with the others of
-        its label.
-        """
-        rows, places = zip(*asked, strict=True)
-        known = sorted(set(rows))
-        described = [row for row in range(len(members)) if row not in known]
-        similarities = self.similarity_logits(embeds[list(places)], label_embeds)
-        for sentence, (row, place) in enumerate(asked):
-            others = [member for member in members[row] if member != place] or members[row]
-            own = _mean_directions([embeds[others]])
-            similarities[sentence, row] = self.similarity_logits(embeds[place][None], own)[0, 0]
-        scores = self._known_scores(class_logits[list(places)], similarities[:, known])
-        targets = torch.tensor([known.index(row) for row in rows], device=scores.device)
-        return balancing_offset(scores, similarities[:, described], targets, kept_share(len(known), len(described)))
-
-    def knows_descriptions(self) -> bool:
-        """Tell whether the model has learned to compare clips with descriptions, or has the encoder's own way to do so."""
-        learned = self.config.label_triplet_loss_weight > 0 or self.config.label_contrastive_loss_weight > 0
-        return (self.config.label_descriptions is not None and learned) or not self._trained_labels()
-
-    def _trained_labels(self):
-        """List the ids of the labels that the classifier was trained on."""
-        zero_shot = set(self.config.described_labels or ())
-        return [index for index, name in self.config.id2label.items() if name not in zero_shot]
-
-    def combine_logits(
-        self, class_logits: torch.Tensor, similarity_logits: torch.Tensor, evidence: torch.Tensor | float = 0.0
-    ) -> torch.Tensor:
-        """Combine the scores of the classifier with those of the descriptions.
-
-        The similarities divide the probability between the labels that the classifier knows and those that it does
-        not, with `config.described_offset` in favour of the latter; among the known ones the result is the geometric
-        mean of both, weighting the similarity by `config.label_similarity_weight`.
-
-        Args:
-            class_logits (`torch.Tensor` of shape `(batch_size, num_labels)`): The classifier's scores.
-            similarity_logits (`torch.Tensor` of shape `(batch_size, num_labels)`): Scaled similarities.
-            evidence (`torch.Tensor` of shape `(batch_size, num_labels)`, *optional*):
-                What sound and picture add; it moves probability between the labels that the classifier knows.
-
-        Returns:
-            `torch.Tensor` of shape `(batch_size, num_labels)`.
-        """
-        weight = self.config.label_similarity_weight
-        trained = self._trained_labels()
-        if self.config.label_descriptions is None or (weight == 0 and len(trained) == self.config.num_labels):
-            return class_logits + evidence
-        if len(trained) == self.config.num_labels:
-            # Not normalised: out-of-scope scores depend on how confident both are.
-            return (1 - weight) * class_logits.float() + weight * similarity_logits + evidence
-        if not trained:
-            return similarity_logits.log_softmax(-1)
-        index = torch.tensor(trained, device=class_logits.device)
-        offsets = torch.full_like(similarity_logits[:1], self.config.described_offset).index_fill(1, index, 0.0)
-        by_similarity = (similarity_logits + offsets).log_softmax(-1)
-        known = self._known_scores(class_logits.index_select(1, index), by_similarity.index_select(1, index))
-        if isinstance(evidence, torch.Tensor):
-            shifted = known + evidence.index_select(1, index)
-            known = shifted.log_softmax(-1) + known.logsumexp(-1, keepdim=True)
-        return by_similarity.index_copy(1, index, known)
-
-    def _known_scores(self, class_logits: torch.Tensor, similarities: torch.Tensor) -> torch.Tensor:
-        """Combine both scores of trained labels; their total probability is the one that the similarities give them."""
-        weight = self.config.label_similarity_weight
-        by_class = class_logits.float().log_softmax(-1) + similarities.logsumexp(-1, keepdim=True)
-        return (1 - weight) * by_class + weight * similarities
-
-    def _encode_in_turns(self, input_ids: torch.Tensor, attention_mask: torch.Tensor):
-        """Encode sentences a few at a time, with gradient checkpointing: only those few take memory."""
-        if len(input_ids) <= 2 * SENTENCES_AT_A_TIME:
-            return self._encode_sentences(input_ids, attention_mask)[0]
-        parts = zip(input_ids.split(SENTENCES_AT_A_TIME), attention_mask.split(SENTENCES_AT_A_TIME), strict=True)
-        return torch.cat([checkpoint(self._encode_sentences, *part, use_reentrant=False)[0] for part in parts])
-
-    def _refreshed_label_embeds(
-        self, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, indices: torch.Tensor | None
-    ):
-        """Encode the descriptions of the labels `indices` again, with gradient; the others come from the stored embeddings."""
-        if input_ids is None:
-            return self.label_embeds.clone()
-        fresh = self._encode_in_turns(input_ids, attention_mask).to(self.label_embeds.dtype)
-        label_embeds = self.label_embeds.index_copy(0, indices, fresh)
-        if self.training:
-            # In place: DDP synchronises the buffers that it was given at first.
-            with torch.no_grad():
-                self.label_embeds.copy_(label_embeds)
-        return label_embeds
-
     @can_return_tuple
     def forward(  # noqa: D417 (the other arguments are described in `AMESSModel.forward`)
         self,
@@ -924,24 +667,18 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
             description_input_ids, description_attention_mask, description_indices
         )
         class_logits = self.classifier(self.dropout(outputs.pooler_output))
-        similarity_logits = self.similarity_logits(outputs.multimodal_embeds, label_embeds)
+        described = self.config.label_descriptions is not None
+        similarity_logits = self.similarity_logits(outputs.multimodal_embeds, label_embeds) if described else None
         evidence = 0.0
         if outputs.evidence is not None:
             evidence = outputs.evidence.sum(1)
-            # For a clip without words, the similarity to descriptions says nothing.
-            similarity_logits = similarity_logits * outputs.modality_mask[:, :1]
+            if described:  # for a clip without text, the similarity to descriptions says nothing
+                similarity_logits = similarity_logits * outputs.modality_mask[:, :1]
         losses = {}
         if labels is not None:
             self._check_labels(labels, class_logits.shape[0] // passes)
-            losses = self._losses(
-                outputs,
-                label_embeds,
-                class_logits,
-                similarity_logits,
-                _repeat(labels, passes),
-                _repeat(candidate_mask, passes),
-                _repeat(teacher_logits, passes),
-            )
+            given = (_repeat(value, passes) for value in (labels, candidate_mask, teacher_logits))
+            losses = self._losses(outputs, label_embeds, class_logits, similarity_logits, *given)
         if self.training:
             logits = class_logits + evidence
         else:
@@ -951,7 +688,6 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
             outputs, logits = outputs.first(count), logits[:count]
         if candidate_mask is not None:
             logits = logits.masked_fill(~candidate_mask, torch.finfo(logits.dtype).min)
-        described = self.config.label_descriptions is not None
         return AMESSClassifierOutput(
             logits=logits, label_embeds=label_embeds if described else None, **outputs, **losses
         )
@@ -972,89 +708,54 @@ class AMESSForIntentClassification(AMESSPreTrainedModel):
         outputs: AMESSModelOutput,
         label_embeds: torch.Tensor,
         class_logits: torch.Tensor,
-        similarity_logits: torch.Tensor,
+        similarity_logits: torch.Tensor | None,
         labels: torch.Tensor,
         candidate_mask: torch.Tensor | None,
         teacher_logits: torch.Tensor | None,
     ):
-        """Compute `loss` and its parts; each is a mean over the labelled (or out-of-scope) clips of all processes."""
-        config, labelled, embeds = self.config, labels >= 0, outputs.multimodal_embeds
-        evidence = 0.0 if outputs.evidence is None else outputs.evidence.sum(1)
-        answers = self.combine_logits(class_logits, similarity_logits, evidence)
-        if outputs.evidence is not None:
-            # Detached: sound and picture have separate losses; the words, which fit the training clips within two
-            # epochs, would leave them no gradient (Wang et al., CVPR 2020).
-            class_logits = class_logits + outputs.evidence.sum(1).detach()
+        """Compute `loss` and its parts; each is a mean over the clips of all processes that count for it."""
+        config, labelled = self.config, labels >= 0
+        evidence = None if outputs.evidence is None else outputs.evidence.sum(1)
+        # Detached: audio and video have separate losses; the text, which fits the training clips within two epochs,
+        # would leave them no gradient (Wang et al., CVPR 2020).
+        joint_logits = class_logits if evidence is None else class_logits + evidence.detach()
         # With smoothing, the fused state would learn to contradict the evidence, whose sum is surer than that allows.
-        smoothing = config.label_smoothing if outputs.evidence is None else 0.0
-        values = classification_loss(class_logits, labels, smoothing, candidate_mask)
-        parts = [("classification_loss", 1.0, self._mean(values, labelled))]
-        if outputs.evidence is not None and (weight := config.modality_loss_weight):
-            parts += self._modality_losses(outputs, labels, candidate_mask, weight)
-        if weight := config.batch_triplet_loss_weight:
-            others = gather_clips(embeds, labels) if self.training else ()
-            values = batch_triplet_loss(embeds, labels, config.triplet_margin, *others)
-            parts.append(("batch_triplet_loss", weight, self._mean(values, labelled)))
+        smoothing = config.label_smoothing if evidence is None else 0.0
+        values = classification_loss(joint_logits, labels, smoothing, candidate_mask)
+        terms = [("classification_loss", 1.0, values, labelled)]  # name, weight, value of each clip, clips that count
+        if evidence is not None and config.modality_loss_weight:
+            text_logits = self.classifier(self.dropout(outputs.text_pooler_output))
+            evidence_logits = outputs.evidence + self._classifier_bias(outputs.text_pooler_output)
+            masks = outputs.modality_mask, labels, candidate_mask
+            terms += modality_loss_terms(config, text_logits, evidence_logits, *masks)
+        terms += self.synchronization_loss_terms(
+            outputs.multimodal_embeds, label_embeds, similarity_logits, labels, candidate_mask
+        )
         if weight := config.outlier_exposure_loss_weight:
-            values = outlier_exposure_loss(class_logits, labels)
-            parts.append(("outlier_exposure_loss", weight, self._mean(values, labels == OUT_OF_SCOPE_ID)))
-        described = config.label_descriptions is not None
-        if described and (weight := config.label_triplet_loss_weight):
-            values = label_triplet_loss(embeds, label_embeds, labels, config.triplet_margin, candidate_mask)
-            parts.append(("label_triplet_loss", weight, self._mean(values, labelled)))
-        if described and (weight := config.label_contrastive_loss_weight):
-            values = label_contrastive_loss(similarity_logits, labels, candidate_mask)
-            parts.append(("label_contrastive_loss", weight, self._mean(values, labelled)))
+            values = outlier_exposure_loss(joint_logits, labels)
+            terms.append(("outlier_exposure_loss", weight, values, labels == OUT_OF_SCOPE_ID))
         if self.training and (weight := config.consistency_loss_weight):
-            first, second = class_logits.chunk(2)
+            first, second = joint_logits.chunk(2)
             candidates = None if candidate_mask is None else candidate_mask[: first.shape[0]]
             values = consistency_loss(first, second, candidates).repeat(2)
-            parts.append(("consistency_loss", weight, self._mean(values, labelled)))
+            terms.append(("consistency_loss", weight, values, labelled))
         if teacher_logits is not None and (weight := config.distillation_loss_weight):
+            answers = self.combine_logits(class_logits, similarity_logits, 0.0 if evidence is None else evidence)
             values = distillation_loss(answers, teacher_logits, config.distillation_temperature, candidate_mask)
-            parts.append(("distillation_loss", weight, self._mean(values, labelled)))
-        loss = sum(weight * mean for _, weight, mean in parts)
-        return {"loss": loss, **{name: mean.detach() for name, _, mean in parts}}
+            terms.append(("distillation_loss", weight, values, labelled))
+        means = {name: self._mean(values, counts) for name, _, values, counts in terms}
+        loss = sum(weight * means[name] for name, weight, _, _ in terms)
+        return {"loss": loss, **{name: mean.detach() for name, mean in means.items()}}
 
-    def _modality_losses(
-        self, outputs: AMESSModelOutput, labels: torch.Tensor, candidate_mask: torch.Tensor | None, weight: float
-    ):
-        """Cross-entropies of words, sound and picture on their own, over the clips that have the modality."""
-        words = self.classifier(self.dropout(outputs.text_pooler_output))
-        losses = {"text": classification_loss(words, labels, self.config.label_smoothing, candidate_mask)}
-        logits = outputs.evidence + self.classifier.bias.float()
-        values = modality_losses(logits, outputs.modality_mask[:, 1:], labels, candidate_mask)
-        for name, column in zip(FEATURE_MODALITIES, values.unbind(1), strict=True):
-            if name in self.config.feature_configs:
-                losses[name] = column
-        parts = []
-        for name, values in losses.items():
-            counts = (labels >= 0) & outputs.modality_mask[:, MODALITIES.index(name)]
-            parts.append((f"{name}_loss", weight, self._mean(values, counts)))
-        return parts
+    def _classifier_bias(self, like: torch.Tensor):
+        """The classifier's bias in float32, as its answer to nothing: offloaded weights are there only in its forward."""
+        with torch.autocast(like.device.type, enabled=False):
+            return self.classifier(torch.zeros_like(like[:1], dtype=self.dtype)).float()
 
     def _mean(self, values: torch.Tensor, mask: torch.Tensor):
         if self.training:
             return mean_over_processes(values, mask)
         return values.where(mask, 0.0).sum() / mask.sum().clamp(min=1)
-
-
-def _sentences_by_label(label_descriptions: dict[str, list[str] | str]) -> dict[str, list[str]]:
-    """Return the sentences of each label as a list, or raise a `ValueError` where one has none."""
-    if not label_descriptions:
-        raise ValueError("`label_descriptions` is empty, so no intent is described; describe at least one")
-    groups = {label: [texts] if isinstance(texts, str) else list(texts) for label, texts in label_descriptions.items()}
-    for label, group in groups.items():
-        if not group or not all(isinstance(text, str) and text.strip() for text in group):
-            raise ValueError(
-                f"`label_descriptions` has {group!r} for {label!r}; it must be a list of at least one sentence"
-            )
-    return groups
-
-
-def _mean_directions(groups: Iterable[torch.Tensor]) -> torch.Tensor:
-    """Return the mean of each group of vectors, scaled to unit length."""
-    return nn.functional.normalize(torch.stack([group.mean(0) for group in groups]), dim=-1)
 
 
 def _repeat(tensor: torch.Tensor | None, times: int):

@@ -3,7 +3,9 @@ import math
 import pytest
 import torch
 
-from amess_hf import loss_amess as losses
+from amess_hf.anchor_embedding_amess import modality_losses
+from amess_hf.loss_amess import classification_loss, consistency_loss, outlier_exposure_loss
+from amess_hf.synchronization_amess import batch_triplet_loss, label_triplet_loss
 
 
 def unit(*shape, seed=0):
@@ -15,32 +17,32 @@ class TestClassificationLoss:
     def test_hand_computed(self):
         # log(1 + 2 + 1) - log 2 = log 2 for label 1; log 4 for label 0
         logits = torch.tensor([[0.0, math.log(2), 0.0], [0.0, math.log(2), 0.0]])
-        loss = losses.classification_loss(logits, torch.tensor([1, 0]))
+        loss = classification_loss(logits, torch.tensor([1, 0]))
         torch.testing.assert_close(loss, torch.tensor([math.log(2), math.log(4)]))
 
     @pytest.mark.parametrize("smoothing", [0.0, 0.2])
     def test_same_as_torch(self, smoothing):
         logits, labels = torch.randn(7, 5), torch.randint(0, 5, (7,))
         expected = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
-        torch.testing.assert_close(losses.classification_loss(logits, labels, smoothing), expected)
+        torch.testing.assert_close(classification_loss(logits, labels, smoothing), expected)
 
     @pytest.mark.parametrize("smoothing", [0.0, 0.2])
     def test_candidates_are_the_only_classes(self, smoothing):
         logits = torch.randn(6, 5)
         mask = torch.tensor([True, False, True, True, False]).expand(6, -1)
         labels = torch.tensor([0, 2, 3, 3, 2, 0])
-        restricted = losses.classification_loss(logits, labels, smoothing, mask)
-        expected = losses.classification_loss(logits[:, [0, 2, 3]], torch.tensor([0, 1, 2, 2, 1, 0]), smoothing)
+        restricted = classification_loss(logits, labels, smoothing, mask)
+        expected = classification_loss(logits[:, [0, 2, 3]], torch.tensor([0, 1, 2, 2, 1, 0]), smoothing)
         torch.testing.assert_close(restricted, expected)
 
     def test_smoothing_of_each_clip(self):
         logits, labels, smoothing = torch.randn(5, 4), torch.tensor([1, 0, -1, 3, 2]), torch.rand(5)
-        expected = [losses.classification_loss(logits[[i]], labels[[i]], smoothing[i].item()) for i in range(5)]
-        torch.testing.assert_close(losses.classification_loss(logits, labels, smoothing), torch.cat(expected))
+        expected = [classification_loss(logits[[i]], labels[[i]], smoothing[i].item()) for i in range(5)]
+        torch.testing.assert_close(classification_loss(logits, labels, smoothing), torch.cat(expected))
 
     def test_clip_without_label_counts_nothing(self):
         logits = torch.randn(3, 4, requires_grad=True)
-        loss = losses.classification_loss(logits, torch.tensor([-1, 2, -1]))
+        loss = classification_loss(logits, torch.tensor([-1, 2, -1]))
         loss.sum().backward()
         assert loss[0] == loss[2] == 0
         assert logits.grad[[0, 2]].abs().sum() == 0
@@ -50,7 +52,7 @@ class TestModalityLosses:
     def test_hand_computed(self):
         # To the label, sound gives 1/2 and picture 1/4: they account for all and for half of the clip.
         logits = torch.tensor([[[0.0, math.log(2), 0.0], [math.log(2), 0.0, 0.0]]])
-        found = losses.modality_losses(logits, torch.ones(1, 2, dtype=torch.bool), torch.tensor([1]))
+        found = modality_losses(logits, torch.ones(1, 2, dtype=torch.bool), torch.tensor([1]))
         spread = (2 * math.log(4) + math.log(2)) / 3
         picture = 1 / 2 * math.log(4) + 1 / 2 * spread
         torch.testing.assert_close(found, torch.tensor([[math.log(2), picture]]))
@@ -71,20 +73,20 @@ class TestModalityLosses:
                 target = torch.full((len(allowed),), (1 - share) / len(allowed))
                 target[own] += share
                 expected[clip, modality] = -(target * probs[modality].log()).sum()
-        torch.testing.assert_close(losses.modality_losses(logits, present, labels, candidates), expected)
+        torch.testing.assert_close(modality_losses(logits, present, labels, candidates), expected)
 
     def test_a_single_modality_accounts_for_everything(self):
         logits, labels = torch.randn(4, 2, 5), torch.tensor([0, 3, 4, 2])
         present = torch.tensor([[True, False]]).expand(4, -1)
-        found = losses.modality_losses(logits, present, labels)
-        torch.testing.assert_close(found[:, 0], losses.classification_loss(logits[:, 0], labels))
+        found = modality_losses(logits, present, labels)
+        torch.testing.assert_close(found[:, 0], classification_loss(logits[:, 0], labels))
         assert not found[:, 1].any()
 
     def test_a_modality_that_another_one_speaks_for_learns_to_say_nothing(self):
         sure = torch.tensor([[30.0, 0.0, 0.0]])
         unsure = torch.zeros(1, 3, requires_grad=True)
         logits = torch.stack([sure, unsure], dim=1)
-        losses.modality_losses(logits, torch.ones(1, 2, dtype=torch.bool), torch.tensor([0])).sum().backward()
+        modality_losses(logits, torch.ones(1, 2, dtype=torch.bool), torch.tensor([0])).sum().backward()
         before = torch.softmax(torch.zeros(3), -1)
         share = 1 / 3  # the probability that it gives to the label
         target = torch.tensor([share, 0.0, 0.0]) + (1 - share) / 3
@@ -92,9 +94,7 @@ class TestModalityLosses:
 
     def test_shares_have_no_gradient(self):
         logits = torch.randn(6, 2, 4, requires_grad=True)
-        losses.modality_losses(logits, torch.ones(6, 2, dtype=torch.bool), torch.randint(0, 4, (6,)))[
-            :, 0
-        ].sum().backward()
+        modality_losses(logits, torch.ones(6, 2, dtype=torch.bool), torch.randint(0, 4, (6,)))[:, 0].sum().backward()
         assert logits.grad[:, 0].any() and not logits.grad[:, 1].any()
 
 
@@ -103,12 +103,12 @@ class TestLabelTriplet:
         labels_at = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
         clips = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
         # clip 0: own 1, hardest other 0.6: 0.5 + 0.6 - 1 = 0.1; clip 1 with label 2: own 0.8, hardest 1: 0.7
-        loss = losses.label_triplet_loss(clips, labels_at, torch.tensor([0, 2]), margin=0.5)
+        loss = label_triplet_loss(clips, labels_at, torch.tensor([0, 2]), margin=0.5)
         torch.testing.assert_close(loss, torch.tensor([0.1, 0.7]))
 
     def test_slow_loop(self):
         clips, descriptions, labels = unit(9, 6), unit(5, 6, seed=1), torch.randint(-1, 5, (9,))
-        loss = losses.label_triplet_loss(clips, descriptions, labels, margin=0.3)
+        loss = label_triplet_loss(clips, descriptions, labels, margin=0.3)
         for row, label in enumerate(labels.tolist()):
             expected = 0.0
             if label >= 0:
@@ -119,14 +119,14 @@ class TestLabelTriplet:
     def test_candidates(self):
         clips, descriptions, labels = unit(4, 6), unit(5, 6, seed=1), torch.tensor([0, 1, 1, 0])
         mask = torch.tensor([True, True, False, False, False]).expand(4, -1)
-        restricted = losses.label_triplet_loss(clips, descriptions, labels, 0.3, mask)
-        torch.testing.assert_close(restricted, losses.label_triplet_loss(clips, descriptions[:2], labels, 0.3))
+        restricted = label_triplet_loss(clips, descriptions, labels, 0.3, mask)
+        torch.testing.assert_close(restricted, label_triplet_loss(clips, descriptions[:2], labels, 0.3))
 
 
-class TestLabelContrastive:
+class TestContrastive:
     def test_softmax_over_descriptions(self):
         similarities, labels = torch.randn(6, 4), torch.tensor([0, 3, -1, 2, 1, 1])
-        loss = losses.label_contrastive_loss(similarities, labels)
+        loss = classification_loss(similarities, labels)
         for row, label in enumerate(labels.tolist()):
             exponents = [math.exp(value) for value in similarities[row].tolist()]
             expected = -math.log(exponents[label] / sum(exponents)) if label >= 0 else 0.0
@@ -153,12 +153,12 @@ class TestBatchTriplet:
         embeds = unit(12, 6, seed=seed)
         labels = torch.randint(-1, 4, (12,), generator=torch.Generator().manual_seed(seed))
         expected = self.slow(embeds, labels.tolist(), 0.4)
-        torch.testing.assert_close(losses.batch_triplet_loss(embeds, labels, 0.4), expected)
+        torch.testing.assert_close(batch_triplet_loss(embeds, labels, 0.4), expected)
 
     def test_part_of_a_larger_batch(self):
         embeds, labels = unit(10, 6), torch.randint(0, 3, (10,))
-        whole = losses.batch_triplet_loss(embeds, labels, 0.4)
-        part = losses.batch_triplet_loss(embeds[4:7], labels[4:7], 0.4, embeds, labels, first=4)
+        whole = batch_triplet_loss(embeds, labels, 0.4)
+        part = batch_triplet_loss(embeds[4:7], labels[4:7], 0.4, embeds, labels, first=4)
         torch.testing.assert_close(part, whole[4:7])
 
 
@@ -167,18 +167,18 @@ class TestConsistencyAndOutliers:
         first, second = torch.tensor([[0.0, math.log(3)]]), torch.tensor([[0.0, 0.0]])  # (1/4, 3/4), (1/2, 1/2)
         forth = 0.25 * math.log(0.5) + 0.75 * math.log(1.5)
         back = 0.5 * math.log(2) + 0.5 * math.log(2 / 3)
-        loss = losses.consistency_loss(first, second)
+        loss = consistency_loss(first, second)
         assert loss.item() == pytest.approx((forth + back) / 2, abs=1e-6)
 
     def test_consistency_with_candidates(self):
         first, second = torch.randn(3, 4), torch.randn(3, 4)
         mask = torch.tensor([True, True, False, True]).expand(3, -1)
-        expected = losses.consistency_loss(first[:, [0, 1, 3]], second[:, [0, 1, 3]])
-        torch.testing.assert_close(losses.consistency_loss(first, second, mask), expected)
+        expected = consistency_loss(first[:, [0, 1, 3]], second[:, [0, 1, 3]])
+        torch.testing.assert_close(consistency_loss(first, second, mask), expected)
 
     def test_outliers_only(self):
         logits = torch.tensor([[0.0, math.log(3)], [1.0, 1.0], [0.0, math.log(3)]])
-        loss = losses.outlier_exposure_loss(logits, torch.tensor([-1, -1, 0]))
+        loss = outlier_exposure_loss(logits, torch.tensor([-1, -1, 0]))
         expected = [-0.5 * (math.log(0.25) + math.log(0.75)), math.log(2), 0.0]
         torch.testing.assert_close(loss, torch.tensor(expected))
 
@@ -186,12 +186,11 @@ class TestConsistencyAndOutliers:
 def every_loss(embeds, descriptions, labels):
     scores = 20 * embeds.float() @ descriptions.float().T
     return {
-        "classification": losses.classification_loss(scores, labels, 0.1),
-        "label_triplet": losses.label_triplet_loss(embeds, descriptions, labels, 0.2),
-        "label_contrastive": losses.label_contrastive_loss(scores, labels),
-        "batch_triplet": losses.batch_triplet_loss(embeds, labels, 0.2),
-        "consistency": losses.consistency_loss(scores, scores.flip(0)),
-        "outlier": losses.outlier_exposure_loss(scores, labels),
+        "classification": classification_loss(scores, labels, 0.1),
+        "label_triplet": label_triplet_loss(embeds, descriptions, labels, 0.2),
+        "batch_triplet": batch_triplet_loss(embeds, labels, 0.2),
+        "consistency": consistency_loss(scores, scores.flip(0)),
+        "outlier": outlier_exposure_loss(scores, labels),
     }
 
 

@@ -7,7 +7,7 @@ from utils import DESCRIPTIONS, LABELS, random_batch, text_config, tiny_config, 
 
 from amess_hf import AMESSForIntentClassification, AMESSModel
 from amess_hf.configuration_amess import FUSION_TYPES
-from amess_hf.fusion_amess import masked_mean
+from amess_hf.layers_amess import masked_mean
 from amess_hf.modeling_amess import LOSS_PARTS, AMESSClassifierOutput
 
 

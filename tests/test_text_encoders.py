@@ -187,7 +187,7 @@ class TestDescriptionsInTurns:
         memory = model.label_embeds.clone()
         found = []
         for together in (count, 2):
-            monkeypatch.setattr("amess_hf.modeling_amess.SENTENCES_AT_A_TIME", together)
+            monkeypatch.setattr("amess_hf.synchronization_amess.SENTENCES_AT_A_TIME", together)
             model.zero_grad()
             model.label_embeds.copy_(memory)
             outputs = model(**batch, **descriptions)

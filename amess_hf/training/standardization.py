@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 from transformers.utils import logging
 
-from ..evidence_amess import AMESSStatisticsEvidence
+from ..anchor_embedding_amess import AMESSStatisticsEvidence
 from ..modeling_amess import AMESSForIntentClassification
 
 
@@ -32,7 +32,7 @@ def standardize_statistics(model: AMESSForIntentClassification, dataset: Any, co
     layers = [
         layer
         for name, layer in getattr(fusion, "evidence", {}).items()
-        if isinstance(layer, AMESSStatisticsEvidence) and name not in fusion.grids and not layer.is_standardised
+        if isinstance(layer, AMESSStatisticsEvidence) and name not in fusion.grids and not layer.is_standardized
     ]
     if not layers or dataset is None:
         return
@@ -59,4 +59,4 @@ def standardize_statistics(model: AMESSForIntentClassification, dataset: Any, co
             hook.remove()
     for layer, statistics in found.items():
         if sum(map(len, statistics)) > 1:
-            layer.standardise(torch.cat(statistics))
+            layer.standardize(torch.cat(statistics))

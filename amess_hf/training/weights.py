@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import PreTrainedTokenizerBase, Trainer
 
-from ..adapters_amess import FINGERPRINT, fingerprint, inject_adapter, merge_adapter
+from ..text_encoders_amess import FINGERPRINT, fingerprint, inject_adapter, merge_adapter
 from ..modeling_amess import AMESSForIntentClassification
 from ..processing_amess import written_aside
 from ..text_encoders_amess import is_quantized

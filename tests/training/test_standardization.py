@@ -6,7 +6,7 @@ import torch
 from utils import tiny_model
 
 from amess_hf import AMESSTrainer, AMESSTrainingArguments
-from amess_hf.evidence_amess import masked_statistics
+from amess_hf.layers_amess import masked_statistics
 from amess_hf.training.standardization import standardize_statistics
 
 
@@ -95,7 +95,7 @@ def test_training_without_clips_says_so(tmp_path, tokenizer):
 def test_one_clip_or_none_changes_nothing():
     model = tiny_model(**TONE)
     standardize_statistics(model, clips(model, (4, 0)), collate)
-    assert not model.amess.fusion.evidence["audio"].is_standardised
+    assert not model.amess.fusion.evidence["audio"].is_standardized
 
 
 def test_the_first_clips_of_a_stream():

@@ -1,4 +1,4 @@
-"""Evidence of sound and picture by themselves, and the tokens that convolutions make."""
+"""A-ME: evidence of audio and video, anchors, and the tokens that convolutions make."""
 
 import math
 
@@ -6,15 +6,16 @@ import pytest
 import torch
 from utils import random_batch, tiny_config, tiny_model
 
-from amess_hf import evidence_amess
-from amess_hf.evidence_amess import AMESSFrameEvidence, AMESSStatisticsEvidence, AMESSVotes, pool_votes, support
-from amess_hf.fusion_amess import (
-    AMESSGridConvolution,
-    AMESSTemporalLayer,
+from amess_hf import anchor_embedding_amess
+from amess_hf.anchor_embedding_amess import (
+    AMESSFrameEvidence,
+    AMESSStatisticsEvidence,
+    AMESSVotes,
     choose_anchors,
-    shift_bands,
-    shift_grid,
+    pool_votes,
+    support,
 )
+from amess_hf.layers_amess import AMESSGridConvolution, AMESSTemporalLayer, shift_bands, shift_grid
 
 
 TONE = {"audio_config": {"norm": "clip", "num_conv_layers": 2, "pooling": "statistics"}}
@@ -250,7 +251,7 @@ def test_votes_for_many_labels_are_made_again(monkeypatch):
         return loss, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
     kept, expected = gradients()
-    monkeypatch.setattr(evidence_amess, "MANY_LABELS", 1)
+    monkeypatch.setattr(anchor_embedding_amess, "MANY_LABELS", 1)
     made_again, found = gradients()
     assert torch.equal(kept, made_again) and set(found) == set(expected)
     for name, gradient in expected.items():

@@ -7,7 +7,7 @@ import torch
 from utils import DESCRIPTIONS, LABELS, random_batch, tiny_model
 
 from amess_hf import AMESSForIntentClassification
-from amess_hf.zero_shot_amess import balancing_offset, kept_share
+from amess_hf.synchronization_amess import balancing_offset, kept_share
 
 
 class TestBalancingOffset:

@@ -1,0 +1,377 @@
+"""A-ME, anchor-based multimodal embedding (A-MESS, arXiv 2503.19474): from text, audio and video to one state of a clip.
+
+1. *Votes.* Each frame x_t of audio and of video votes for the intents, v_t = W x_t, with W = 0 before training.
+2. *Evidence.* e = log mean_t exp(v_t): one frame that is confident of an intent is enough. It is added to the logits.
+3. *Anchors.* The frames with the largest support, s_t = v_t · (softmax(e) - 1/labels), and the tokens of the text with the
+   largest s_t = x_t · Q c / sqrt(d), where c is the mean of the utterance's tokens; `num_anchors` of each modality.
+4. *Fusion.* In each layer the anchors attend to one another and to all tokens of all modalities:
+   a <- a + Attention(a, [a; tokens]); a <- a + MLP(a). The cost is linear in the number of tokens.
+5. *Embedding.* The anchors of a modality are averaged with weights softmax(s) and concatenated; a linear map of that is added
+   to c. The classifier sees the sum; the projection to unit length is compared with descriptions (SS).
+6. *Loss of each modality.* Audio and video learn the label on their own, each as far as it accounts for the clip:
+   towards p_m / max(p_audio, p_video) of the label, and uniform for the rest (`modality_losses`).
+
+The paper's formulas were not available; these are this project's reading of its abstract.
+"""
+
+import math
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedConfig
+
+from .configuration_amess import FEATURE_MODALITIES, MODALITIES, NO_ANCHOR
+from .layers_amess import (
+    AMESSFusionLayer,
+    AMESSTokenFusion,
+    FusionOutput,
+    frame_size,
+    make_attention_mask,
+    masked_statistics,
+)
+from .loss_amess import classification_loss
+
+
+# Above so many labels the votes of the frames take more memory than all else of the fusion.
+MANY_LABELS = 256
+
+
+class AMESSVotes(nn.Linear):
+    """Votes for the intents: a linear map, zero before training, without a bias: frames do not say how frequent an intent is."""
+
+    def __init__(self, size: int, num_labels: int):
+        super().__init__(size, num_labels, bias=False)
+
+    @torch.no_grad()
+    def select_labels(self, rows: list[int | None]) -> None:
+        """Select the weights of other labels: row `rows[i]` becomes row `i`, zero where that is `None`."""
+        zero = self.weight.new_zeros(self.in_features)
+        self.weight = nn.Parameter(torch.stack([zero if row is None else self.weight[row] for row in rows]))
+        self.out_features = len(rows)
+
+
+def pool_votes(votes: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Pool the votes of frames (step 2): e = log mean_t exp(v_t). A mean, so that a longer clip is not more confident.
+
+    Args:
+        votes (`torch.FloatTensor` of shape `(batch_size, length, num_labels)`): Votes of the frames.
+        mask (`torch.BoolTensor` of shape `(batch_size, length)`): Which frames are present.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch_size, num_labels)`; zero for a clip without frames.
+    """
+    votes = votes.masked_fill(~mask.unsqueeze(-1), torch.finfo(votes.dtype).min)
+    count = mask.sum(1, keepdim=True)
+    return (votes.logsumexp(1) - count.clamp(min=1).log()).where(count > 0, 0.0)
+
+
+def support(votes: torch.Tensor, evidence: torch.Tensor) -> torch.Tensor:
+    """Return how much each frame supports the evidence (step 3): s_t = v_t · (softmax(e) - 1/labels).
+
+    A frame that only stands out (a breath, a cut) votes for intents that the rest of the clip rules out, and scores low;
+    no frame scores anything where the modality says nothing.
+
+    Args:
+        votes (`torch.FloatTensor` of shape `(batch_size, length, num_labels)`): Votes of the frames.
+        evidence (`torch.FloatTensor` of shape `(batch_size, num_labels)`): The evidence of the modality.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch_size, length)`.
+    """
+    likely = evidence.softmax(-1) - 1 / evidence.shape[-1]
+    # In full precision also under autocast, and without a copy of the votes, which are many where labels are.
+    with torch.autocast(votes.device.type, enabled=False):
+        return torch.einsum("btl,bl->bt", votes, likely)
+
+
+class AMESSFrameEvidence(nn.Module):
+    """Evidence of single frames, pooled by log-sum-exp: for evidence that lies in a part of the clip.
+
+    Args:
+        feature_size (`int`): Width of the frames.
+        frames_per_token (`int`): Number of frames that the temporal convolutions turn into one token.
+    """
+
+    def __init__(self, config: PreTrainedConfig, feature_size: int, frames_per_token: int = 1):
+        super().__init__()
+        self.frames_per_token = frames_per_token
+        self.votes = AMESSVotes(feature_size, config.num_labels)
+
+    def forward(
+        self, frames: torch.Tensor, mask: torch.Tensor, tokens: torch.Tensor, token_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Let the frames vote.
+
+        Args:
+            frames (`torch.Tensor` of shape `(batch_size, length, feature_size)`): Normalized frames.
+            mask (`torch.BoolTensor` of shape `(batch_size, length)`): Which of them are present.
+            tokens (`torch.Tensor` of shape `(batch_size, tokens, hidden_size)`): Tokens made of them, in order.
+            token_mask (`torch.BoolTensor` of shape `(batch_size, tokens)`): Which of these are present.
+
+        Returns:
+            `tuple`: the evidence `(batch_size, num_labels)`, float32, zero for a clip that lacks the modality; and the
+            support of each token `(batch_size, tokens)`, float32.
+        """
+        if self.training and self.votes.out_features > MANY_LABELS and not torch.compiler.is_compiling():
+            # Recompute the votes in backward to save memory.
+            evidence, scores = checkpoint(self._vote, frames, mask, use_reentrant=False)
+        else:
+            evidence, scores = self._vote(frames, mask)
+        if self.frames_per_token > 1:  # the support of a token is that of its best frame
+            scores = nn.functional.max_pool1d(scores, self.frames_per_token, ceil_mode=True)
+        return evidence, scores
+
+    def _vote(self, frames: torch.Tensor, mask: torch.Tensor):
+        votes = self.votes(frames).float()
+        evidence = pool_votes(votes, mask)
+        return evidence, support(votes, evidence).masked_fill(~mask, torch.finfo(torch.float32).min)
+
+
+class AMESSStatisticsEvidence(nn.Module):
+    """Evidence of mean, deviation and maximum over time: for a tone of voice, or a word that is somewhere in the clip.
+
+    A linear map of the statistics of the frames (which contains the usual logistic regression) and of the tokens, whose
+    maximum finds what is anywhere in the clip. The statistics of the frames are standardized with those of the training
+    clips, as for a logistic regression: otherwise the wide range of a few hides the others.
+
+    Args:
+        feature_size (`int`): Width of the frames.
+        frames_per_token (`int`): As in [`AMESSFrameEvidence`]; not used.
+    """
+
+    def __init__(self, config: PreTrainedConfig, feature_size: int, frames_per_token: int = 1):
+        super().__init__()
+        self.dropout = nn.Dropout(config.dropout)
+        self.register_buffer("mean", torch.zeros(2 * feature_size))
+        self.register_buffer("deviation", torch.ones(2 * feature_size))
+        self.frame_votes = AMESSVotes(2 * feature_size, config.num_labels)
+        self.token_votes = AMESSVotes(config.hidden_size, config.num_labels)
+        self.deviation_votes = AMESSVotes(config.hidden_size, config.num_labels)
+        self.peak_votes = AMESSVotes(config.hidden_size, config.num_labels)
+
+    def forward(
+        self, frames: torch.Tensor, mask: torch.Tensor, tokens: torch.Tensor, token_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Vote by statistics; see [`AMESSFrameEvidence.forward`]. Frames with `norm="clip"` come as they were before it."""
+        mean, deviation = masked_statistics(tokens, token_mask)
+        statistics = self.frame_statistics(frames.to(tokens.dtype), mask)
+        evidence = self.frame_votes(self.dropout(statistics)) + self.token_votes(self.dropout(mean))
+        evidence = evidence + self.deviation_votes(self.dropout(deviation))
+        peak = tokens.masked_fill(~token_mask.unsqueeze(-1), torch.finfo(tokens.dtype).min).amax(1)
+        peak = peak.where(token_mask.any(1, keepdim=True), 0.0)  # of nothing
+        evidence = evidence + self.peak_votes(self.dropout(peak))
+        evidence = evidence.float() * mask.any(1, keepdim=True)
+        return evidence, support(self.token_votes(tokens).float(), evidence)
+
+    def frame_statistics(self, frames: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Return mean and deviation of the frames over time, standardized: `(batch_size, 2 * feature_size)`."""
+        return (torch.cat(masked_statistics(frames, mask), dim=-1) - self.mean) / self.deviation
+
+    @property
+    def is_standardized(self) -> bool:
+        """Whether it has the statistics of training clips."""
+        return bool((self.deviation != 1).any())
+
+    @torch.no_grad()
+    def standardize(self, statistics: torch.Tensor) -> None:
+        """Standardize with the statistics of training clips.
+
+        Args:
+            statistics (`torch.Tensor` of shape `(clips, 2 * feature_size)`): What [`frame_statistics`] returns for them
+                before this is called.
+        """
+        deviation, mean = torch.std_mean(statistics.double(), dim=0, correction=0)
+        # A number that never changes says nothing, and must not be divided by its rounding error.
+        varies = deviation > 1e-6 * (1 + mean.abs())
+        self.mean.copy_(mean)
+        self.deviation.copy_(deviation.where(varies, 1.0))
+
+
+EVIDENCE = {"logsumexp": AMESSFrameEvidence, "statistics": AMESSStatisticsEvidence}
+
+
+def choose_anchors(
+    scores: torch.Tensor, mask: torch.Tensor, num_anchors: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Choose the tokens with the highest scores (step 3).
+
+    Args:
+        scores (`torch.FloatTensor` of shape `(batch_size, length)`): Scores of the tokens of one modality.
+        mask (`torch.BoolTensor` of shape `(batch_size, length)`): Which of them are present.
+        num_anchors (`int`): How many to choose; fewer for a clip that has fewer.
+
+    Returns:
+        `tuple`: positions (0 where there is none), shares in the softmax of all scores (0 where there is none), through
+        which all tokens get gradient, and which are present, each `(batch_size, num_anchors)`, best first.
+    """
+    shares = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(-1) * mask
+    # With the padding, a clip shorter than `num_anchors` takes the same path as any other.
+    ranks = nn.functional.pad(scores.masked_fill(~mask, float("-inf")), (0, num_anchors), value=float("-inf"))
+    ranks, indices = ranks.topk(num_anchors)
+    present = ranks > float("-inf")
+    indices = indices.masked_fill(~present, 0)
+    return indices, shares.gather(1, indices) * present, present
+
+
+class AMESSAnchorFusion(AMESSTokenFusion):
+    """A-ME: votes, evidence, anchors, fusion and embedding, in this order (the steps of this file's header)."""
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__(config)
+        self.evidence = nn.ModuleDict(
+            {
+                name: EVIDENCE[features.pooling](config, frame_size(config, name), features.frames_per_token)
+                for name, features in config.feature_configs.items()
+            }
+        )
+        self.query = nn.Linear(config.text_config.hidden_size, config.hidden_size)
+        # Attended to when there is nothing else, so that a clip without any modality has defined attention weights.
+        self.nothing = nn.Parameter(torch.zeros(config.hidden_size))
+        self.layers = nn.ModuleList([AMESSFusionLayer(config) for _ in range(config.num_fusion_layers)])
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.out_proj = nn.Linear(config.hidden_size * len(self.embeddings), config.text_config.hidden_size)
+
+    def forward(
+        self, features: dict[str, torch.Tensor], masks: dict[str, torch.Tensor], summary: torch.Tensor
+    ) -> FusionOutput:
+        """Fuse; see [`AMESSFusion`]."""
+        features = self._read_features(features)
+        normalized = self._normalize(features, masks)
+        tokens, token_masks = self.embeddings(normalized, masks)
+        # Statistics of a clip preserve how loud it is.
+        raw = {name for name, config in self.config.feature_configs.items() if config.norm == "clip"}
+        frames = {name: features[name] if name in raw else normalized[name] for name in features}
+        evidence, scores = self._score(frames, masks, tokens, token_masks, summary)
+        chosen = {
+            name: choose_anchors(
+                scores[name], token_masks[name], self.config.num_anchors
+            )  # positions, shares, present
+            for name in tokens
+        }
+        anchors, hidden_states, attentions = self._attend(tokens, token_masks, chosen)
+        pooled = self._pool(anchors, {name: shares for name, (_, shares, _) in chosen.items()})
+        state = self.out_proj(self._concatenate(pooled, summary))
+        positions = self._positions(chosen, summary)
+        return FusionOutput(state, self._stack_evidence(evidence, summary), *positions, hidden_states, attentions)
+
+    def _score(
+        self,
+        frames: dict[str, torch.Tensor],
+        masks: dict[str, torch.Tensor],
+        tokens: dict[str, torch.Tensor],
+        token_masks: dict[str, torch.Tensor],
+        summary: torch.Tensor,
+    ):
+        """Evidence of audio and video by modality (steps 1 and 2), and the scores of all tokens (step 3)."""
+        evidence, scores = {}, {}
+        for name, layer in self.evidence.items():
+            if name in tokens:
+                evidence[name], scores[name] = layer(frames[name], masks[name], tokens[name], token_masks[name])
+        if "text" in tokens:
+            query = self.query(summary) / math.sqrt(self.config.hidden_size)
+            scores["text"] = torch.einsum("bth,bh->bt", tokens["text"], query).float()
+        return evidence, scores
+
+    def _attend(
+        self,
+        tokens: dict[str, torch.Tensor],
+        token_masks: dict[str, torch.Tensor],
+        chosen: dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
+    ):
+        """Step 4: the anchors (batch, modalities * num_anchors, hidden_size) after the layers, normalized; all states; attentions."""
+        width = self.config.hidden_size
+        anchors = torch.cat(
+            [tokens[name].gather(1, chosen[name][0].unsqueeze(-1).expand(-1, -1, width)) for name in tokens], dim=1
+        )
+        present = torch.cat([chosen[name][2] for name in tokens], dim=1)
+        memory = torch.cat([self.nothing.expand(anchors.shape[0], 1, -1), *tokens.values()], dim=1)
+        mask = torch.cat([present, present.new_ones(present.shape[0], 1), *token_masks.values()], dim=1)
+        attention_mask = make_attention_mask(self.config, anchors, torch.cat([anchors, memory], dim=1), mask)
+        # Kept by hand: the hooks of transformers' `capture_outputs` cannot be compiled where a model contains another.
+        hidden_states, attentions = (anchors,), ()
+        for layer in self.layers:
+            anchors, weights = layer(anchors, memory, attention_mask, attend_to_states=True)
+            hidden_states, attentions = (*hidden_states, anchors), (*attentions, weights)
+        return self.norm(anchors), hidden_states, attentions
+
+    def _pool(self, anchors: torch.Tensor, shares: dict[str, torch.Tensor]):
+        """Step 5: average each modality's anchors, weighted by their shares: modality -> (batch, hidden_size)."""
+        pooled = {}
+        for name, states in zip(shares, anchors.split(self.config.num_anchors, dim=1), strict=True):
+            weights = shares[name].to(states.dtype).unsqueeze(-1)
+            pooled[name] = (states * weights).sum(1) / weights.sum(1).clamp(min=1e-6)
+        return pooled
+
+    def _positions(self, chosen: dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]], summary: torch.Tensor):
+        """Positions (of frames) and shares of the anchors of all three modalities, (batch, 3, num_anchors) each."""
+        shape = (summary.shape[0], self.config.num_anchors)
+        nowhere = torch.full(shape, NO_ANCHOR, dtype=torch.long, device=summary.device)
+        positions, shares = {}, {}
+        for name, (indices, shares[name], present) in chosen.items():
+            positions[name] = (indices * self.embeddings[name].frames_per_token).masked_fill(~present, NO_ANCHOR)
+        nothing = torch.zeros(shape, device=summary.device)
+        return (
+            torch.stack([positions.get(name, nowhere) for name in MODALITIES], dim=1),
+            torch.stack([shares.get(name, nothing) for name in MODALITIES], dim=1),
+        )
+
+
+def modality_losses(
+    logits: torch.Tensor,
+    modality_mask: torch.Tensor,
+    labels: torch.Tensor,
+    candidate_mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Cross-entropy of each modality on its own, towards as much of the label as the modality accounts for (step 6).
+
+    It is not known which modality tells the intent of a clip. As in a mixture of experts (Jacobs et al., Neural
+    Computation 1991), each learns most from the clips that it knows best: modality `m` accounts for p_m / max(p_1, p_2,
+    ...) of a clip, where p is the probability that it gives to the label; the rest of its target is uniform. So video
+    that shows nothing learns to say nothing where the audio tells the intent; a full cross-entropy would learn such
+    clips by heart, and be sure of whatever it sees in others.
+
+    Args:
+        logits (`torch.Tensor` of shape `(batch_size, modalities, num_labels)`): Scores of each modality.
+        modality_mask (`torch.BoolTensor` of shape `(batch_size, modalities)`): Which modalities a clip has.
+        labels (`torch.LongTensor` of shape `(batch_size,)`): Label of each clip, -1 for none.
+        candidate_mask (`torch.BoolTensor` of shape `(batch_size, num_labels)`, *optional*): Labels a clip may have.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch_size, modalities)`; zero where a clip lacks the modality or has no label.
+    """
+    alone = logits.unbind(1)
+    log_probs = -torch.stack([classification_loss(one, labels, 0.0, candidate_mask) for one in alone], dim=1).detach()
+    best = log_probs.masked_fill(~modality_mask, torch.finfo(log_probs.dtype).min).amax(1, keepdim=True)
+    # Clamped for a modality that is absent, whose loss is left out below.
+    shares = (log_probs - best).clamp(max=0).exp()
+    values = [
+        classification_loss(one, labels, 1 - share, candidate_mask)
+        for one, share in zip(alone, shares.unbind(1), strict=True)
+    ]
+    return torch.stack(values, dim=1).where(modality_mask, 0.0)
+
+
+def modality_loss_terms(
+    config: PreTrainedConfig,
+    text_logits: torch.Tensor,
+    evidence_logits: torch.Tensor,
+    modality_mask: torch.Tensor,
+    labels: torch.Tensor,
+    candidate_mask: torch.Tensor | None,
+) -> list[tuple[str, float, torch.Tensor, torch.Tensor]]:
+    """Return the losses of text, audio and video on their own, as (name, weight, values, clips that count).
+
+    Args:
+        config ([`AMESSConfig`]): The weights, and which modalities there are.
+        text_logits (`torch.Tensor` of shape `(batch_size, num_labels)`): The classifier's scores of the text alone.
+        evidence_logits (`torch.Tensor` of shape `(batch_size, 2, num_labels)`): Those of audio and of video alone.
+        modality_mask (`torch.BoolTensor` of shape `(batch_size, 3)`): Which modalities a clip has.
+        labels (`torch.LongTensor` of shape `(batch_size,)`): Label of each clip, -1 for none.
+        candidate_mask (`torch.BoolTensor` of shape `(batch_size, num_labels)`, *optional*): Labels a clip may have.
+    """
+    values = {"text": classification_loss(text_logits, labels, config.label_smoothing, candidate_mask)}
+    columns = modality_losses(evidence_logits, modality_mask[:, 1:], labels, candidate_mask).unbind(1)
+    values |= {name: c for name, c in zip(FEATURE_MODALITIES, columns, strict=True) if name in config.feature_configs}
+    counts = {name: (labels >= 0) & modality_mask[:, MODALITIES.index(name)] for name in values}
+    return [(f"{name}_loss", config.modality_loss_weight, values[name], counts[name]) for name in values]
