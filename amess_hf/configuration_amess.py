@@ -6,6 +6,7 @@ import functools
 import math
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,17 @@ def _require(config: PreTrainedConfig, name: str, holds: Any, allowed: str, valu
         raise ValueError(f"`{name}` is {getattr(config, name) if value is None else value!r}; it must be {allowed}")
 
 
+def check_field_names(config_class: type, names: Iterable[str]) -> None:
+    """Raise a `ValueError` that names the first of `names` which is no field of a configuration class, and the nearest one."""
+    allowed = config_class.__dataclass_fields__.keys() | {"num_labels", "torch_dtype", "transformers_version"}
+    for name in names:
+        if name not in allowed and not name.startswith("_"):
+            near = difflib.get_close_matches(name, config_class.__annotations__, 1)
+            raise ValueError(
+                f"`{name}` is no field of the configuration{f'; did you mean `{near[0]}`?' if near else ''}"
+            )
+
+
 @_plain_errors
 @strict
 class AMESSFeatureConfig(PreTrainedConfig):
@@ -207,11 +219,7 @@ class AMESSFeatureConfig(PreTrainedConfig):
     encoder_layer: int | None = _optional_count(default=None)
 
     def __post_init__(self, **kwargs: Any):
-        own = [name for name in AMESSFeatureConfig.__annotations__ if name != "model_type"]
-        for name in kwargs.keys() - {"transformers_version", "torch_dtype", "num_labels"}:
-            if not name.startswith("_"):
-                near = difflib.get_close_matches(name, own, 1)
-                raise ValueError(f"`{name}` is no field{f'; did you mean `{near[0]}`?' if near else ''}")
+        check_field_names(AMESSFeatureConfig, kwargs)
         super().__post_init__(**kwargs)
 
     @property

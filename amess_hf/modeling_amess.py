@@ -20,7 +20,7 @@ from .anchor_embedding_amess import (
     AMESSVotes,
     modality_loss_terms,
 )
-from .configuration_amess import LOSS_PARTS, MODALITIES, NO_ANCHOR, OUT_OF_SCOPE_ID, AMESSConfig
+from .configuration_amess import LOSS_PARTS, MODALITIES, NO_ANCHOR, OUT_OF_SCOPE_ID, AMESSConfig, check_field_names
 from .descriptions_amess import describe_labels
 from .fusion_amess import FUSIONS, AMESSLateClassifier
 from .layers_amess import AMESSGridLayer, AMESSModalityEmbedding, FusionOutput
@@ -60,24 +60,24 @@ class AMESSModelOutput(ModelOutput):
         pooler_output (`torch.FloatTensor` of shape `(batch_size, text_config.hidden_size)`):
             The fused representation that the classifier sees.
         anchor_indices (`torch.LongTensor` of shape `(batch_size, 3, num_anchors)`, *optional*):
-            Positions of the anchors in the words, the sound and the picture (in this order), best first; -1 for none.
+            Positions of the anchors in text, audio and video (in this order), best first; -1 for none.
             Only with `fusion_type="anchor"`.
         anchor_scores (`torch.FloatTensor` of shape `(batch_size, 3, num_anchors)`, *optional*):
-            The share of its modality that each anchor carries (of the votes, in sound and picture), from 0 to 1; 0 for none.
+            The share of its modality that each anchor carries (of the support, in audio and video), from 0 to 1; 0 for none.
         evidence (`torch.FloatTensor` of shape `(batch_size, 2, num_labels)`, *optional*):
-            What the sound and the picture add to the logits of each label; 0 for a clip that lacks them. Only with
+            What audio and video add to the logits of each label; 0 for a clip that lacks them. Only with
             `fusion_type` `"anchor"` and `"late"`.
         modality_mask (`torch.BoolTensor` of shape `(batch_size, 3)`, *optional*):
-            Which clips were answered from words, sound and picture.
+            Which clips were answered from text, audio and video.
         text_pooler_output (`torch.FloatTensor` of shape `(batch_size, text_config.hidden_size)`, *optional*):
-            The mean of the words' states; what the classifier sees of a text-only clip.
+            The mean of the text's states; what the classifier sees of a text-only clip.
         hidden_states (`tuple(torch.FloatTensor)`, *optional*):
             With `output_hidden_states=True` and `fusion_type="anchor"`: the anchors before the first fusion layer and
             after each, of shape `(batch_size, modalities * num_anchors, hidden_size)`.
         attentions (`tuple(torch.FloatTensor)`, *optional*):
             With `output_attentions=True` and `fusion_type="anchor"`: for each fusion layer `(batch_size,
             num_attention_heads, modalities * num_anchors, modalities * num_anchors + 1 + tokens)`; the last axis holds
-            the anchors, a token that stands for nothing, then all words, sounds and frames.
+            the anchors, a token that stands for nothing, then all tokens of all modalities.
     """
 
     multimodal_embeds: torch.FloatTensor | None = None
@@ -145,7 +145,7 @@ class AMESSProjection(nn.Linear):
 
 
 class AMESSPreTrainedModel(PreTrainedModel):
-    """What the models share: weight initialisation, the features of transformers that they support, loading and saving."""
+    """What the models share: weight initialization, the features of transformers that they support, loading and saving."""
 
     config: AMESSConfig
     base_model_prefix = "amess"
@@ -157,22 +157,16 @@ class AMESSPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
 
-    # Revision, token and cache that the model was loaded with: its tokenizer and its detector are loaded from the same
-    # place.
+    # Revision, token and cache that the model was loaded with: its tokenizer and detector are loaded from the same place.
     hub_kwargs = {}
-    # While the model is being pushed: whether an adapter is saved as part of the weights.
+    # Whether `save_pretrained` saves an adapter as part of the weights, unless told otherwise; set while pushing.
     _merge_adapter = False
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # noqa: D417 (the arguments are transformers')
         cls, pretrained_model_name_or_path: str | os.PathLike, *model_args: Any, **kwargs: Any
     ) -> "AMESSPreTrainedModel":
         """Load a model as [`~transformers.PreTrainedModel.from_pretrained`] does, and remember from which revision.
-
-        Args:
-            pretrained_model_name_or_path (`str` or `os.PathLike`): A folder, or a repository on the Hub.
-            model_args: As for [`~transformers.PreTrainedModel.from_pretrained`].
-            kwargs: As for [`~transformers.PreTrainedModel.from_pretrained`].
 
         Returns:
             The model; with `output_loading_info=True` a `tuple` of the model and the report of loading.
@@ -187,30 +181,25 @@ class AMESSPreTrainedModel(PreTrainedModel):
         return loaded
 
     def save_pretrained(
-        self,
-        save_directory: str | os.PathLike,
-        *args: Any,
-        state_dict: dict[str, torch.Tensor] | None = None,
-        merge_adapter: bool = False,
-        **kwargs: Any,
+        self, save_directory: str | os.PathLike, *args: Any, merge_adapter: bool | None = None, **kwargs: Any
     ) -> None:
         """Save the model as [`~transformers.PreTrainedModel.save_pretrained`] does.
 
         Args:
             save_directory (`str` or `os.PathLike`): The folder.
             args: As for [`~transformers.PreTrainedModel.save_pretrained`].
-            state_dict (`dict[str, torch.Tensor]`, *optional*): The weights to save, by default the current ones.
-            merge_adapter (`bool`): Whether to merge an adapter into the weights and save a model without one.
+            merge_adapter (`bool`, *optional*, defaults to `False`): Merge an adapter into the weights, and save a model
+                without one.
             kwargs: As for [`~transformers.PreTrainedModel.save_pretrained`].
         """
         adapter, ignored = self.config.text_adapter, self._keys_to_ignore_on_save
-        if adapter is None or not (merge_adapter or self._merge_adapter):
-            super().save_pretrained(save_directory, *args, state_dict=state_dict, **kwargs)
+        if adapter is None or not (self._merge_adapter if merge_adapter is None else merge_adapter):
+            super().save_pretrained(save_directory, *args, **kwargs)
             return
-        state_dict = merged_state_dict(self, state_dict)
+        kwargs["state_dict"] = merged_state_dict(self, kwargs.get("state_dict"))
         try:
             self.config.text_adapter, self._keys_to_ignore_on_save = None, set()
-            super().save_pretrained(save_directory, *args, state_dict=state_dict, **kwargs)
+            super().save_pretrained(save_directory, *args, **kwargs)
         finally:
             self.config.text_adapter, self._keys_to_ignore_on_save = adapter, ignored
 
@@ -219,8 +208,7 @@ class AMESSPreTrainedModel(PreTrainedModel):
 
         Args:
             args: As for [`~transformers.PreTrainedModel.push_to_hub`].
-            merge_adapter (`bool`): Whether an adapter is merged into the weights, so that the model loads without
-                peft.
+            merge_adapter (`bool`): Merge an adapter into the weights, so that the model loads without peft.
             kwargs: As for [`~transformers.PreTrainedModel.push_to_hub`].
         """
         try:
@@ -268,13 +256,10 @@ class AMESSPreTrainedModel(PreTrainedModel):
 
 
 class AMESSModel(AMESSPreTrainedModel):
-    """Text encoder and A-ME: from words, sound and picture to one embedding.
+    """Text encoder and A-ME: from text, audio and video to one embedding.
 
     The text encoder is built from `config.text_config` with new weights; for pretrained ones see
     [`AMESSForIntentClassification.from_text_pretrained`].
-
-    Args:
-        config ([`AMESSConfig`]): The configuration.
     """
 
     def __init__(self, config: AMESSConfig):
@@ -305,7 +290,7 @@ class AMESSModel(AMESSPreTrainedModel):
         token_type_ids: torch.Tensor | None = None,
         utterance_mask: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Encode the words.
+        """Encode the text.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(batch_size, text_length)`): Tokens, padded on the right.
@@ -317,7 +302,7 @@ class AMESSModel(AMESSPreTrainedModel):
 
         Returns:
             `tuple`: token states `(batch_size, text_length, width)`, the summary of the utterance's `(batch_size, width)`
-            (zero where there are no words), and the utterance's mask as `torch.BoolTensor`.
+            (zero where there is no text), and the utterance's mask as `torch.BoolTensor`.
         """
         mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         states = encode_tokens(self.text_encoder, input_ids, mask, token_type_ids)
@@ -348,22 +333,22 @@ class AMESSModel(AMESSPreTrainedModel):
 
         Args:
             input_ids (`torch.LongTensor` of shape `(batch_size, text_length)`, *optional*):
-                Tokens of the utterances, padded on either side. A clip without words has a mask of zeros.
+                Tokens of the utterances, padded on either side. A clip without text has a mask of zeros.
             attention_mask (`torch.Tensor` of shape `(batch_size, text_length)`, *optional*):
                 1 for tokens, 0 for padding; all ones if not given.
             token_type_ids (`torch.LongTensor` of shape `(batch_size, text_length)`, *optional*):
                 Token types, for text encoders that take them.
             audio_features (`torch.FloatTensor` of shape `(batch_size, audio_length, audio_feature_size)`, *optional*):
-                Features of the sound.
+                Audio features.
             audio_attention_mask (`torch.Tensor` of shape `(batch_size, audio_length)`, *optional*):
-                1 for frames, 0 for padding; all zeros for a clip without sound; all ones if not given.
+                1 for frames, 0 for padding; all zeros for a clip without audio; all ones if not given.
             video_features (`torch.FloatTensor` of shape `(batch_size, video_length, video_feature_size)`, *optional*):
-                Features of the picture.
+                Video features.
             video_attention_mask (`torch.Tensor` of shape `(batch_size, video_length)`, *optional*):
-                1 for frames, 0 for padding; all zeros for a clip without picture; all ones if not given.
+                1 for frames, 0 for padding; all zeros for a clip without video; all ones if not given.
             utterance_mask (`torch.Tensor` of shape `(batch_size, text_length)`, *optional*):
                 1 for the utterance's own tokens, 0 for its dialogue context, which the text encoder reads but which is
-                neither summarised nor fused; like `attention_mask` if not given.
+                neither summarized nor fused; like `attention_mask` if not given.
             output_hidden_states (`bool`, *optional*):
                 Whether to return the anchors' states of all fusion layers; by default as the configuration says.
             output_attentions (`bool`, *optional*):
@@ -381,103 +366,70 @@ class AMESSModel(AMESSPreTrainedModel):
             output_hidden_states = self.config.output_hidden_states
         if output_attentions is None:
             output_attentions = self.config.output_attentions
-        self._check_attentions(output_attentions)
-        features, masks = self._frames(
-            audio=(audio_features, audio_attention_mask), video=(video_features, video_attention_mask)
+        features, masks = self._check_inputs(
+            input_ids,
+            {"audio": (audio_features, audio_attention_mask), "video": (video_features, video_attention_mask)},
+            output_attentions,
         )
+        # Positions count from the first token on, so that padding on the left moves nothing.
+        shift = None if input_ids is None else left_padding(attention_mask)
         if input_ids is not None:
-            # Positions count from the first token on, so that padding on the left moves nothing.
-            shift = left_padding(attention_mask)
             texts = (input_ids, attention_mask, token_type_ids, utterance_mask)
             features["text"], summary, masks["text"] = self.encode_text(*(shifted(text, shift) for text in texts))
         else:
-            summary = self._no_words(audio_features if audio_features is not None else video_features)
-        if any(mask.shape[0] != summary.shape[0] for mask in masks.values()):
-            sizes = {name: mask.shape[0] for name, mask in masks.items()}
-            raise ValueError(
-                f"the modalities have different numbers of clips: {sizes}; give all of them the same number"
-            )
+            frames = audio_features if audio_features is not None else video_features
+            summary = frames.new_zeros(frames.shape[0], self.config.text_config.hidden_size, dtype=self.dtype)
         if self.training and self.config.modality_dropout and len(features) > 1:
             masks = self._drop_modalities(masks)
             if input_ids is not None:
                 summary = summary * masks["text"].any(1, keepdim=True)
-        fused = (
-            FusionOutput(torch.zeros_like(summary)) if self.fusion is None else self.fusion(features, masks, summary)
-        )
-        modality_mask = self._modality_mask(masks, summary)
+        fused = self.fusion(features, masks, summary) if self.fusion else FusionOutput(torch.zeros_like(summary))
+        nowhere = torch.zeros(summary.shape[0], dtype=torch.bool, device=summary.device)
+        present = torch.stack([masks[name].any(1) if name in masks else nowhere for name in MODALITIES], dim=1)
         pooled = embedded = summary + fused.state
         if fused.evidence is not None:
-            # With a single modality there is nothing to fuse: the words are classified as if there were no fusion.
-            pooled = summary + fused.state * (modality_mask.sum(1, keepdim=True) > 1)
-            embedded = summary + fused.state * modality_mask[:, 1:].any(1, keepdim=True)
-        anchor_indices = fused.anchor_indices
-        if anchor_indices is not None and input_ids is not None and shift is not None:
-            text = anchor_indices[:, 0]
-            text = torch.where(text == NO_ANCHOR, text, text + shift)
-            anchor_indices = torch.cat([text.unsqueeze(1), anchor_indices[:, 1:]], dim=1)
+            # With a single modality there is nothing to fuse: text is classified as if there were no fusion.
+            pooled = summary + fused.state * (present.sum(1, keepdim=True) > 1)
+            embedded = summary + fused.state * present[:, 1:].any(1, keepdim=True)
         return AMESSModelOutput(
             multimodal_embeds=self.project(embedded),
             pooler_output=pooled,
-            anchor_indices=anchor_indices,
+            anchor_indices=_shift_text_anchors(fused.anchor_indices, shift),
             anchor_scores=fused.anchor_scores,
             evidence=fused.evidence,
-            modality_mask=modality_mask,
+            modality_mask=present,
             text_pooler_output=None if fused.evidence is None else summary,
             hidden_states=fused.hidden_states if output_hidden_states else None,
             attentions=fused.attentions if output_attentions else None,
         )
 
-    def _modality_mask(self, masks: dict[str, torch.Tensor], summary: torch.Tensor):
-        """Which clips have words, sound and picture, (batch, 3)."""
-        nowhere = torch.zeros(summary.shape[0], dtype=torch.bool, device=summary.device)
-        return torch.stack([masks[name].any(1) if name in masks else nowhere for name in MODALITIES], dim=1)
-
-    def _no_words(self, frames: torch.Tensor | None):
-        """Return the summary of a batch without words, with as many clips as `frames`."""
-        if frames is None:
-            raise ValueError("no modality given; pass `input_ids`, `audio_features` or `video_features`")
-        return frames.new_zeros(frames.shape[0], self.config.text_config.hidden_size, dtype=self.dtype)
-
-    def _check_attentions(self, output_attentions: bool):
-        if not output_attentions:
-            return
-        if self.config.fusion_type != "anchor" or self.config._attn_implementation != "eager":
+    def _check_inputs(
+        self,
+        input_ids: torch.Tensor | None,
+        given: dict[str, tuple[torch.Tensor | None, torch.Tensor | None]],
+        output_attentions: bool,
+    ):
+        """Check a batch; return its features and masks by modality, without those that the model lacks."""
+        if output_attentions and (self.config.fusion_type, self.config._attn_implementation) != ("anchor", "eager"):
             raise ValueError(
                 "attention weights are returned for `fusion_type='anchor'` with `attn_implementation='eager'`; this model "
                 f"has {self.config.fusion_type!r} and {self.config._attn_implementation!r}; call "
                 "`model.set_attn_implementation('eager')` first"
             )
-
-    def _frames(self, **given: tuple[torch.Tensor | None, torch.Tensor | None]):
-        """Check features and masks by modality, and leave out the modalities that the model lacks."""
+        tensors = {"text": input_ids, **{name: frames for name, (frames, _) in given.items()}}
+        sizes = {name: tensor.shape[0] for name, tensor in tensors.items() if tensor is not None}
+        if not sizes:
+            raise ValueError("no modality given; pass `input_ids`, `audio_features` or `video_features`")
         features, masks = {}, {}
-        for name, (frames, mask) in given.items():
-            config = self.config.feature_configs.get(name)
-            if frames is None or config is None or self.fusion is None or 0 in frames.shape[1:2]:
-                continue
-            width = config.feature_size
-            if frames.dim() != 3 or (mask is not None and mask.shape != frames.shape[:2]):
-                raise ValueError(
-                    f"`{name}_features` has shape {tuple(frames.shape)}"
-                    f"{'' if mask is None else f' and its mask {tuple(mask.shape)}'}; it must be (batch_size, length, "
-                    f"{width}), and its mask (batch_size, length)"
-                )
-            if frames.shape[-1] != width:
-                raise ValueError(
-                    f"`{name}_features` is {frames.shape[-1]} wide, but this model was made for {width} "
-                    f"(`config.{name}_config.feature_size`); give features of the encoder that it was trained with"
-                )
-            mask = frames.new_ones(frames.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
-            # Padding may hold anything, NaN included.
-            features[name] = frames.masked_fill(~mask.unsqueeze(-1), 0.0)
-            masks[name] = mask
-            # On the CPU this check is cheap; elsewhere it would make the host wait, and the output is NaN.
-            looks = frames.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
-            if looks and not torch.onnx.is_in_onnx_export() and not features[name].isfinite().all():
-                raise ValueError(
-                    f"`{name}_features` holds NaN or infinite values where its mask is 1; extract the features again, or "
-                    "mask these frames"
-                )
+        for name, config in self.config.feature_configs.items() if self.fusion else ():
+            frames, mask = given[name]
+            if frames is not None and 0 not in frames.shape[1:2]:
+                features[name], masks[name] = _check_frames(name, frames, mask, config.feature_size)
+        sizes = {name: size for name, size in sizes.items() if name == "text" or name in features} or sizes
+        if len(set(sizes.values())) > 1:
+            raise ValueError(
+                f"the modalities have different numbers of clips: {sizes}; give all of them the same number"
+            )
         return features, masks
 
     def _drop_modalities(self, masks: dict[str, torch.Tensor]):
@@ -492,11 +444,7 @@ class AMESSModel(AMESSPreTrainedModel):
 
 
 class AMESSForIntentClassification(AMESSSynchronization, AMESSPreTrainedModel):
-    """A-MESS with a classifier over intents and the embeddings of their descriptions.
-
-    Args:
-        config ([`AMESSConfig`]): The configuration.
-    """
+    """A-MESS with a classifier over intents and the embeddings of their descriptions (SS)."""
 
     def __init__(self, config: AMESSConfig):
         super().__init__(config)
@@ -508,14 +456,6 @@ class AMESSForIntentClassification(AMESSSynchronization, AMESSPreTrainedModel):
         self.register_buffer("label_embeds", torch.zeros(config.num_labels, config.embedding_dim))
         self.post_init()
         self._leave_frozen_weights_out()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """Return the text encoder's word embeddings."""
-        return self.amess.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the text encoder's word embeddings."""
-        self.amess.set_input_embeddings(value)
 
     @classmethod
     def from_text_pretrained(
@@ -546,7 +486,7 @@ class AMESSForIntentClassification(AMESSSynchronization, AMESSPreTrainedModel):
                 Tokenizer for the descriptions; loaded from `pretrained_model_name_or_path` if not given.
             dataset (`datasets.Dataset`, *optional*):
                 Training clips, as [`load_mintrec`] gives them: labels, feature widths, usual lengths and turns of context
-                are taken from them, and `fusion_type` is `"text"` where they have words only.
+                are taken from them, and `fusion_type` is `"text"` where they have text only.
             dtype (`str` or `torch.dtype`, *optional*, defaults to `torch.float32`):
                 Type of the weights, however they are stored: training in float16 soon ends in NaN. `"auto"` keeps them
                 as stored. For half precision in training, use `bf16` of the training arguments.
@@ -563,7 +503,7 @@ class AMESSForIntentClassification(AMESSSynchronization, AMESSPreTrainedModel):
                 follows from `dataset` and the encoders.
 
         Raises:
-            ValueError: If there are no labels, or a label lacks a description.
+            ValueError: If there are no labels, a label lacks a description, or `config_kwargs` has an unknown field.
 
         Example:
             ```python
@@ -584,6 +524,7 @@ class AMESSForIntentClassification(AMESSSynchronization, AMESSPreTrainedModel):
             raise ValueError("no labels: give `labels`, `dataset`, or `label_descriptions` whose keys are the labels")
         if label_descriptions is not None:
             label_descriptions = describe_labels(list(labels), label_descriptions)
+        check_field_names(AMESSConfig, config_kwargs)
         quantized = {} if quantization_config is None else {"quantization_config": quantization_config}
         text_encoder = load_text_encoder(pretrained_model_name_or_path, dtype=dtype, **quantized)
         usage = text_encoder_fields(pretrained_model_name_or_path, text_encoder.config)
@@ -667,41 +608,40 @@ class AMESSForIntentClassification(AMESSSynchronization, AMESSPreTrainedModel):
             description_input_ids, description_attention_mask, description_indices
         )
         class_logits = self.classifier(self.dropout(outputs.pooler_output))
-        described = self.config.label_descriptions is not None
-        similarity_logits = self.similarity_logits(outputs.multimodal_embeds, label_embeds) if described else None
-        evidence = 0.0
-        if outputs.evidence is not None:
-            evidence = outputs.evidence.sum(1)
-            if described:  # for a clip without text, the similarity to descriptions says nothing
-                similarity_logits = similarity_logits * outputs.modality_mask[:, :1]
+        similarity_logits = self._compare(outputs, label_embeds)
         losses = {}
         if labels is not None:
             self._check_labels(labels, class_logits.shape[0] // passes)
             given = (_repeat(value, passes) for value in (labels, candidate_mask, teacher_logits))
             losses = self._losses(outputs, label_embeds, class_logits, similarity_logits, *given)
-        if self.training:
-            logits = class_logits + evidence
-        else:
-            logits = self.combine_logits(class_logits, similarity_logits, evidence)
+        evidence = 0.0 if outputs.evidence is None else outputs.evidence.sum(1)
+        scores = class_logits, similarity_logits, evidence
+        logits = class_logits + evidence if self.training else self.combine_logits(*scores)
         if passes > 1:
             count = logits.shape[0] // passes
             outputs, logits = outputs.first(count), logits[:count]
         if candidate_mask is not None:
             logits = logits.masked_fill(~candidate_mask, torch.finfo(logits.dtype).min)
+        described = self.config.label_descriptions is not None
         return AMESSClassifierOutput(
             logits=logits, label_embeds=label_embeds if described else None, **outputs, **losses
         )
 
+    def _compare(self, outputs: AMESSModelOutput, label_embeds: torch.Tensor):
+        """Similarity logits of clips and descriptions, `None` without descriptions; zero for a clip without text."""
+        if self.config.label_descriptions is None:
+            return None
+        logits = self.similarity_logits(outputs.multimodal_embeds, label_embeds)
+        return logits if outputs.evidence is None else logits * outputs.modality_mask[:, :1]
+
     def _check_labels(self, labels: torch.Tensor, clips: int):
         if labels.shape != (clips,):
             raise ValueError(f"`labels` has shape {tuple(labels.shape)} for {clips} clips; give one for each")
-        # On the CPU this check is cheap; elsewhere it would make the host wait, and the device checks by itself.
-        if labels.device.type == "cpu" and not torch.compiler.is_compiling():
-            if labels.numel() and int(labels.max()) >= self.config.num_labels:
-                raise ValueError(
-                    f"`labels` has {int(labels.max())}, but this model has {self.config.num_labels} labels; give ids "
-                    f"below {self.config.num_labels}"
-                )
+        if _can_look_at(labels) and labels.numel() and int(labels.max()) >= self.config.num_labels:
+            raise ValueError(
+                f"`labels` has {int(labels.max())}, but this model has {self.config.num_labels} labels; give ids "
+                f"below {self.config.num_labels}"
+            )
 
     def _losses(
         self,
@@ -756,6 +696,43 @@ class AMESSForIntentClassification(AMESSSynchronization, AMESSPreTrainedModel):
         if self.training:
             return mean_over_processes(values, mask)
         return values.where(mask, 0.0).sum() / mask.sum().clamp(min=1)
+
+
+def _check_frames(name: str, frames: torch.Tensor, mask: torch.Tensor | None, width: int):
+    """Check the features of one modality; return them with zeros for padding, which may hold anything, and their mask."""
+    if frames.dim() != 3 or (mask is not None and mask.shape != frames.shape[:2]):
+        raise ValueError(
+            f"`{name}_features` has shape {tuple(frames.shape)}"
+            f"{'' if mask is None else f' and its mask {tuple(mask.shape)}'}; it must be (batch_size, length, "
+            f"{width}), and its mask (batch_size, length)"
+        )
+    if frames.shape[-1] != width:
+        raise ValueError(
+            f"`{name}_features` is {frames.shape[-1]} wide, but this model was made for {width} "
+            f"(`config.{name}_config.feature_size`); give features of the encoder that it was trained with"
+        )
+    mask = frames.new_ones(frames.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
+    frames = frames.masked_fill(~mask.unsqueeze(-1), 0.0)
+    if _can_look_at(frames) and not frames.isfinite().all():
+        raise ValueError(
+            f"`{name}_features` holds NaN or infinite values where its mask is 1; extract the features again, or "
+            "mask these frames"
+        )
+    return frames, mask
+
+
+def _can_look_at(tensor: torch.Tensor):
+    """Whether to look at values: elsewhere than on the CPU the host would have to wait, and the output is NaN."""
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
+    return tensor.device.type == "cpu" and not traced
+
+
+def _shift_text_anchors(anchor_indices: torch.Tensor | None, shift: torch.Tensor | None):
+    """Count the positions of the text's anchors from the left end of the padded batch."""
+    if anchor_indices is None or shift is None:
+        return anchor_indices
+    text = torch.where(anchor_indices[:, 0] == NO_ANCHOR, NO_ANCHOR, anchor_indices[:, 0] + shift)
+    return torch.cat([text.unsqueeze(1), anchor_indices[:, 1:]], dim=1)
 
 
 def _repeat(tensor: torch.Tensor | None, times: int):
