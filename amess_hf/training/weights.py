@@ -13,10 +13,9 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import PreTrainedTokenizerBase, Trainer
 
-from ..text_encoders_amess import FINGERPRINT, fingerprint, inject_adapter, merge_adapter
 from ..modeling_amess import AMESSForIntentClassification
 from ..processing_amess import written_aside
-from ..text_encoders_amess import is_quantized
+from ..text_encoders_amess import FINGERPRINT, fingerprint, inject_adapter, is_quantized, merge_adapter
 from .arguments import AMESSTrainingArguments
 
 
