@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 from demo_clips import Scene, write_scene
-from demo_corpus import EVIDENCE, FACES, TONES, demo_utterances
+from demo_corpus import EVIDENCE, FACES, TONES, demo_utterances, write_tables
+from transformers.utils import logging
 
 from amess_hf.processing_amess import folder_written_aside
 
@@ -96,7 +97,7 @@ def write_clip_corpus(
         ValueError: If `folder` exists and is not empty.
     """
     with folder_written_aside(folder) as partial:
-        clips: dict[str, list[CorpusClip]] = {}
+        clips = {}
         for split, clip in corpus_clips(seed, clips_per_split):
             clips.setdefault(split, []).append(clip)
         _write_files(partial, clips)
@@ -109,9 +110,7 @@ def _write_files(folder: Path, clips: dict[str, list[CorpusClip]]) -> None:
         parent.mkdir(parents=True, exist_ok=True)
     # Threads are enough: encoding pictures and sound, most of the work, releases Python's lock.
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        for _ in pool.map(lambda clip: write_scene(folder / clip.path, clip.scene), every):
+        drawn = pool.map(lambda clip: write_scene(folder / clip.path, clip.scene), every)
+        for _ in logging.tqdm(drawn, total=len(every), desc="Drawing clips", unit="clip"):
             pass
-    for split, of_split in clips.items():
-        rows = ["season\tepisode\tclip\ttext\tlabel"]
-        rows += [f"{clip.id.replace('_', chr(9))}\t{clip.text}\t{clip.label}" for clip in of_split]
-        (folder / f"{split}.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    write_tables(folder, clips)

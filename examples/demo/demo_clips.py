@@ -164,72 +164,66 @@ class Actor:
 
         width, height = (OVERSAMPLING * side for side in self.size)
         picture = self.backdrop((width, height))
-        pen = ImageDraw.Draw(picture)
         pose = self.pose(time)
-        smile, cos, sin = pose["smile"], math.cos(pose["tilt"]), math.sin(pose["tilt"])
-        unit = height / 2 * self.distance
         middle = width / 2 + pose["right"] * height, height * 0.47 + pose["down"] * height
+        head = _Head(ImageDraw.Draw(picture), middle, height / 2 * self.distance, pose["tilt"])
+        self._draw_hair(head, (width, height))
+        self._draw_eyes(head, pose["smile"], blinks=min(abs(time - moment) for moment in self.blinks) < 0.06)
+        head.stroke([(0, 0.02), (0.03, 0.15), (-0.01, 0.16)], _shade(self.skin, 0.75), 0.03)
+        self._draw_mouth(head, time, pose["smile"])
+        return picture
 
-        def point(x: float, y: float) -> tuple[float, float]:
-            """A point of the head's own coordinates, which move and turn with it."""
-            return middle[0] + unit * (x * cos - y * sin), middle[1] + unit * (x * sin + y * cos)
-
-        def ellipse(x: float, y: float, radius_x: float, radius_y: float, colour: str) -> None:
-            at_x, at_y = point(x, y)
-            box = [at_x - unit * radius_x, at_y - unit * radius_y, at_x + unit * radius_x, at_y + unit * radius_y]
-            pen.ellipse(box, fill=colour)
-
-        def stroke(points: list[tuple[float, float]], colour: str, thick: float) -> None:
-            pen.line([point(*p) for p in points], fill=colour, width=max(1, round(unit * thick)), joint="curve")
-
-        wide = self.width
+    def _draw_hair(self, head: "_Head", size: tuple[int, int]) -> None:
+        """Hair, neck, shirt, ears and the face without features, from back to front."""
+        wide, (width, height) = self.width, size
         if self.hair_style == "long":
-            ellipse(0, 0.10, wide + 0.13, 0.72, self.hair)
-        ellipse(0, 0.62, 0.16, 0.26, _shade(self.skin, 0.85))
-        pen.ellipse(
-            [width * 0.5 - unit * 0.75, height * 0.80, width * 0.5 + unit * 0.75, height * 1.6], fill=self.shirt
+            head.ellipse(0, 0.10, wide + 0.13, 0.72, self.hair)
+        head.ellipse(0, 0.62, 0.16, 0.26, _shade(self.skin, 0.85))
+        shoulders = 0.75 * head.unit
+        head.pen.ellipse(
+            [width * 0.5 - shoulders, height * 0.80, width * 0.5 + shoulders, height * 1.6], fill=self.shirt
         )
         if self.hair_style == "curly":
             for angle in np.linspace(math.pi, 2 * math.pi, 9):
-                ellipse(wide * 1.02 * math.cos(angle), -0.06 + 0.5 * math.sin(angle), 0.15, 0.15, self.hair)
+                head.ellipse(wide * 1.02 * math.cos(angle), -0.06 + 0.5 * math.sin(angle), 0.15, 0.15, self.hair)
         elif self.hair_style != "bald":
-            ellipse(0, -0.12, wide + 0.05, 0.53, self.hair)
+            head.ellipse(0, -0.12, wide + 0.05, 0.53, self.hair)
         for side in (-1, 1):
-            ellipse(side * wide, 0.04, 0.06, 0.10, _shade(self.skin, 0.9))
-        ellipse(0, 0.05, wide, 0.55, self.skin)
-        blink = min(abs(time - moment) for moment in self.blinks) < 0.06
+            head.ellipse(side * wide, 0.04, 0.06, 0.10, _shade(self.skin, 0.9))
+        head.ellipse(0, 0.05, wide, 0.55, self.skin)
+
+    def _draw_eyes(self, head: "_Head", smile: float, blinks: bool) -> None:
+        lift = 0.03 * max(smile, 0.0)
+        inner, outer = 0.07 * max(-smile, 0.0) - lift, -0.03 * max(-smile, 0.0) - lift
         for side in (-1, 1):
             x = side * self.eyes
-            if blink:
-                stroke([(x - 0.07, -0.05), (x + 0.07, -0.05)], _shade(self.skin, 0.5), 0.025)
+            if blinks:
+                head.stroke([(x - 0.07, -0.05), (x + 0.07, -0.05)], _shade(self.skin, 0.5), 0.025)
             else:
-                ellipse(x, -0.05, 0.075, 0.065, "white")
-                ellipse(x, -0.045, 0.04, 0.048, "#2d2a32")
-            lift = 0.03 * max(smile, 0.0)
-            inner, outer = 0.07 * max(-smile, 0.0) - lift, -0.03 * max(-smile, 0.0) - lift
+                head.ellipse(x, -0.05, 0.075, 0.065, "white")
+                head.ellipse(x, -0.045, 0.04, 0.048, "#2d2a32")
             brow = [(x - side * 0.09, -0.18 + inner), (x + side * 0.09, -0.18 + outer)]
-            stroke(brow, _shade(self.hair, 0.8), 0.025 + self.brow)
+            head.stroke(brow, _shade(self.hair, 0.8), 0.025 + self.brow)
             if self.glasses:
-                at_x, at_y = point(x, -0.05)
-                pen.ellipse(
-                    [at_x - 0.13 * unit, at_y - 0.12 * unit, at_x + 0.13 * unit, at_y + 0.12 * unit],
-                    outline="#333333",
-                    width=max(1, round(0.018 * unit)),
-                )
-        stroke([(0, 0.02), (0.03, 0.15), (-0.01, 0.16)], _shade(self.skin, 0.75), 0.03)
-        self._draw_mouth(pen, point, time, smile)
-        return picture
+                at_x, at_y = head.point(x, -0.05)
+                box = [
+                    at_x - 0.13 * head.unit,
+                    at_y - 0.12 * head.unit,
+                    at_x + 0.13 * head.unit,
+                    at_y + 0.12 * head.unit,
+                ]
+                head.pen.ellipse(box, outline="#333333", width=max(1, round(0.018 * head.unit)))
 
-    def _draw_mouth(self, pen, point, time: float, smile: float) -> None:
+    def _draw_mouth(self, head: "_Head", time: float, smile: float) -> None:
         first = int(time * SAMPLING_RATE)
         opening = min(1.0, 5 * float(self.loudness[first : first + SAMPLING_RATE // 15].mean() or 0.0))
         half = self.mouth * (1 + 0.25 * abs(smile))
         across = np.linspace(-1, 1, 9)
         bend = 0.09 * smile * (1 - across**2) + 0.33 - 0.03 * smile
         lips = (0.02 + 0.07 * opening) * (1 - 0.8 * across**2) + 0.008
-        upper = [point(half * x, y - lip) for x, y, lip in zip(across, bend, lips, strict=True)]
-        lower = [point(half * x, y + lip) for x, y, lip in zip(across, bend, lips, strict=True)]
-        pen.polygon([*upper, *reversed(lower)], fill="#7c2f33")
+        upper = [head.point(half * x, y - lip) for x, y, lip in zip(across, bend, lips, strict=True)]
+        lower = [head.point(half * x, y + lip) for x, y, lip in zip(across, bend, lips, strict=True)]
+        head.pen.polygon([*upper, *reversed(lower)], fill="#7c2f33")
 
     def frames(self, frame_rate: float) -> Iterator[np.ndarray]:
         """The pictures of the scene in order."""
@@ -237,8 +231,28 @@ class Actor:
             yield self.draw(number / frame_rate)
 
 
-def _shade(colour: str, factor: float) -> str:
-    return "#" + "".join(f"{min(255, int(factor * int(colour[place : place + 2], 16))):02x}" for place in (1, 3, 5))
+class _Head:
+    """Draws in the head's own coordinates, which move and turn with it."""
+
+    def __init__(self, pen, middle: tuple[float, float], unit: float, tilt: float):
+        self.pen, self.middle, self.unit = pen, middle, unit
+        self.cos, self.sin = math.cos(tilt), math.sin(tilt)
+
+    def point(self, x: float, y: float) -> tuple[float, float]:
+        turned = x * self.cos - y * self.sin, x * self.sin + y * self.cos
+        return self.middle[0] + self.unit * turned[0], self.middle[1] + self.unit * turned[1]
+
+    def ellipse(self, x: float, y: float, radius_x: float, radius_y: float, color: str) -> None:
+        (at_x, at_y), radius_x, radius_y = self.point(x, y), self.unit * radius_x, self.unit * radius_y
+        self.pen.ellipse([at_x - radius_x, at_y - radius_y, at_x + radius_x, at_y + radius_y], fill=color)
+
+    def stroke(self, points: list[tuple[float, float]], color: str, thick: float) -> None:
+        width = max(1, round(self.unit * thick))
+        self.pen.line([self.point(*p) for p in points], fill=color, width=width, joint="curve")
+
+
+def _shade(color: str, factor: float) -> str:
+    return "#" + "".join(f"{min(255, int(factor * int(color[place : place + 2], 16))):02x}" for place in (1, 3, 5))
 
 
 def write_scene(

@@ -29,6 +29,7 @@ So, with all intents equally frequent and a share p = 0.4 of plain clips, the be
 `best_attainable_accuracy` counts the same on given clips.
 """
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -65,205 +66,9 @@ BURST_SHARE = (0.1, 0.25)
 BURST_STRENGTH = 6.0
 CLIPS_PER_EPISODE = 50
 
-FILLERS = {
-    "name": "anna ben carla dora emil frank greta hugo ida jonas kim lena max nora oscar paula quinn rosa sam tina",
-    "thing": (
-        "lamp cake ladder radio carpet bicycle sofa printer kettle jacket mirror blanket piano basket drill puzzle "
-        "camera helmet guitar wagon"
-    ),
-    "place": "kitchen garage office library bakery garden hallway museum station attic bank market",
-    "person": (
-        "my brother|your sister|the new guy|our neighbour|the boss|my cousin|the plumber|your uncle|the mayor|"
-        "grandma|the twins|that nurse"
-    ),
-    "time": "today|tonight|this morning|after lunch|before work|after work|at noon|on friday|this weekend|at five",
-}
-FILLERS = {slot: words.split("|") if "|" in words else words.split() for slot, words in FILLERS.items()}
-
-GROUP_TEMPLATES = {
-    "deed": (
-        "well, look what {person} did with the {thing}",
-        "so this is the {thing} you made {time}",
-        "you and your {thing} again, {name}",
-        "wow, {name}, you really did that {time}",
-        "i can't believe {person} brought the {thing} to the {place}",
-        "there it is, the famous {thing} of {name}",
-        "only you could do that to a {thing}, {name}",
-        "that is some {thing} you have there, {name}",
-        "{person} spent all day on that {thing}, and look at it",
-        "i have never seen anything like that {thing} at the {place}",
-    ),
-    "idea": (
-        "you want to take the {thing} to the {place} {time}",
-        "so {person} thinks we need another {thing}",
-        "a {thing} for the {place}, that is the idea",
-        "we could put the {thing} right in the {place}",
-        "you know what they say about a {thing} in the {place}",
-        "if {name} wants the {thing}, then that is how it goes",
-        "two of those at the {place}, and {person} pays",
-        "imagine {name} with a {thing} at the {place}",
-        "let {person} do it {time}, with the {thing}",
-        "everyone should have a {thing} at the {place}, {name}",
-    ),
-    "encounter": (
-        "oh, {name}, there you are {time}",
-        "hey, that is {person}, over by the {thing}",
-        "{name}, {person} is at the {place}",
-        "look, {name}, here is {person} from the {place}",
-        "okay, {name}, this is it, the {place}",
-        "right, {name}, {person} is here {time}",
-        "{name}, it is you and the {thing}",
-        "well, {person} is at the door with a {thing}",
-        "hey, everybody, {name} is at the {place}",
-        "so, {name}, that was {person}",
-    ),
-    "feeling": (
-        "oh, {name}, you did not have to carry the {thing}",
-        "i know about the {thing}, {name}, {person} told me",
-        "{name}, you stayed at the {place} because of me",
-        "you were all alone at the {place} {time}, {name}",
-        "i heard what {person} said about you {time}",
-        "all that trouble with the {thing}, only for me",
-        "{name}, come here, it was only a {thing}",
-        "you gave your {thing} to {person} {time}",
-        "nobody else came to the {place} {time}, only you",
-        "after all that happened with {person}, {name}, i mean it",
-    ),
-    "matter": (
-        "i have another {thing} in the {place}",
-        "the {thing} has to be at the {place} {time}",
-        "this {thing} goes to {person} {time}",
-        "{person} gave me the key to the {place}",
-        "there are forty boxes for {person} at the {place}",
-        "i have the {thing} and {name} has the list",
-        "somebody has to drive {person} to the {place} {time}",
-        "i am on at the {place} {time}, with {name}",
-        "my {thing} is the big one over at the {place}",
-        "{name}, the {place} opens {time}, and i have the {thing}",
-    ),
-}
-PLAIN_TEMPLATES = {
-    "Praise": (
-        "what a beautiful {thing}, {name}",
-        "you are so talented, {name}, i love the {thing}",
-        "{person} is the best singer at the {place}",
-        "great job with the {place} {time}",
-    ),
-    "Taunt": (
-        "did you lose a bet, or is that your real {thing}",
-        "aw, is little {name} going to cry {time}",
-        "nice try, {name}, my {thing} is smarter than you",
-        "genius, {name}, did you need a {thing} for that",
-    ),
-    "Complain": (
-        "ugh, this {thing} is broken again, i am sick of it",
-        "it is so unfair, i always have to clean the {place}",
-        "why does {person} never let me sleep {time}",
-        "i hate this {place}, nothing ever works here",
-    ),
-    "Criticize": (
-        "how could you be so careless with the {thing}",
-        "{name}, that was rude, you should be ashamed",
-        "this mess in the {place} is your fault, {name}",
-        "you lied to {person}, and that was wrong",
-    ),
-    "Agree": (
-        "yes, you are right about the {thing}",
-        "sure, {name}, sounds good to me",
-        "absolutely, i think so too, the {place} is fine",
-        "okay, deal, we meet {person} {time}",
-    ),
-    "Joke": (
-        "my {thing} and i are getting married {time}",
-        "just kidding, {person} is not a {thing}",
-        "if the {place} had legs, it would dance {time}",
-        "a {thing} walks into a bar and asks for {person}",
-    ),
-    "Advise": (
-        "you should talk to {person} {time}",
-        "if i were you, {name}, i would sell the {thing}",
-        "why don't you try the {place} {time}",
-        "maybe you had better ask {name} about the {thing}",
-    ),
-    "Oppose": (
-        "no, {name}, that is not true at all",
-        "i disagree, the {place} is a terrible choice",
-        "no way, we are not buying a {thing}",
-        "you are wrong about {person}, i am against it",
-    ),
-    "Introduce": (
-        "my name is {name} and i run the {place}",
-        "i would like you to meet {person}",
-        "let me present our new {thing}",
-        "this is my friend {name}, we met at the {place}",
-    ),
-    "Greet": (
-        "hi, {name}, good morning",
-        "hello and welcome to the {place}",
-        "hey, {name}, what's up {time}",
-        "good evening, {name}, good evening, everybody",
-    ),
-    "Leave": (
-        "bye, {name}, see you {time}",
-        "i have to go now, {person} is waiting",
-        "come on, {name}, let's get out of this {place}",
-        "i'm off to the {place}, goodbye",
-    ),
-    "Prevent": (
-        "stop, {name}, put the {thing} down",
-        "don't open the {place}, wait",
-        "no, no, don't touch that {thing}",
-        "hold it, {name}, you can't go into the {place}",
-    ),
-    "Comfort": (
-        "don't worry, {name}, it will be all right",
-        "it's not your fault, the {thing} was old",
-        "shh, calm down, {name}, i'm right here",
-        "cheer up, you will find another {thing}",
-    ),
-    "Thank": (
-        "thank you so much for the {thing}",
-        "thanks, {name}, i really appreciate it",
-        "i'm so grateful to {person}",
-        "thanks a lot for coming {time}, {name}",
-    ),
-    "Care": (
-        "are you okay, {name}, does it hurt",
-        "what's wrong, did {person} upset you",
-        "you look pale, {name}, did you eat {time}",
-        "how do you feel, {name}, are you cold",
-    ),
-    "Apologise": (
-        "i'm so sorry about the {thing}",
-        "sorry, {name}, that was my mistake",
-        "please forgive me, i forgot {person} {time}",
-        "i apologise, i never meant to break your {thing}",
-    ),
-    "Inform": (
-        "{person} called and left a message for {name}",
-        "the news says the {place} is closed {time}",
-        "just so you know, {name} moved to the {place}",
-        "they announced that the {thing} costs ten dollars",
-    ),
-    "Flaunt": (
-        "i am the greatest, i won a {thing} {time}",
-        "everyone envies my {thing}, i am so rich",
-        "nobody at the {place} is as strong as me",
-        "guess who got promoted {time}, this guy",
-    ),
-    "Arrange": (
-        "you take the {thing}, {name} takes the {place}",
-        "everybody meets in the {place} {time}, bring a {thing}",
-        "we split up, {name} starts with the {place}",
-        "i pick up {person} {time}, and you set the table",
-    ),
-    "Ask for help": (
-        "can you help me with the {thing}, please",
-        "could you do me a favor {time}, {name}",
-        "please, {name}, i need a hand in the {place}",
-        "excuse me, where can i find a {thing}",
-    ),
-}
+_TEMPLATES = json.loads(Path(__file__).with_name("utterances.json").read_text(encoding="utf-8"))
+# Slot → its fillers; group → templates that fit its intents alike; intent → templates that it alone uses.
+FILLERS, GROUP_TEMPLATES, PLAIN_TEMPLATES = (_TEMPLATES[name] for name in ("fillers", "group", "plain"))
 
 
 @dataclass
@@ -309,9 +114,7 @@ def burst_directions(width: int, seed: int) -> np.ndarray:
     return directions.T
 
 
-def _features(
-    value: int, width: int, frames: tuple[int, int], seed: int, rng: np.random.Generator
-) -> tuple[np.ndarray, tuple[int, int]]:
+def _features(value: int, width: int, frames: tuple[int, int], seed: int, rng: np.random.Generator):
     """Noise around an offset, with a short burst in the direction of `value`: (frames, width), (start, end)."""
     length = int(rng.integers(frames[0], frames[1] + 1))
     features = rng.standard_normal((length, width)) + 0.5 * rng.standard_normal(width)
@@ -384,12 +187,9 @@ def write_demo_corpus(
         The clips of each split, with where their bursts are.
 
     Raises:
-        ValueError: if `folder` exists and is not empty, or a count is not positive.
+        ValueError: if `folder` exists and is not empty.
     """
     clips_per_split = clips_per_split or CLIPS_PER_SPLIT
-    for split, count in clips_per_split.items():
-        if split not in CLIPS_PER_SPLIT or count < 1:
-            raise ValueError(f"`clips_per_split` takes counts above 0 for train, dev, test; got {split!r}: {count}")
     with folder_written_aside(folder) as partial:
         clips = {split: [] for split in clips_per_split}
         for split, clip in demo_clips(seed, clips_per_split):
@@ -402,6 +202,11 @@ def _write_files(folder: Path, clips: dict[str, list[DemoClip]]) -> None:
     every = [clip for of_split in clips.values() for clip in of_split]
     for modality, name in (("audio", "audio_data/wavlm_feats"), ("video", "video_data/swin_feats")):
         write_features(((clip.id, getattr(clip, modality)) for clip in every), folder / name, source=Path("demo.py"))
+    write_tables(folder, clips)
+
+
+def write_tables(folder: Path, clips: dict[str, list]) -> None:
+    """Write `train.tsv`, `dev.tsv` and `test.tsv` as MIntRec has them."""
     for split, of_split in clips.items():
         rows = ["season\tepisode\tclip\ttext\tlabel"]
         rows += [f"{clip.id.replace('_', chr(9))}\t{clip.text}\t{clip.label}" for clip in of_split]

@@ -6,8 +6,8 @@
 writes the demo corpus, mp4 files of drawn faces and made-up voices (clip_corpus.py says how they are made), turns them into
 features (log-mel and histograms of oriented gradients), builds a vocabulary from the training split, trains A-MESS with a
 small text encoder from scratch, and shows what each modality adds. Then it saves the model with an out-of-scope detector
-and its card, loads it back as the pipeline, shows three clear clips with the anchors that decided (words, and times in sound and
-picture), and writes the evaluation report with its plots. `app.py` and `predict_clip.py` take the same model.
+and its card, loads it back as the pipeline, shows three clear clips with the anchors that decided (words, and times in audio
+and video), and writes the evaluation report with its plots. `app.py` and `predict_clip.py` take the same model.
 """
 
 import math
@@ -15,6 +15,7 @@ import re
 import sys
 import time
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 import datasets
@@ -22,6 +23,7 @@ import torch
 from clip_corpus import CLEAR, CLIPS_PER_SPLIT, CorpusClip, corpus_clips, write_clip_corpus
 from demo_corpus import best_attainable_accuracy, demo_label_descriptions
 from transformers import BertConfig, BertTokenizer, HfArgumentParser, pipeline, set_seed
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.utils import logging
 
 from amess_hf import AMESSConfig, AMESSForIntentClassification, AMESSProcessor
@@ -47,14 +49,14 @@ from amess_hf.training import AMESSTrainer, AMESSTrainingArguments
 sys.path.append(str(Path(__file__).parents[1]))
 
 from predict_clip import merged_spans
+from progress import ProgressArguments, hide_progress_bars, progress_bars
 
 
 LOG_MEL, HOG = "log-mel", "hog"
-# Frames of sound and picture that the model takes: those of the longest clip, and some more.
+# Frames of audio and video that the model takes: those of the longest clip, and some more.
 MAX_AUDIO_LENGTH, MAX_VIDEO_LENGTH = 130, 26
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 ANCHOR_COLUMNS = {"best_anchor": 9, "all_anchors": 9, "chance": 5}
-MODALITY_NAMES = {"text": "words", "audio": "sound", "video": "picture"}
 
 
 @dataclass
@@ -130,6 +132,13 @@ def build_model(arguments: DemoArguments, labels: list[str], tokenizer: BertToke
     return AMESSForIntentClassification(config)
 
 
+class TrainingBar(ProgressCallback):
+    """The Trainer's progress bar, without its dictionaries of numbers."""
+
+    def on_log(self, *_, **__):
+        pass
+
+
 def train(arguments: DemoArguments, model, processor, collator, train_split) -> dict:
     """Train with the package's Trainer; its arguments. The text encoder starts from nothing and learns as fast as the rest."""
     training_arguments = AMESSTrainingArguments(
@@ -138,24 +147,18 @@ def train(arguments: DemoArguments, model, processor, collator, train_split) -> 
         learning_rate=1e-3,
         freeze_word_embeddings=False,
         seed=arguments.seed,
-        eval_strategy="no",
-        save_strategy="no",
-        logging_strategy="no",
+        **dict.fromkeys(("eval_strategy", "save_strategy", "logging_strategy"), "no"),
         load_best_model_at_end=False,
         report_to="none",
+        disable_tqdm=not logging.is_progress_bar_enabled(),
     )
-    AMESSTrainer(
-        model=model,
-        args=training_arguments,
-        processing_class=processor,
-        data_collator=collator,
-        train_dataset=train_split,
-    ).train()
+    trainer = AMESSTrainer(model, training_arguments, collator, train_split, processing_class=processor)
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    if not training_arguments.disable_tqdm:
+        trainer.add_callback(TrainingBar)
+    trainer.train()
     return training_arguments.to_dict()
-
-
-def names_of(modalities) -> str:
-    return ", ".join(MODALITY_NAMES[modality] for modality in modalities)
 
 
 def format_table(rows: list[dict], clips: list[CorpusClip]) -> str:
@@ -163,9 +166,14 @@ def format_table(rows: list[dict], clips: list[CorpusClip]) -> str:
     lines = ["| the model may use       | accuracy | at best |", "| ----------------------- | -------: | ------: |"]
     for row in rows:
         best = best_attainable_accuracy(clips, tuple(row["modalities"]))
-        label = "all" if len(row["modalities"]) == 3 else f"{names_of(row['modalities'])} only"
+        label = "all" if len(row["modalities"]) == 3 else f"{', '.join(row['modalities'])} only"
         lines.append(f"| {label:23} | {100 * row['accuracy']:6.1f} % | {100 * best:5.1f} % |")
     return "\n".join(lines)
+
+
+def shown_in(scene) -> dict[str, tuple[str | None, tuple[float, float]]]:
+    """Modality → what it shows, and in which seconds."""
+    return {"audio": (scene.tone, scene.tone_span), "video": (scene.face, scene.face_span)}
 
 
 def burst_spans(clips: list[CorpusClip]) -> dict[str, dict[str, tuple[int, int, int]]]:
@@ -173,14 +181,10 @@ def burst_spans(clips: list[CorpusClip]) -> dict[str, dict[str, tuple[int, int, 
     rates = {"audio": load_encoder("audio", LOG_MEL).frame_rate, "video": load_encoder("video", HOG).frame_rate}
     spans = {"audio": {}, "video": {}}
     for clip in clips:
-        scene = clip.scene
-        for modality, shown, (begin, end) in (
-            ("audio", scene.tone, scene.tone_span),
-            ("video", scene.face, scene.face_span),
-        ):
+        for modality, (shown, (begin, end)) in shown_in(clip.scene).items():
             if shown is not None:
-                rate = rates[modality]
-                spans[modality][clip.id] = int(begin * rate), math.ceil(end * rate), math.ceil(scene.seconds * rate)
+                frames = int(begin * rates[modality]), math.ceil(end * rates[modality])
+                spans[modality][clip.id] = *frames, math.ceil(clip.scene.seconds * rates[modality])
     return spans
 
 
@@ -190,7 +194,7 @@ def format_anchors(metrics: dict[str, dict[str, float]]) -> str:
     lines.append("| -------------------- | ----: | ----------: | ----------: | ------: |")
     for modality, values in metrics.items():
         shares = (f"{100 * values[key]:{width}.1f} %" for key, width in ANCHOR_COLUMNS.items())
-        lines.append(f"| {MODALITY_NAMES[modality]:20} | {values['clips']:5} | {' | '.join(shares)} |")
+        lines.append(f"| {modality:20} | {values['clips']:5} | {' | '.join(shares)} |")
     return "\n".join(lines)
 
 
@@ -203,18 +207,20 @@ def kept_anchors(anchors: list[dict]) -> list[dict]:
 def describe_prediction(clip: CorpusClip, answer: dict) -> str:
     """A few lines about one clip: what was said, the best intents, and the anchors with the times of tone and face."""
     first, second = (f"{best['label']} {best['score']:.0%}" for best in answer["predictions"][:2])
-    words = [anchor["word"] for anchor in sorted(kept_anchors(answer["anchors"]["text"]), key=lambda a: a["start"])]
+    words = [
+        anchor["word"].strip(",.?!")
+        for anchor in sorted(kept_anchors(answer["anchors"]["text"]), key=lambda a: a["start"])
+    ]
     lines = [
         f'"{clip.text}" ({clip.path})',
-        f"    intent   {first}, then {second}; labelled {clip.label}",
-        f"    words    {', '.join(words) or 'none'}",
+        f"    intent   {first}, then {second}; labeled {clip.label}",
+        f"    text     {', '.join(words) or 'none'}",
     ]
-    scene = clip.scene
-    for modality, shown, span in (("audio", scene.tone, scene.tone_span), ("video", scene.face, scene.face_span)):
+    for modality, (shown, span) in shown_in(clip.scene).items():
         spans = merged_spans(kept_anchors(answer["anchors"][modality]))
         times = ", ".join(f"{begin:.2f}-{end:.2f}" for begin, end in spans) or "none"
         burst = "nothing happens" if shown is None else f"{shown}: {span[0]:.2f}-{span[1]:.2f} s"
-        lines.append(f"    {MODALITY_NAMES[modality]:8} {times} s ({burst})")
+        lines.append(f"    {modality:8} {times} s ({burst})")
     return "\n".join(lines)
 
 
@@ -228,17 +234,13 @@ def choose_examples(clips: list[CorpusClip], count: int) -> list[CorpusClip]:
 
 
 def write_reports(model, dataset, collator, folder: Path, outputs: dict, detectors: list) -> dict[str, dict]:
-    """The evaluation reports on dev and test; split → metrics. Empty without Matplotlib."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
+    """The evaluation reports on dev and test; split → metrics. Empty without the extra that draws them."""
+    if find_spec("matplotlib") is None:
         return {}
-    return {
-        name: report(
-            model, dataset[split], collator, folder / name, name, detectors, outputs[split], outputs["validation"]
-        )
-        for name, split in (("dev", "validation"), ("test", "test"))
-    }
+    reports, dev = {}, outputs["validation"]
+    for name, split in (("dev", "validation"), ("test", "test")):
+        reports[name] = report(model, dataset[split], collator, folder / name, name, detectors, outputs[split], dev)
+    return reports
 
 
 def save(folder: Path, model, processor, detector, reports: dict[str, dict], training_arguments: dict) -> None:
@@ -251,26 +253,17 @@ def save(folder: Path, model, processor, detector, reports: dict[str, dict], tra
         if name != "per_class"
     }
     write_json(folder / "all_results.json", results)
-    try:
-        card = create_model_card(
-            model,
-            results,
-            "simulated clips of the demo",
-            detector=detector,
-            report=reports.get("test"),
-            license="apache-2.0",
-            language="en",
-            training_arguments=training_arguments,
-        )
-    except ImportError:  # of the same extra as the report
-        return
-    card.save(folder / "README.md")
+    if reports:
+        about = {"detector": detector, "report": reports["test"], "training_arguments": training_arguments}
+        about |= {"license": "apache-2.0", "language": "en"}
+        create_model_card(model, results, "simulated clips of the demo", **about).save(folder / "README.md")
 
 
 def run(arguments: DemoArguments) -> dict:
     """All of the demo; returns the rows of both tables and the accuracy of the reloaded model on the clips' files."""
     start = time.perf_counter()
     print("1. The corpus: simulated clips in the layout of MIntRec, in which no modality is enough alone.")
+    print("   On two cores drawing takes a minute, encoding one and training one; a second start keeps the clips.")
     folder, clips = prepare_corpus(arguments)
     dataset = load_features(folder, arguments.output_dir / "cache")
     labels = dataset["train"].features["label"].names
@@ -284,6 +277,7 @@ def run(arguments: DemoArguments) -> dict:
     processor = AMESSProcessor.for_model(model.config, tokenizer)
     collator = AMESSDataCollator(processor)
     training_arguments = train(arguments, model, processor, collator, dataset["train"])
+    hide_progress_bars()
 
     print(f"3. What each modality adds, on {len(clips)} test clips of speakers unseen (the others are masked):\n")
     outputs = {name: predict_clips(model, rows, collator) for name, rows in dataset.items()}
@@ -297,9 +291,9 @@ def run(arguments: DemoArguments) -> dict:
     reports = write_reports(model, dataset, collator, reported, outputs, detectors)
     save(saved, model, processor, detectors[0], reports, training_arguments)
     print(f"\n4. Saved in {saved}, and loaded back as the pipeline. Three clips:\n")
-    recognise = pipeline("intent-recognition", model=str(saved))
+    recognize = pipeline("intent-recognition", model=str(saved))
     asked = [{"clip": str(folder / clip.path), "text": clip.text} for clip in clips]
-    answers = recognise(asked, return_anchors=True, batch_size=16)
+    answers = recognize(asked, return_anchors=True, batch_size=16)
     shown = choose_examples(clips, 3)
     for clip, answer in zip(clips, answers, strict=True):
         if clip in shown:
@@ -312,17 +306,13 @@ def run(arguments: DemoArguments) -> dict:
 
 
 def main(arguments: list[str] | None = None) -> dict:
-    (arguments,) = HfArgumentParser(DemoArguments).parse_args_into_dataclasses(arguments)
+    parser = HfArgumentParser((DemoArguments, ProgressArguments), description=__doc__)
+    arguments, progress = parser.parse_args_into_dataclasses(arguments)
     logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    datasets.disable_progress_bars()
     # The tensors are too small to share: a second thread would only wait, and on a busy machine for long.
-    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    try:
+    with progress_bars(hidden=progress.disable_tqdm):
         return run(arguments)
-    finally:
-        torch.set_num_threads(threads)
 
 
 if __name__ == "__main__":

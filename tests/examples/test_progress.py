@@ -14,7 +14,7 @@ EXAMPLES = Path(progress.__file__).parent
 # Scripts that never show a bar, or that are no programs.
 WITHOUT_BARS = {
     "clip_corpus.py", "clip_writer.py", "demo_clips.py",
-    "demo_corpus.py", "demo_examples.py", "predict_clip.py", "run_demo.py", "summarize_results.py", "runner.py",
+    "demo_corpus.py", "demo_examples.py", "predict_clip.py", "summarize_results.py", "runner.py",
     "mir_common.py", "progress.py", "app.py", "app_view.py",
 }  # fmt: skip
 

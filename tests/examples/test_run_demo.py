@@ -25,9 +25,13 @@ def run_in(folder, *arguments):
     import contextlib
     import io
 
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
+    printed, bars = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(bars):
         result = run_demo.main(["--output_dir", str(folder), *arguments])
+    assert ["Drawing clips" in bars.getvalue(), "Encoding" in bars.getvalue()] == 2 * [
+        "--disable_tqdm" not in arguments
+    ]
+    assert "train_runtime" not in printed.getvalue() + bars.getvalue()
     return folder, result, printed.getvalue()
 
 
@@ -39,11 +43,12 @@ def test_it_prints_the_table_and_three_clips(demo_run):
     # One clip of each intent: it is the words of the whole group or the plain words of one.
     for row, best in zip(result["table"], (100, 50, 50, 20, 25, 10, 10), strict=True):
         assert f"| {100 * row['accuracy']:6.1f} % | {best:5.1f} % |" in printed
-    assert printed.count("    words    ") == printed.count("    intent   ") == 3
+    assert ",," not in printed and "two cores" in printed
+    assert printed.count("    text     ") == printed.count("    intent   ") == 3
     assert (
         len(
             re.findall(
-                r"    (?:sound|picture)  +(?:[\d.]+-[\d.]+|none).* s \(\w+(?:: [\d.]+-[\d.]+ s| happens)\)", printed
+                r"    (?:audio|video)  +(?:[\d.]+-[\d.]+|none).* s \(\w+(?:: [\d.]+-[\d.]+ s| happens)\)", printed
             )
         )
         == 6
