@@ -6,10 +6,12 @@ A file holds `{"dataset": name, "origin": {"model", "date", "prompt"}, "descript
 import json
 from pathlib import Path
 
+from .datasets_amess import DATASETS
+
 
 # Part of the installed package only: a checkpoint's folder has this file without them.
 DESCRIPTIONS_FOLDER = Path(__file__).parent / "data" / "label_descriptions"
-SHIPPED_DESCRIPTIONS = ("mintrec", "mintrec2.0")
+SHIPPED_DESCRIPTIONS = tuple(name for name, spec in DATASETS.items() if spec.described)
 
 
 def normalize_sentence(text: str) -> str:

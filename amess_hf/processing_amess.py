@@ -26,19 +26,6 @@ from .encoders_amess import AudioEncoder, VideoEncoder, encoder_class, load_enco
 
 logger = logging.get_logger(__name__)
 
-# The official labels, in the order of their authors' repositories.
-# fmt: off
-MINTREC_LABELS = [
-    "Complain", "Praise", "Apologise", "Thank", "Criticize", "Agree", "Taunt", "Flaunt", "Joke", "Oppose", "Comfort",
-    "Care", "Inform", "Advise", "Arrange", "Introduce", "Leave", "Prevent", "Greet", "Ask for help",
-]
-MINTREC2_LABELS = [
-    "Acknowledge", "Advise", "Agree", "Apologise", "Arrange", "Ask for help", "Asking for opinions", "Care", "Comfort",
-    "Complain", "Confirm", "Criticize", "Doubt", "Emphasize", "Explain", "Flaunt", "Greet", "Inform", "Introduce",
-    "Invite", "Joke", "Leave", "Oppose", "Plan", "Praise", "Prevent", "Refuse", "Taunt", "Thank", "Warn",
-]
-# fmt: on
-LABELS = {"mintrec": MINTREC_LABELS, "mintrec2.0": MINTREC2_LABELS}
 
 # Dimensions of one clip's array, by argument of the processor.
 _ARRAY_DIMS = {"audio": 1, "video": 4, "clip": 4, "frames": 4, "audio_features": 2, "video_features": 2}

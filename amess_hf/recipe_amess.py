@@ -9,21 +9,11 @@ from typing import Any
 from transformers.utils import logging
 
 from .configuration_amess import FEATURE_MODALITIES
+from .datasets_amess import DATASET_NAMES, DATASETS
 from .encoders_amess import encoder_class
-from .processing_amess import LABELS
 
 
 logger = logging.get_logger(__name__)
-
-# What `load_mintrec` calls the data sets.
-DATASET_NAMES = (*LABELS, "folder")
-
-# Tokens and frames that the published experiments on each data set keep.
-USUAL_LIMITS = {
-    "mintrec": {"text": 30, "audio": 480, "video": 230},
-    "mintrec2.0": {"text": 50, "audio": 400, "video": 180},
-}
-
 
 FEATURE_CONFIGS = ("audio_config", "video_config")
 
@@ -84,7 +74,7 @@ def dataset_name(split: Any) -> str | None:
     if split.info.config_name in DATASET_NAMES:
         return split.info.config_name
     names = getattr((split.features or {}).get("label"), "names", None)
-    return next((name for name, labels in LABELS.items() if names == labels), None)
+    return next((name for name, spec in DATASETS.items() if names == spec.labels), None)
 
 
 def feature_sizes(dataset: Any) -> dict[str, int]:
@@ -105,7 +95,7 @@ def usual_limits(names: Iterable[str | None], context_turns: int = 0) -> dict[st
         names (`Iterable[str]`): Names of data sets; those without published lengths are skipped.
         context_turns (`int`): Earlier turns of the dialogue that are read too.
     """
-    known = [USUAL_LIMITS[name] for name in names if name in USUAL_LIMITS]
+    known = [DATASETS[name].max_lengths for name in names if name in DATASETS]
     limits = {name: max(limit[name] for limit in known) for name in (known[0] if known else ())}
     if limits:
         limits["text"] *= 1 + context_turns
@@ -148,8 +138,6 @@ def config_fields_for(dataset: Any, context_turns: int | None = None) -> dict[st
 
 
 __all__ = [
-    "DATASET_NAMES",
-    "USUAL_LIMITS",
     "config_fields_for",
     "dataset_name",
     "feature_sizes",

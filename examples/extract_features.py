@@ -21,7 +21,7 @@ from transformers.hf_argparser import HfArg
 
 from amess_hf.data.clip_features import extract_features
 from amess_hf.data.feature_files import DTYPES
-from amess_hf.data.mintrec import DATASET_NAMES
+from amess_hf.datasets_amess import DATASET_NAMES
 
 
 @dataclass

@@ -38,8 +38,9 @@ from transformers import HfArgumentParser, set_seed
 from transformers.hf_argparser import HfArg
 from transformers.utils import logging
 
-from amess_hf.data.annotations import SPLIT_FILES, need_columns, read_tsv
-from amess_hf.data.labels import LABELS
+from amess_hf.data.annotations import read_rows
+from amess_hf.data.dataset_files import SPLIT_FILES
+from amess_hf.datasets_amess import DATASETS
 from amess_hf.descriptions_amess import (
     find_description_problems,
     normalize_sentence,
@@ -113,8 +114,8 @@ class GenerationError(Exception):
 
 def read_labels(value: str) -> list[str]:
     """The intent names of `--labels`: those of a data set, of a file, or the list itself."""
-    if value.lower() in LABELS:
-        return list(LABELS[value.lower()])
+    if value.lower() in DATASETS:
+        return DATASETS[value.lower()].labels
     path = Path(value)
     names = path.read_text(encoding="utf-8").splitlines() if path.is_file() else value.split(",")
     labels = [name.strip() for name in names if name.strip()]
@@ -135,8 +136,11 @@ def read_examples(path: Path | None, labels: list[str], count: int, seed: int) -
         return {}
     if path.stem.lower() not in SPLIT_FILES["train"] or not path.is_file():
         raise ValueError(f"--train_file {path}: needs the train.tsv of a data set; no other split may be shown")
-    rows = [row for _, row in read_tsv(path)]
-    need_columns(path, rows[0] if rows else {}, ("text", "label"))
+    rows = [row for _, row in read_rows(path)]
+    if not rows or not {"text", "label"} <= rows[0].keys():
+        raise ValueError(
+            f"{path}: no column text, label; its header names {', '.join(rows[0]) if rows else 'nothing'}"
+        )
     rng = random.Random(seed)
     texts = {
         label: {row["text"].strip() for row in rows if row["label"].strip().casefold() == label.casefold()}

@@ -42,8 +42,8 @@ from amess_hf.data.combining import (
     merge_datasets,
 )
 from amess_hf.data.dataset_files import NO_FEATURES
-from amess_hf.data.labels import LABELS
 from amess_hf.data.mintrec import with_feature_arrays
+from amess_hf.datasets_amess import DATASETS
 from amess_hf.descriptions_amess import describe_labels
 from amess_hf.evaluation import read_evidence_spans
 from amess_hf.evaluation.aggregation import (
@@ -754,7 +754,7 @@ def load_from_folder(name, folder, data_args, left_out=None):
         video_features=NO_FEATURES if data_args.video_encoder else data_args.video_features,
         context_turns=data_args.context_turns or 0,
         allow_missing_features=data_args.allow_missing_features,
-        allow_missing_clips=data_args.on_error == "skip",
+        on_error=data_args.on_error,
     )
     return add_clip_features(
         dataset,
@@ -787,7 +787,7 @@ def find_label_descriptions(data_args, labels) -> dict[str, list[str]] | None:
     """
     if data_args.label_descriptions is not None:
         return describe_labels(labels, data_args.label_descriptions)
-    shipped = [name for name in data_folders(data_args) if name in LABELS and data_args.label_granularity == "fine"]
+    shipped = [name for name in data_folders(data_args) if name in DATASETS and data_args.label_granularity == "fine"]
     try:
         return describe_labels(labels, shipped)
     except ValueError:

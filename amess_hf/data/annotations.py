@@ -1,25 +1,34 @@
-"""Annotation tables: rows of MIntRec, of MIntRec2.0 and of custom data, as one kind of record."""
+"""Annotation tables: rows of MIntRec, of MIntRec2.0 and of custom data, as one kind of record.
+
+[`read_annotations`] is the door: what it returns has known labels, unique ids and valid times.
+"""
 
 import csv
+import difflib
 import json
 import math
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 from transformers.utils import logging
 
-from ..configuration_amess import OUT_OF_SCOPE_LABEL
-from .labels import nearest
-from .safe_pickle import first_line
+from ..configuration_amess import FEATURE_MODALITIES, OUT_OF_SCOPE_LABEL
+from ..datasets_amess import DatasetSpec
+from .errors import first_line, first_of, require
 
 
 logger = logging.get_logger(__name__)
 
-# The file that holds each split: official names first, then common ones.
-SPLIT_FILES = {"train": ("train",), "validation": ("dev", "validation", "valid", "val"), "test": ("test",)}
+# Columns of custom data with paths, relative to the folder of the table.
+CLIP_COLUMNS = ("clip", "video", "audio")
+FEATURE_COLUMNS = tuple(f"{modality}_features" for modality in FEATURE_MODALITIES)
 
 # Fields that only some sources have, and the columns (lower case) that hold them.
 OPTIONAL_FIELDS = {
@@ -27,10 +36,8 @@ OPTIONAL_FIELDS = {
     "source": ("source",),
     "dialogue_id": ("dialogue_id",),
     "utterance_id": ("utterance_id",),
-    "start": ("start_timestamp", "start"),
-    "end": ("end_timestamp", "end"),
 }
-
+SPAN_FIELDS = {"start": ("start_timestamp", "start"), "end": ("end_timestamp", "end")}
 
 # A compressed table may expand to this many times its size; text expands to about ten times.
 TABLE_UNFOLD_LIMIT = 100
@@ -46,9 +53,9 @@ class Clip:
         text (`str`): What is said; may be empty.
         label (`str`): Name of the intent, spelled as in the label list, or `"UNK"`.
         where (`str`): File and line, for error messages.
+        split (`str`): `"train"`, `"validation"` or `"test"`.
         fields (`dict[str, Any]`): Further fields of the table: speaker, source, dialogue_id, utterance_id, start and
             end (seconds), and for custom data the paths of its files.
-        split (`str`): `"train"`, `"validation"` or `"test"`.
         context (`list[str]`): Earlier turns of the dialogue, oldest first, each `"speaker: text"`.
     """
 
@@ -56,8 +63,8 @@ class Clip:
     text: str
     label: str
     where: str
+    split: str
     fields: dict[str, Any] = field(default_factory=dict)
-    split: str = ""
     context: list[str] = field(default_factory=list)
 
     @property
@@ -66,41 +73,128 @@ class Clip:
         return self.label != OUT_OF_SCOPE_LABEL
 
 
-def find_split_files(folder: Path, suffixes: Iterable[str] = (".tsv",)) -> dict[str, Path]:
-    """Return {split: file} for the annotation tables directly in `folder`.
+def read_annotations(
+    tables: list[tuple[str, Path]],
+    spec: DatasetSpec | None,
+    scope: str = "in",
+    context_turns: int = 0,
+    turn_tables: dict[str, Path] | None = None,
+    on_error: str = "raise",
+) -> tuple[dict[str, list[Clip]], list[str]]:
+    """Read the tables of a data set and check them.
+
+    Args:
+        tables (`list[tuple[str, Path]]`): (split, table).
+        spec ([`DatasetSpec`], *optional*): The data set; None for custom data.
+        scope (`str`): `"in"`, `"out"` or `"all"`.
+        context_turns (`int`): Earlier turns of the dialogue to give each clip.
+        turn_tables (`dict[str, Path]`, *optional*): {split: table} with further turns.
+        on_error (`str`): See [`read_clips`].
+
+    Returns:
+        `tuple[dict[str, list[Clip]], list[str]]`: The clips by split, without empty splits, and the label names.
 
     Raises:
-        ValueError: If there are several tables for one split.
+        ValueError: If anything is wrong with a table, naming file and row.
     """
-    found = {}
-    for split, stems in SPLIT_FILES.items():
-        paths = [folder / (stem + suffix) for stem in stems for suffix in suffixes]
-        paths = [path for path in paths if path.is_file()]
-        if len(paths) > 1:
-            names = ", ".join(path.name for path in paths)
-            raise ValueError(f"{folder} holds several files for the split {split}: {names}; keep one of them")
-        if paths:
-            found[split] = paths[0]
-    return found
+    clips = [clip for split, path in tables for clip in read_clips(path, split, spec, on_error)]
+    labels = spec.labels if spec else _label_names(clips)
+    _resolve_labels(clips, labels)
+    splits = {}
+    for split in dict.fromkeys(split for split, _ in tables):
+        members = [clip for clip in clips if clip.split == split]
+        _check_unique(members)
+        if context_turns:
+            turn_table = (turn_tables or {}).get(split)
+            turns = read_clips(turn_table, split, spec) if turn_table else []
+            _add_context(members, turns + members, context_turns)
+        members = [clip for clip in members if scope == "all" or clip.in_scope == (scope == "in")]
+        splits |= {split: members} if members else {}
+    places = first_of([str(path) for _, path in tables])
+    require(splits, f"{places}: no clip of scope={scope!r}; choose another `scope`")
+    _warn_of_shared_ids(splits)
+    _warn_of_unseen_labels(splits)
+    return splits, labels
 
 
-def _read_separated(path: Path, **csv_options: Any) -> Iterator[tuple[str, dict[str, str]]]:
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        rows = csv.reader(lines, **csv_options)
-        try:
-            header = next(rows, [])
-            for row in filter(None, rows):
-                where = f"{path}:{rows.line_num}"
-                if len(row) != len(header):
-                    raise ValueError(f"{where}: {len(row)} cells, but the header names {len(header)}; correct the row")
-                yield where, _lower_columns(zip(header, row, strict=True), where)
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: not UTF-8 text ({error.reason}); save the file as UTF-8") from None
-        except csv.Error as error:
-            raise ValueError(f"{path}:{rows.line_num}: {error}; correct the row") from None
+def read_clips(path: Path, split: str, spec: DatasetSpec | None = None, on_error: str = "raise") -> list[Clip]:
+    """Read one table.
+
+    Custom data has the columns `text`, `label`; optionally `id`, those of `OPTIONAL_FIELDS` and `SPAN_FIELDS`, `clip`,
+    `video`, `audio` (paths of raw clips) and `audio_features`, `video_features` (paths of `.npy` files [frames, dim]).
+    Paths are relative to the folder of the table. A clip without id is named after its split and row. In a table that
+    `datasets` wrote, `label` is a number and the column `label_name` has the name.
+
+    Args:
+        path (`Path`): The table: tsv, csv, jsonl or parquet.
+        split (`str`): Its split.
+        spec ([`DatasetSpec`], *optional*): The data set; None for custom data.
+        on_error (`str`): `"raise"` where a raw clip does not exist, or `"skip"`: its path is kept, and the clip is left
+            out when it is encoded.
+
+    Raises:
+        ValueError: If a column is missing, a label is empty or -1, a cell holds several values, or a file is missing.
+    """
+    clips: list[Clip] = []
+    for number, (where, row) in enumerate(read_rows(path)):
+        missing = [column for column in (*(spec.id_columns if spec else ()), "text", "label") if column not in row]
+        found = first_of([" ".join(column.split())[:40] for column in row], most=20) if missing else ""
+        require(not missing, f"{path}: no column {', '.join(missing)}; its header names {found}")
+        fields = {name: as_text(value) for name, value in _cells(row, OPTIONAL_FIELDS).items()}
+        fields |= read_span(row, where)
+        if spec is None:
+            clip_id, label = _own_id(row, where) or f"{split}-{number}", _own_label(row, where)
+            fields |= _own_files(row, path, where, on_error)
+        else:
+            clip_id, label = spec.id_format.format(**row), as_text(row["label"])
+        clips.append(Clip(clip_id, _cell_text(row, "text", where), label, where, split, fields))
+    return clips
 
 
-def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+# Rows
+
+
+def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (`"file:line"`, {lower-case column: value}) for a csv, tsv, jsonl or parquet table.
+
+    Raises:
+        ValueError: If the table is of another kind, or a row cannot be read; the message names file and line.
+    """
+    require(path.suffix in READERS, f"{path}: not a {', '.join(READERS)} table")
+    for line, cells in READERS[path.suffix](path):
+        where, row = f"{path}:{line}", {}
+        for column, value in cells:
+            name = column.strip().lower()
+            twice = f"{where}: the column {column!r} appears twice; remove or rename one of them"
+            require(name not in row or not name, twice)
+            row[name] = value
+        yield where, row
+
+
+def _read_separated(path: Path, **options: Any) -> Iterator[tuple[int, Iterable[tuple[str, str]]]]:
+    """Read the cells as text, whatever they look like; the last line of a row stands for it."""
+    options |= {"header": None, "dtype": str, "keep_default_na": False, "skip_blank_lines": False}
+    try:
+        # This engine gives no cell where a row has none.
+        rows = pd.read_csv(path, encoding="utf-8-sig", engine="python", **options).to_numpy().tolist()
+    except pd.errors.EmptyDataError:
+        return
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text ({error.reason}); save the file as UTF-8") from None
+    except (pd.errors.ParserError, csv.Error) as error:
+        raise ValueError(f"{path}: {first_line(error)}; correct the row") from None
+    line, header = 0, []
+    for row in rows:
+        cells = [cell for cell in row if cell == cell]
+        line += 1 + sum(cell.count("\n") for cell in cells)
+        header = header or cells
+        if cells and cells is not header:
+            found = f"{path}:{line}: {len(cells)} cells, but the header names {len(header)}; correct the row"
+            require(len(cells) == len(header), found)
+            yield line, zip(header, cells, strict=True)
+
+
+def _read_jsonl(path: Path) -> Iterator[tuple[int, Iterable[tuple[str, Any]]]]:
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
@@ -112,144 +206,57 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 raise ValueError(f"{where}: not UTF-8 text ({error.reason}); save the file as UTF-8") from None
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"{where}: not a JSON object ({first_line(error)}); correct the line") from None
-            if not isinstance(row, dict):
-                raise ValueError(f"{where}: a JSON {type(row).__name__}, not an object with columns; correct the line")
-            yield where, _lower_columns(row.items(), where)
+            found = f"{where}: a JSON {type(row).__name__}, not an object with columns; correct the line"
+            require(isinstance(row, dict), found)
+            yield number, row.items()
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Build the dict of a JSON object, with unique names and encodable texts."""
-    for name, value in pairs:
-        name.encode()
-        if isinstance(value, str):
-            value.encode()
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{max(names, key=names.count)!r} appears twice")
-    return found
+    for text in (text for pair in pairs for text in pair if isinstance(text, str)):
+        text.encode()
+    names = [name for name, _ in pairs]
+    require(len(set(names)) == len(names), "a name appears twice")
+    return dict(pairs)
 
 
-def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+def _read_parquet(path: Path) -> Iterator[tuple[int, Iterable[tuple[str, Any]]]]:
     try:
         with pq.ParquetFile(path) as table:
-            _check_unfolding(path, _declared_bytes(table.metadata), table.metadata.num_rows)
+            groups = [table.metadata.row_group(group) for group in range(table.metadata.num_row_groups)]
+            _check_unfolding(path, sum(group.total_byte_size for group in groups), table.metadata.num_rows)
             unfolded = number = 0
             # Few rows at a time: a table may hold features.
             for batch in table.iter_batches(batch_size=64):
                 unfolded += batch.nbytes
                 _check_unfolding(path, unfolded, number)
-                columns = [column.to_pylist() for column in batch.columns]
-                for cells in zip(*columns, strict=True):
+                for cells in zip(*(column.to_pylist() for column in batch.columns), strict=True):
                     number += 1
-                    where = f"{path}:{number}"
-                    yield where, _lower_columns(zip(batch.schema.names, cells, strict=True), where)
+                    yield number, zip(batch.schema.names, cells, strict=True)
     except (pa.ArrowException, OSError, UnicodeDecodeError, OverflowError) as error:
         raise ValueError(f"{path}: not a readable Parquet file ({first_line(error)})") from None
-
-
-def _declared_bytes(metadata: Any) -> int:
-    return sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
 
 
 def _check_unfolding(path: Path, unfolded: int, rows: int) -> None:
     """Raise `ValueError` for a compressed table that is far larger than its file, or has more rows than its file has bytes."""
     size = path.stat().st_size
-    if unfolded > TABLE_UNFOLD_LIMIT * size + TABLE_UNFOLD_SLACK or rows > size:
-        raise ValueError(
-            f"{path}: a table of {size} bytes expands to {unfolded} bytes and {rows} rows or more; refused as a "
-            "decompression bomb"
-        )
+    require(
+        unfolded <= TABLE_UNFOLD_LIMIT * size + TABLE_UNFOLD_SLACK and rows <= size,
+        f"{path}: a table of {size} bytes expands to {unfolded} bytes and {rows} rows or more; refused as a "
+        "decompression bomb",
+    )
 
 
-def _lower_columns(cells: Iterable[tuple[str, Any]], where: str) -> dict[str, Any]:
-    """Return {lower-case column: value}.
-
-    Raises:
-        ValueError: If two columns have one name, of which only one could be read.
-    """
-    row: dict[str, Any] = {}
-    for column, value in cells:
-        name = column.strip().lower()
-        if name in row and name:
-            raise ValueError(f"{where}: the column {column!r} appears twice; remove or rename one of them")
-        row[name] = value
-    return row
-
-
-# The official tables are not quoted; a comma-separated table is quoted as spreadsheets do.
-read_tsv = partial(_read_separated, delimiter="\t", quoting=csv.QUOTE_NONE)
-
-READERS: dict[str, Callable[[Path], Iterator[tuple[str, dict[str, Any]]]]] = {
+READERS: dict[str, Callable[[Path], Iterator[tuple[int, Iterable[tuple[str, Any]]]]]] = {
     ".csv": _read_separated,
-    ".tsv": read_tsv,
+    # The official tables are not quoted; a comma-separated table is quoted as spreadsheets do.
+    ".tsv": partial(_read_separated, sep="\t", quoting=csv.QUOTE_NONE),
     ".jsonl": _read_jsonl,
     ".parquet": _read_parquet,
 }
 
 
-def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (`"file:line"`, {lower-case column: value}) for a csv, tsv, jsonl or parquet table.
-
-    Raises:
-        ValueError: If the table is of another kind, or a row cannot be read; the message names file and line.
-    """
-    if path.suffix not in READERS:
-        raise ValueError(f"{path}: not a {', '.join(READERS)} table")
-    yield from READERS[path.suffix](path)
-
-
-def need_columns(path: Path, row: dict[str, Any], columns: Iterable[str]) -> None:
-    """Raise `ValueError` if `row` of the table at `path` lacks one of `columns` (lower case)."""
-    missing = [column for column in columns if column not in row]
-    if missing:
-        found = first_of([" ".join(column.split())[:40] for column in row], most=20) or "nothing"
-        raise ValueError(f"{path}: no column {', '.join(missing)}; its header names {found}")
-
-
-def read_mintrec(path: Path) -> list[Clip]:
-    """Read a table of MIntRec: columns season, episode, clip, text, label; id `S05_E16_329`."""
-    return _read_official(path, ("season", "episode", "clip"), "{season}_{episode}_{clip}")
-
-
-def read_mintrec2(path: Path) -> list[Clip]:
-    """Read a table of MIntRec2.0: columns Dialogue_id, Utterance_id, Text, Label and others; id `dia0_utt3`."""
-    return _read_official(path, ("dialogue_id", "utterance_id"), "dia{dialogue_id}_utt{utterance_id}")
-
-
-def _read_official(path: Path, id_columns: tuple[str, ...], id_format: str) -> list[Clip]:
-    clips = []
-    for where, row in read_tsv(path):
-        if not clips:
-            need_columns(path, row, (*id_columns, "text", "label"))
-        fields = optional_fields(row, where)
-        clips.append(Clip(id_format.format(**row), row["text"].strip(), row["label"].strip(), where, fields))
-    return clips
-
-
-def optional_fields(row: dict[str, Any], where: str) -> dict[str, Any]:
-    """Return the fields of `row`: speaker, source, dialogue_id, utterance_id, start and end (seconds).
-
-    Raises:
-        ValueError: If `start` or `end` is not a time; the message begins with `where`.
-    """
-    fields = {}
-    for name, columns in OPTIONAL_FIELDS.items():
-        column = next((column for column in columns if column in row), None)
-        if column is not None:
-            value = row[column]
-            fields[name] = parse_seconds(value, where) if name in ("start", "end") else as_text(value)
-    check_span(fields.get("start"), fields.get("end"), where)
-    return fields
-
-
-def check_span(start: float | None, end: float | None, where: str) -> None:
-    """Raise `ValueError` if a clip would end before it starts."""
-    if start is not None and end is not None and start > end:
-        raise ValueError(f"{where}: `start` {start:g} s is after `end` {end:g} s; correct the cells")
+# Cells
 
 
 def as_text(value: Any) -> str:
@@ -257,39 +264,102 @@ def as_text(value: Any) -> str:
     return "" if value is None or value != value else str(value).strip()
 
 
-def need_text(row: dict[str, Any], column: str, where: str) -> str:
-    """Return the cell in `column` as text; a list or dict is not text.
+def read_span(row: dict[str, Any], where: str) -> dict[str, float | None]:
+    """Return `start` and `end` of a clip in seconds, as far as `row` has them.
 
     Raises:
-        ValueError: If the cell holds several values; the message begins with `where`.
+        ValueError: If one is not a time, or the clip would end before it starts; the message begins with `where`.
     """
-    value = row.get(column)
-    if isinstance(value, (list, dict, bytes)):
-        raise ValueError(f"{where}: `{column}` holds a {type(value).__name__}, not text; write one value")
-    return as_text(value)
+    span = {name: _seconds(value, where) for name, value in _cells(row, SPAN_FIELDS).items()}
+    start, end = span.get("start"), span.get("end")
+    ordered = start is None or end is None or start <= end
+    require(ordered, f"{where}: `start` {start or 0:g} s is after `end` {end or 0:g} s; correct the cells")
+    return span
 
 
-def parse_seconds(value: str | float | None, where: str) -> float | None:
+def _cells(row: dict[str, Any], fields: dict[str, tuple[str, ...]]) -> dict[str, Any]:
+    """Return the cells of `fields`; the first of a field's columns that `row` has counts."""
+    return {name: row[column] for name, columns in fields.items() for column in reversed(columns) if column in row}
+
+
+def _seconds(value: Any, where: str) -> float | None:
     """Return seconds from a number, from `00:01:02,345`, or None for an empty cell."""
-    if value is None or value == "" or value != value:
+    if not as_text(value):
         return None
     seconds = 0.0
     try:
         for part in str(value).replace(",", ".").split(":"):
             seconds = 60 * seconds + float(part)
-        if not 0 <= seconds < math.inf:
-            raise ValueError
     except ValueError:
-        raise ValueError(f"{where}: {str(value)[:40]!r} is not a time; write seconds or hh:mm:ss,mmm") from None
+        seconds = math.nan
+    found = f"{where}: {str(value)[:40]!r} is not a time; write seconds or hh:mm:ss,mmm"
+    require(0 <= seconds < math.inf, found)
     return seconds
 
 
-def first_of(names: Sequence[str], most: int = 8) -> str:
-    """Return the first `most` of `names` on one line, for a message, with `...` if there are more."""
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+def _cell_text(row: dict[str, Any], column: str, where: str) -> str:
+    value = row.get(column)
+    found = f"{where}: `{column}` holds a {type(value).__name__}, not text; write one value"
+    require(not isinstance(value, (list, dict, bytes)), found)
+    return as_text(value)
 
 
-def resolve_labels(clips: list[Clip], labels: Sequence[str]) -> None:
+def _own_id(row: dict[str, Any], where: str) -> str:
+    clip_id = _cell_text(row, "id", where)
+    found = f"{where}: `id` {ascii(clip_id[:40])} has invisible characters; give another"
+    require(clip_id.isprintable(), found)
+    return clip_id
+
+
+def _own_label(row: dict[str, Any], where: str) -> str:
+    label = _cell_text(row, "label_name" if "label_name" in row else "label", where)
+    found = "the label -1, which means out of scope only next to `label_name`" if label else "no label"
+    next_step = f"fill the cell, with {OUT_OF_SCOPE_LABEL} for an out-of-scope clip"
+    require(label not in ("", "-1"), f"{where}: {found}; {next_step}")
+    return label
+
+
+def _own_files(row: dict[str, Any], table: Path, where: str, on_error: str) -> dict[str, Path]:
+    files = {}
+    for column in (*CLIP_COLUMNS, *FEATURE_COLUMNS):
+        value = row.get(column)
+        if value in (None, ""):
+            continue
+        found = f"{where}: `{column}` holds a {type(value).__name__}, not a path"
+        next_step = "a table that holds the features themselves loads with `datasets.load_dataset`"
+        require(isinstance(value, str) and "\0" not in value, f"{found}; {next_step}")
+        path = table.parent / value
+        may_miss = on_error == "skip" and column in CLIP_COLUMNS
+        require(may_miss or path.is_file(), f"{where}: `{column}` {value} does not exist; correct the path")
+        files[column] = path.resolve()
+    return files
+
+
+# Labels and ids
+
+
+def _label_names(clips: list[Clip]) -> list[str]:
+    """Return the labels of in-scope clips, sorted.
+
+    Raises:
+        ValueError: If two labels look the same.
+    """
+    names: dict[str, str] = {}
+    for clip in clips:
+        if clip.label.casefold() != OUT_OF_SCOPE_LABEL.casefold():
+            name = names.setdefault(_as_seen(clip.label), clip.label)
+            found = f"{clip.where}: labels {ascii(name)} and {ascii(clip.label)} differ in case or invisible"
+            require(name == clip.label, f"{found} characters only; write one of them")
+    return sorted(names.values())
+
+
+def _as_seen(label: str) -> str:
+    """Normalize a label to what a reader sees: without case, invisible characters, and kinds and numbers of spaces."""
+    visible = [part for part in label if part.isspace() or unicodedata.category(part) not in ("Cc", "Cf")]
+    return " ".join(unicodedata.normalize("NFC", "".join(visible)).casefold().split())
+
+
+def _resolve_labels(clips: list[Clip], labels: Sequence[str]) -> None:
     """Give every clip its label in the spelling of `labels`, matched without case.
 
     Raises:
@@ -297,17 +367,25 @@ def resolve_labels(clips: list[Clip], labels: Sequence[str]) -> None:
     """
     spelling = {name.casefold(): name for name in (*labels, OUT_OF_SCOPE_LABEL)}
     for clip in clips:
-        label = spelling.get(clip.label.casefold())
-        if label is None:
+        if clip.label.casefold() not in spelling:
+            nearest = spelling[difflib.get_close_matches(clip.label.casefold(), spelling, n=1, cutoff=0.0)[0]]
             raise ValueError(
-                f"{clip.where}: unknown label {clip.label!r} of clip {clip.id}; "
-                f"the nearest known one is {nearest(clip.label, labels)!r}"
+                f"{clip.where}: unknown label {clip.label!r} of clip {clip.id}; the nearest known one is {nearest!r}"
             )
-        clip.label = label
+        clip.label = spelling[clip.label.casefold()]
 
 
-def warn_of_unseen_labels(splits: dict[str, list[Clip]]) -> None:
-    """Warn if clips have a label that no training clip has: a model cannot have learnt it."""
+def _check_unique(clips: list[Clip]) -> None:
+    """Raise `ValueError` if two clips of one split have the same id."""
+    seen: dict[str, str] = {}
+    for clip in clips:
+        first = seen.setdefault(clip.id, clip.where)
+        found = f"{clip.where}: clip id {clip.id} appears again, first at {first}; remove one of the rows"
+        require(first == clip.where, found)
+
+
+def _warn_of_unseen_labels(splits: dict[str, list[Clip]]) -> None:
+    """Warn if clips have a label that no training clip has: a model cannot have learned it."""
     seen = {clip.label for clip in splits.get("train", [])} | {OUT_OF_SCOPE_LABEL}
     for split, clips in splits.items():
         unseen = sorted({clip.label for clip in clips} - seen)
@@ -315,18 +393,7 @@ def warn_of_unseen_labels(splits: dict[str, list[Clip]]) -> None:
             logger.warning(f"{split} has {len(unseen)} labels that train lacks: {first_of(unseen)}")
 
 
-def check_unique(clips: list[Clip]) -> None:
-    """Raise `ValueError` if two clips of one split have the same id."""
-    seen: dict[str, str] = {}
-    for clip in clips:
-        if clip.id in seen:
-            raise ValueError(
-                f"{clip.where}: clip id {clip.id} appears again, first at {seen[clip.id]}; remove one of the rows"
-            )
-        seen[clip.id] = clip.where
-
-
-def warn_of_shared_ids(splits: dict[str, list[Clip]]) -> None:
+def _warn_of_shared_ids(splits: dict[str, list[Clip]]) -> None:
     """Warn if clips of two splits have the same id: either the same clip, or two that feature files cannot tell apart."""
     first: dict[str, str] = {}
     shared = [
@@ -339,20 +406,15 @@ def warn_of_shared_ids(splits: dict[str, list[Clip]]) -> None:
         )
 
 
-def add_context(clips: list[Clip], turns: list[Clip], context_turns: int) -> None:
+# Dialogues
+
+
+def _add_context(clips: list[Clip], turns: list[Clip], context_turns: int) -> None:
     """Give every clip the last `context_turns` turns of its dialogue before it, oldest first.
 
     Turns are ordered by `utterance_id`, whatever their order in the file. Turns that are not in the table are
     skipped, so the context reaches further back where an utterance in between is missing. A clip whose dialogue_id is
     empty belongs to no dialogue and gets none.
-
-    Args:
-        clips (`list[Clip]`): Clips of one split.
-        turns (`list[Clip]`): All clips of that split that may serve as context, including `clips`.
-        context_turns (`int`): Maximum number of turns to add.
-
-    Raises:
-        ValueError: If a clip has no `dialogue_id` or no integer `utterance_id`.
     """
     dialogues: dict[str, dict[int, Clip]] = {}
     for turn in filter(_in_dialogue, turns):
@@ -371,10 +433,8 @@ def _in_dialogue(clip: Clip) -> bool:
 
 def _place(clip: Clip) -> tuple[str, int]:
     dialogue_id, utterance_id = clip.fields.get("dialogue_id"), clip.fields.get("utterance_id")
-    if dialogue_id is None or utterance_id is None:
-        raise ValueError(
-            f"{clip.where}: `context_turns` needs the columns dialogue_id and utterance_id; leave `context_turns` at 0"
-        )
+    found = f"{clip.where}: `context_turns` needs the columns dialogue_id and utterance_id; leave `context_turns` at 0"
+    require(None not in (dialogue_id, utterance_id), found)
     try:
         return dialogue_id, int(utterance_id)
     except ValueError:

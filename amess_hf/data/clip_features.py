@@ -30,9 +30,9 @@ from transformers.utils import logging
 from ..clips_amess import Clip, ClipError
 from ..encoders_amess import AudioEncoder, VideoEncoder, load_encoder
 from ..processing_amess import write_text, written_aside
-from .annotations import as_text, check_span, first_of, parse_seconds, read_rows
-from .custom_data import CLIP_COLUMNS
+from .annotations import CLIP_COLUMNS, as_text, read_rows, read_span
 from .dataset_files import NO_FEATURES, RAW_CLIPS_FOLDER, find_clips, fingerprint
+from .errors import first_of
 from .feature_files import SafetensorsFeatures, recover_folder, write_features
 from .mintrec import load_mintrec, with_feature_arrays
 
@@ -391,8 +391,7 @@ def _table_rows(table: Path, folder: Path) -> Iterator[dict[str, Any]]:
         paths = {name: str(folder / row[name]) for name in CLIP_COLUMNS if row.get(name)}
         if not paths:
             raise ValueError(f"{where}: no path in `clip`, `audio` or `video`; fill one of the cells")
-        span = {name: parse_seconds(row.get(name), where) for name in ("start", "end")}
-        check_span(span["start"], span["end"], where)
+        span = read_span({name: row.get(name) for name in ("start", "end")}, where)
         yield {"id": as_text(row.get("id")) or f"{table.stem}-{number}", **paths, **span}
 
 

@@ -60,8 +60,7 @@ class AMESSDataCollator:
         batch = dict(self.processor.collate(rows))
         if "label" in rows[0]:
             batch["labels"] = torch.tensor([int(row["label"]) for row in rows])
-        if "teacher_logits" in rows[0]:
-            batch["teacher_logits"] = torch.tensor([list(row["teacher_logits"]) for row in rows], dtype=torch.float32)
-        if "candidate_mask" in rows[0]:
-            batch["candidate_mask"] = torch.tensor([list(row["candidate_mask"]) for row in rows], dtype=torch.bool)
+        for name, dtype in (("teacher_logits", torch.float32), ("candidate_mask", torch.bool)):
+            if name in rows[0]:
+                batch[name] = torch.tensor([list(row[name]) for row in rows], dtype=dtype)
         return batch

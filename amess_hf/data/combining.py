@@ -9,8 +9,9 @@ from datasets import ClassLabel, Dataset, DatasetDict, concatenate_datasets
 from transformers.utils import logging
 
 from ..configuration_amess import FEATURE_MODALITIES, OUT_OF_SCOPE_ID, AMESSConfig
+from ..datasets_amess import DATASETS
 from ..recipe_amess import feature_sizes, label_names
-from .labels import LABELS
+from .errors import require
 
 
 logger = logging.get_logger(__name__)
@@ -45,6 +46,27 @@ def with_labels(split: Dataset, ids: list[int], names: list[str], **columns: lis
     )
 
 
+def _in_labels(split: Dataset, names: list[str], dataset_name: str | None = None) -> Dataset:
+    """Return `split` with the label ids of `names`.
+
+    The labels that each clip may have follow; a clip of `dataset_name`, where it is given, may have the labels of `split`.
+    """
+    before = label_names(split)
+    new_ids = {before.index(name): index for index, name in enumerate(names) if name in before}
+    ids = [new_ids.get(label, OUT_OF_SCOPE_ID) for label in split["label"]]
+    columns = {}
+    if "candidate_mask" in split.column_names:
+        old_ids = {index: old for old, index in new_ids.items()}
+        columns["candidate_mask"] = [
+            [index in old_ids and mask[old_ids[index]] for index in range(len(names))]
+            for mask in split["candidate_mask"]
+        ]
+    elif dataset_name is not None:
+        columns["dataset"] = [dataset_name] * len(split)
+        columns["candidate_mask"] = [[name in before for name in names]] * len(split)
+    return with_labels(split, ids, names, **columns)
+
+
 def merge_datasets(datasets: dict[str, DatasetDict]) -> DatasetDict:
     """Merge several data sets into one, with the union of their labels.
 
@@ -60,45 +82,30 @@ def merge_datasets(datasets: dict[str, DatasetDict]) -> DatasetDict:
     Raises:
         ValueError: If features of one modality differ in width between the sets.
     """
-    labels = {name: labels_of(dataset) for name, dataset in datasets.items()}
-    union = list(dict.fromkeys(label for names in labels.values() for label in names))
+    names = list(dict.fromkeys(label for dataset in datasets.values() for label in labels_of(dataset)))
     _check_widths(datasets)
     splits = defaultdict(list)
     for name, dataset in datasets.items():
-        new_ids = [union.index(label) for label in labels[name]]
         for split_name, split in dataset.items():
             if split_name == "train":
                 split = _without_words_of(split, name, datasets)
-            splits[split_name].append(_in_labels(split, new_ids, union, name, new_ids))
-    shared = set.intersection(*[set(split.column_names) for group in splits.values() for split in group])
+            splits[split_name].append(_in_labels(split, names, name))
+    shared = sorted(set.intersection(*[set(split.column_names) for group in splits.values() for split in group]))
     return DatasetDict(
         {
-            split_name: concatenate_datasets([split.select_columns(sorted(shared)) for split in group])
+            split_name: concatenate_datasets([split.select_columns(shared) for split in group])
             for split_name, group in splits.items()
         }
     )
-
-
-def _in_labels(
-    split: Dataset, new_ids: list[int], names: list[str], dataset_name: str, candidates: list[int] | None
-) -> Dataset:
-    """`split` with label ids of `names`; where there are `candidates`, its clips can only have these labels."""
-    ids = [new_ids[label] if label >= 0 else OUT_OF_SCOPE_ID for label in split["label"]]
-    if candidates is None:
-        return with_labels(split, ids, names)
-    mask = [index in set(candidates) for index in range(len(names))]
-    return with_labels(split, ids, names, dataset=[dataset_name] * len(split), candidate_mask=[mask] * len(split))
 
 
 def _check_widths(datasets: dict[str, DatasetDict]) -> None:
     sizes = {name: feature_sizes(next(iter(dataset.values()))) for name, dataset in datasets.items()}
     for modality in FEATURE_MODALITIES:
         widths = {name: size[modality] for name, size in sizes.items() if modality in size}
-        if len(set(widths.values())) > 1:
-            raise ValueError(
-                f"the data sets have features of different widths: {modality} {widths}; leave them out "
-                f"(`--{modality}_features none`), or choose features of the same encoder"
-            )
+        found = f"the data sets have features of different widths: {modality} {widths}"
+        next_step = f"leave them out (`--{modality}_features none`), or choose features of the same encoder"
+        require(len(set(widths.values())) < 2, f"{found}; {next_step}")
 
 
 def words_of(text: str) -> str:
@@ -108,15 +115,10 @@ def words_of(text: str) -> str:
 
 def _without_words_of(split: Dataset, name: str, datasets: dict[str, DatasetDict]) -> Dataset:
     """`split` without the clips whose words occur in what another data set is evaluated on."""
-    evaluated = {
-        words_of(text)
-        for other, dataset in datasets.items()
-        if other != name
-        for split_name, other_split in dataset.items()
-        if split_name != "train"
-        for text in other_split["text"]
-    }
-    kept = [row for row, text in enumerate(split["text"]) if words_of(text) not in evaluated]
+    others = [dataset for other, dataset in datasets.items() if other != name]
+    scored = [split for dataset in others for split_name, split in dataset.items() if split_name != "train"]
+    words = {words_of(text) for other_split in scored for text in other_split["text"]}
+    kept = [row for row, text in enumerate(split["text"]) if words_of(text) not in words]
     logger.warning(
         f"{name}: {len(split) - len(kept)} training clips left out, because another data set is scored on the same words"
     )
@@ -151,11 +153,8 @@ def intents_to_hold_out(names: str, labels: list[str]) -> list[str]:
         return [name.strip() for name in names.split(",") if name.strip()]
     found = re.fullmatch(r"fold:(\d+)/(\d+)", names)
     fold, folds = map(int, found.groups()) if found else (0, 0)
-    if not 1 <= fold <= folds or not 2 <= folds <= len(labels):
-        raise ValueError(
-            f"`--hold_out_intents` is {names!r}; a fold is fold:K/N with K from 1 to N and N from 2 to {len(labels)}, the "
-            "number of intents"
-        )
+    known = f"a fold is fold:K/N with K from 1 to N and N from 2 to {len(labels)}, the number of intents"
+    require(1 <= fold <= folds and 2 <= folds <= len(labels), f"`--hold_out_intents` is {names!r}; {known}")
     return labels[fold - 1 :: folds]
 
 
@@ -172,20 +171,15 @@ def hold_out_intents(dataset: DatasetDict, intents: list[str]) -> DatasetDict:
         ValueError: If a name is not among the labels.
     """
     labels, wanted = labels_of(dataset), {intent.casefold() for intent in intents}
-    unknown = wanted - {label.casefold() for label in labels}
-    if unknown:
-        raise ValueError(f"`--hold_out_intents` names {sorted(unknown)}; the intents are {', '.join(labels)}")
-    seen = [index for index, label in enumerate(labels) if label.casefold() not in wanted]
-    new_ids = {index: position for position, index in enumerate(seen)}
-    splits = {}
-    for name, split in dataset.items():
-        split = split.select([row for row, label in enumerate(split["label"]) if label < 0 or label in new_ids])
-        columns = {}
-        if "candidate_mask" in split.column_names:
-            columns["candidate_mask"] = [[mask[index] for index in seen] for mask in split["candidate_mask"]]
-        ids = [new_ids.get(label, OUT_OF_SCOPE_ID) for label in split["label"]]
-        splits[name] = with_labels(split, ids, [labels[index] for index in seen], **columns)
-    return DatasetDict(splits)
+    unknown = sorted(wanted - {label.casefold() for label in labels})
+    require(not unknown, f"`--hold_out_intents` names {unknown}; the intents are {', '.join(labels)}")
+    names = [label for label in labels if label.casefold() not in wanted]
+    kept = set(map(labels.index, names))
+    splits = {
+        name: split.select([row for row, label in enumerate(split["label"]) if label < 0 or label in kept])
+        for name, split in dataset.items()
+    }
+    return DatasetDict({name: _in_labels(split, names) for name, split in splits.items()})
 
 
 def in_labels_of(config: AMESSConfig, dataset: DatasetDict, dataset_name: str) -> DatasetDict:
@@ -205,25 +199,11 @@ def in_labels_of(config: AMESSConfig, dataset: DatasetDict, dataset_name: str) -
     names, labels = [config.id2label[index] for index in range(config.num_labels)], labels_of(dataset)
     if names == labels:
         return dataset
-    unknown = [label for label in labels if label not in names]
-    if unknown:
-        raise ValueError(
-            f"the model does not know {', '.join(unknown)}; its labels are {', '.join(names)}. Use a data set that it "
-            "was trained on, or describe the intents with `model.set_label_descriptions`"
-        )
-    new_ids = [names.index(label) for label in labels]
-    splits = {}
-    for split_name, split in dataset.items():
-        if "candidate_mask" in split.column_names:
-            masks = [
-                [name in labels and mask[labels.index(name)] for name in names] for mask in split["candidate_mask"]
-            ]
-            ids = [new_ids[label] if label >= 0 else OUT_OF_SCOPE_ID for label in split["label"]]
-            splits[split_name] = with_labels(split, ids, names, candidate_mask=masks)
-        else:
-            candidates = new_ids if dataset_name in LABELS else None
-            splits[split_name] = _in_labels(split, new_ids, names, dataset_name, candidates)
-    return DatasetDict(splits)
+    unknown = ", ".join(label for label in labels if label not in names)
+    next_step = "Use a data set that it was trained on, or describe the intents with `model.set_label_descriptions`"
+    require(not unknown, f"the model does not know {unknown}; its labels are {', '.join(names)}. {next_step}")
+    own = dataset_name if dataset_name in DATASETS else None
+    return DatasetDict({name: _in_labels(split, names, own) for name, split in dataset.items()})
 
 
 __all__ = [

@@ -1,5 +1,7 @@
 """The files of a data set: where its folder keeps annotation tables, feature files and raw clips."""
 
+import glob
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,15 +10,19 @@ import xxhash
 from transformers.utils import logging
 
 from ..configuration_amess import CLIP_SUFFIXES
-from .annotations import READERS, SPLIT_FILES, find_split_files
+from ..datasets_amess import DatasetSpec
+from .annotations import READERS
+from .errors import require
 from .feature_files import INDEX_NAME, PICKLE_SUFFIXES
 
 
 logger = logging.get_logger(__name__)
 
-SCOPES = ("in", "out", "all")
 NO_FEATURES = "none"
 RAW_CLIPS_FOLDER = "raw_data"
+
+# The file that holds each split: official names first, then common ones.
+SPLIT_FILES = {"train": ("train",), "validation": ("dev", "validation", "valid", "val"), "test": ("test",)}
 
 # Files up to this size are hashed completely, larger ones by this many blocks.
 HASHED_WHOLE = 2**20
@@ -48,12 +54,14 @@ class DatasetFiles:
         return [*tables, *self.turn_tables.values(), *features]
 
 
-def find_dataset_files(root: Path, name: str, scope: str, chosen_features: dict[str, str | None]) -> DatasetFiles:
-    """Find the files of the data set `name` in the folder `root`.
+def find_dataset_files(
+    root: Path, spec: DatasetSpec | None, scope: str, chosen_features: dict[str, str | None]
+) -> DatasetFiles:
+    """Find the files of a data set in the folder `root`.
 
     Args:
         root (`Path`): Folder of the data set.
-        name (`str`): `"mintrec"`, `"mintrec2.0"` or `"folder"`.
+        spec ([`DatasetSpec`], *optional*): The data set; None for custom data.
         scope (`str`): `"in"`, `"out"` or `"all"`.
         chosen_features (`dict[str, str | None]`): {modality: name (`"wavlm_feats"`) or path of its features, `"none"`
             to leave them out, None for the only ones in the folder}.
@@ -62,20 +70,17 @@ def find_dataset_files(root: Path, name: str, scope: str, chosen_features: dict[
         ValueError: If `root` is not a folder or holds no annotation table, if a modality has several feature files
             and none is chosen, or the chosen one does not exist.
     """
-    if not root.is_dir():
-        raise ValueError(f"`data_dir` {root} is not a folder; give the folder that holds the annotation tables")
-    suffixes = tuple(READERS) if name == "folder" else (".tsv",)
-    folders = _table_folders(root, name, scope)
-    tables = [(split, path) for folder in folders for split, path in find_split_files(folder, suffixes).items()]
-    if not tables:
-        wanted = ", ".join(stems[0] for stems in SPLIT_FILES.values())
-        raise ValueError(
-            f"no {wanted} ({', '.join(suffixes)}) for scope={scope!r} in {', '.join(map(str, folders))}; "
-            "`data_dir` must hold at least one"
-        )
+    require(root.is_dir(), f"`data_dir` {root} is not a folder; give the folder that holds the annotation tables")
+    suffixes = (".tsv",) if spec else tuple(READERS)
+    folders = _table_folders(root, spec, scope) if spec else [root]
+    tables = [(split, path) for folder in folders for split, path in _find_split_files(folder, suffixes).items()]
+    wanted = ", ".join(stems[0] for stems in SPLIT_FILES.values())
+    places = ", ".join(map(str, folders))
+    missing = f"no {wanted} ({', '.join(suffixes)}) for scope={scope!r} in {places}"
+    require(tables, f"{missing}; `data_dir` must hold at least one")
     files = DatasetFiles(tables)
-    if name == "mintrec2.0":
-        files.turn_tables = find_split_files(root / "total")
+    everything = _folder_with_tables(root, spec.folders["all"]) if spec else None
+    files.turn_tables = _find_split_files(everything) if everything else {}
     for modality, chosen in chosen_features.items():
         paths = _feature_files([*folders, root], modality, chosen, root)
         if paths:
@@ -85,42 +90,40 @@ def find_dataset_files(root: Path, name: str, scope: str, chosen_features: dict[
     return files
 
 
-def _table_folders(root: Path, name: str, scope: str) -> list[Path]:
+def _find_split_files(folder: Path, suffixes: Iterable[str] = (".tsv",)) -> dict[str, Path]:
+    """Return {split: file} for the annotation tables directly in `folder`."""
+    found = {}
+    for split, stems in SPLIT_FILES.items():
+        paths = [folder / (stem + suffix) for stem in stems for suffix in suffixes]
+        paths = [path for path in paths if path.is_file()]
+        names = ", ".join(path.name for path in paths)
+        require(len(paths) < 2, f"{folder} holds several files for the split {split}: {names}; keep one of them")
+        if paths:
+            found[split] = paths[0]
+    return found
+
+
+def _table_folders(root: Path, spec: DatasetSpec, scope: str) -> list[Path]:
     """Return the folders whose tables together hold the clips of `scope`."""
-    if name == "folder":
-        return [root]
-    if name == "mintrec":
-        inside, outside, everything = root, _mintrec_out_of_scope(root), None
-    else:
-        inside, outside = root / "in-scope", _mintrec2_out_of_scope(root / "out-of-scope")
-        inside = inside if find_split_files(inside) else root
-        everything = root / "total"
+    inside, outside, everything = (_folder_with_tables(root, spec.folders[part]) for part in ("in", "out", "all"))
     if scope == "all":
         choices = [[everything], [inside, outside], [inside], [outside]]
     else:
         choices = [[inside if scope == "in" else outside], [everything]]
-    for folders in choices:
-        if all(folder is not None and find_split_files(folder) for folder in folders):
-            return folders
-    return [root]
+    return next((folders for folders in choices if all(folders)), [root])
 
 
-def _mintrec_out_of_scope(root: Path) -> Path | None:
-    """Return the folder of out-of-scope clips in that of MIntRec or next to it."""
-    candidates = [root / "MIntRec-OOD", root.parent / f"{root.name}-OOD", root.parent / "MIntRec-OOD"]
-    return next((folder for folder in candidates if find_split_files(folder)), None)
-
-
-def _mintrec2_out_of_scope(folder: Path) -> Path | None:
-    """Return the folder with tables: `folder` or one of its subfolders."""
-    if not folder.is_dir():
-        return None
-    candidates = [folder, *sorted(child for child in folder.iterdir() if child.is_dir())]
-    found = [candidate for candidate in candidates if find_split_files(candidate)]
-    if len(found) > 1:
-        names = ", ".join(candidate.name for candidate in found)
-        raise ValueError(f"{folder} holds several data sets: {names}; keep one of them")
-    return found[0] if found else None
+def _folder_with_tables(root: Path, patterns: list[str]) -> Path | None:
+    """Return the folder with tables that the first of `patterns` finds."""
+    for pattern in patterns:
+        pattern = pattern.format(folder=glob.escape(root.name))
+        paths = [Path(os.path.normpath(path)) for path in glob.glob(os.path.join(glob.escape(str(root)), pattern))]
+        found = sorted(path for path in paths if _find_split_files(path))
+        names = ", ".join(path.name for path in found)
+        require(len(found) < 2, f"{root / pattern} holds several data sets: {names}; keep one of them")
+        if found:
+            return found[0]
+    return None
 
 
 def _feature_files(folders: list[Path], modality: str, chosen: str | None, root: Path) -> list[Path]:
@@ -134,20 +137,18 @@ def _feature_files(folders: list[Path], modality: str, chosen: str | None, root:
     subfolder, argument = f"{modality}_data", f"{modality}_features"
     available = [_named_features(folder / subfolder) for folder in dict.fromkeys(folders)]
     names = sorted({name for by_name in available for name in by_name})
-    if chosen is None and len(names) > 1:
-        raise ValueError(f"{root} has several {subfolder}: {', '.join(names)}; choose one with `{argument}`")
-    if chosen is not None and chosen not in names:
-        found = ", ".join(names) or "none"
-        raise ValueError(f"`{argument}` {chosen!r} is neither a file nor in {subfolder} of {root}; found: {found}")
+    found = ", ".join(names) or "none"
+    one = chosen is not None or len(names) < 2
+    require(one, f"{root} has several {subfolder}: {found}; choose one with `{argument}`")
+    missing = f"`{argument}` {chosen!r} is neither a file nor in {subfolder} of {root}; found: {found}"
+    require(chosen is None or chosen in names, missing)
     return [by_name[name] for name in names if chosen in (None, name) for by_name in available if name in by_name]
 
 
 def _named_features(folder: Path) -> dict[str, Path]:
     """Return {name: path} of the feature files in `folder`, safetensors before the pickle of the same name."""
-    if not folder.is_dir():
-        return {}
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir(), key=_preference):
+    for path in sorted(folder.iterdir(), key=_preference) if folder.is_dir() else []:
         if (path / INDEX_NAME).is_file():
             found.setdefault(path.name, path)
         elif path.suffix == ".safetensors" or path.suffix in PICKLE_SUFFIXES:

@@ -6,13 +6,15 @@ A feature file maps clip ids to features [frames, dim]. Three forms are read:
 - **npy**: one file for each clip.
 - **pickle**, as the MIntRec archives are published, by a reader that runs no code. A pickle can only be read from
   start to end, so it is rewritten as safetensors once.
+
+[`open_features`] is the door. What is read from an opened file is float32 [frames, feature_size] and finite.
 """
 
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,10 +24,10 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
-from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from .safe_pickle import first_line, read_pickled_arrays
+from .errors import first_line, require
+from .safe_pickle import read_pickled_arrays
 
 
 logger = logging.get_logger(__name__)
@@ -40,35 +42,21 @@ NUMBER_DTYPES = frozenset("F64 F32 F16 BF16 F8_E4M3 F8_E5M2 I64 I32 I16 I8 U64 U
 _NOT_IN_NUMPY = (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 
 
-def as_frames(value: np.ndarray, clip_id: str, path: Path) -> np.ndarray:
-    """Return features as [frames, dim].
-
-    Args:
-        value (`np.ndarray`): Array [frames, dim] or [frames, 1, dim]; an empty array of one axis is a clip of zero
-            frames.
-        clip_id (`str`): The clip, for the message.
-        path (`Path`): The file, for the message.
-
-    Raises:
-        ValueError: For any other shape.
-    """
-    _frames_and_width(value.shape, clip_id, path)
-    if value.ndim == 3:
-        return value[:, 0]
-    return value if value.ndim == 2 else value.reshape(0, 0)
-
-
 def _frames_and_width(shape: Sequence[int], clip_id: str, path: Path) -> tuple[int, int]:
-    """Return how many frames features of `shape` have, and how wide they are; see [`as_frames`]."""
+    """Return how many frames features of `shape` have, and how wide they are; an empty axis alone is no frame."""
+    found = list(shape)
     if len(shape) == 3 and shape[1] == 1:
         shape = (shape[0], shape[2])
     if len(shape) == 1 and shape[0] == 0:
         shape = (0, 0)
-    if len(shape) != 2 or (shape[0] and not shape[1]):
-        raise ValueError(
-            f"{path}: clip {clip_id} has features of shape {list(shape)}; expected [frames, dim] or [frames, 1, dim]"
-        )
+    sound = len(shape) == 2 and (shape[1] or not shape[0])
+    require(sound, f"{path}: clip {clip_id} has features of shape {found}; expected [frames, dim] or [frames, 1, dim]")
     return shape[0], shape[1]
+
+
+def _as_frames(value: np.ndarray, clip_id: str, path: Path) -> np.ndarray:
+    """Return an array [frames, dim] or [frames, 1, dim] as [frames, dim]."""
+    return value.reshape(_frames_and_width(value.shape, clip_id, path))
 
 
 def cast_frames(frames: np.ndarray, dtype: str | np.dtype, clip_id: str, path: Path) -> np.ndarray:
@@ -79,17 +67,26 @@ def cast_frames(frames: np.ndarray, dtype: str | np.dtype, clip_id: str, path: P
     """
     with np.errstate(over="ignore"):
         cast = np.ascontiguousarray(frames, dtype=dtype)
-    if np.isinf(cast).any() and not np.isinf(frames).any():
-        raise ValueError(f"{path}: clip {clip_id} has values too large for {cast.dtype.name}; use a wider dtype")
+    fits = not np.isinf(cast).any() or np.isinf(frames).any()
+    require(fits, f"{path}: clip {clip_id} has values too large for {cast.dtype.name}; use a wider dtype")
     return cast
 
 
-def _of_width(frames: np.ndarray, feature_size: int | None, clip_id: str, path: Path) -> np.ndarray:
-    """Return `frames` if they are `feature_size` wide; a clip of zero frames, which may have any width, gets that width."""
+def _check_width(frames: np.ndarray, feature_size: int | None, clip_id: str, path: Path) -> None:
+    wide = f"{path}: clip {clip_id} is {frames.shape[1]} wide, other clips are {feature_size} wide"
+    require(not len(frames) or frames.shape[1] == feature_size, wide)
+
+
+def _checked(value: np.ndarray, feature_size: int | None, clip_id: str, path: Path) -> np.ndarray:
+    """Return float32 [frames, feature_size]; a clip of zero frames, which may have any width, gets that width."""
+    frames = _as_frames(value, clip_id, path)
     if not len(frames):
         return np.empty((0, feature_size or 0), np.float32)
-    if frames.shape[1] != feature_size:
-        raise ValueError(f"{path}: clip {clip_id} is {frames.shape[1]} wide, other clips are {feature_size} wide")
+    _check_width(frames, feature_size, clip_id, path)
+    frames = cast_frames(frames, "float32", clip_id, path)
+    finite = np.isfinite(frames).all(axis=1)
+    found = f"{path}: clip {clip_id} has NaN or infinite features, first in frame {int(np.argmin(finite))}"
+    require(finite.all(), f"{found}; extract the clip again")
     return frames
 
 
@@ -97,7 +94,7 @@ def read_pickle(path: str | os.PathLike) -> Iterator[tuple[str, np.ndarray]]:
     """Yield (clip id, features [frames, dim]) from a pickled dict of features; see `read_pickled_arrays`."""
     path = Path(path)
     for clip_id, value in read_pickled_arrays(path):
-        yield clip_id, as_frames(value, clip_id, path)
+        yield clip_id, _as_frames(value, clip_id, path)
 
 
 class NumpyFeatures:
@@ -105,38 +102,36 @@ class NumpyFeatures:
 
     Args:
         paths (`dict[str, Path]`): {clip: `.npy` file [frames, dim]}; clips may have any name.
+        source (`Path`, *optional*): What names the files.
 
     Attributes:
         feature_size (`int`, *optional*): Width of the features, None if no clip has a frame.
 
     Raises:
-        ValueError: If a file is not an array of numbers [frames, dim].
+        ValueError: If a file is not an array of numbers [frames, dim]; on reading, see [`SafetensorsFeatures`].
     """
 
-    def __init__(self, paths: dict[str, Path]):
-        self.paths = paths
-        shapes = (self._load(clip_id).shape for clip_id in paths)
-        self.feature_size = next((shape[1] for shape in shapes if shape[0]), None)
+    def __init__(self, paths: dict[str, Path], source: Path | None = None):
+        self.paths, self.source = paths, source
+        shapes = (_frames_and_width(self._load(clip_id).shape, clip_id, path) for clip_id, path in paths.items())
+        self.feature_size = next((width for frames, width in shapes if frames), None)
 
     def __contains__(self, clip_id: str) -> bool:
         return clip_id in self.paths
 
     def __getitem__(self, clip_id: str) -> np.ndarray:
         """Return the features of a clip, float32 [frames, feature_size]."""
-        path = self.paths[clip_id]
         # A copy, whatever the memory order of the numbers: the file is closed.
-        frames = cast_frames(np.array(self._load(clip_id)), "float32", clip_id, path)
-        return _of_width(frames, self.feature_size, clip_id, path)
+        return _checked(np.array(self._load(clip_id)), self.feature_size, clip_id, self.paths[clip_id])
 
     def _load(self, clip_id: str) -> np.ndarray:
         path = self.paths[clip_id]
         try:
-            frames = np.lib.format.open_memmap(path, mode="r")
+            array = np.lib.format.open_memmap(path, mode="r")
+            require(array.dtype.kind in "fiub", f"its dtype is {array.dtype}")
         except Exception as error:  # numpy raises many kinds of errors
             raise ValueError(f"{path}: not a readable .npy file of numbers ({first_line(error)})") from None
-        if frames.dtype.kind not in "fiub":
-            raise ValueError(f"{path}: not a readable .npy file of numbers (its dtype is {frames.dtype})")
-        return as_frames(frames, clip_id, path)
+        return array
 
 
 class SafetensorsFeatures:
@@ -145,24 +140,27 @@ class SafetensorsFeatures:
     Args:
         path (`str` or `os.PathLike`): A `.safetensors` file whose tensors are named by clip id, a folder with shards
             and an index, or the index itself.
+        source (`Path`, *optional*): The file that these features were made of, for messages.
 
     Attributes:
         feature_size (`int`, *optional*): Width of the features, None if no clip has a frame.
         metadata (`dict[str, Any]`): Metadata of the index.
 
     Raises:
-        ValueError: If a file is missing or damaged, or the index names a file elsewhere or a missing clip; on reading, if the tensor of a clip is not [frames, dim] of the
-            same width as the others.
+        ValueError: If a file is missing or damaged, or the index names a file elsewhere or a missing clip; on reading,
+            if the tensor of a clip is not [frames, dim] of the same width as the others, or not finite.
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike, source: Path | None = None):
         self.path = Path(path)
         if self.path.is_dir():
             self.path = self.path / INDEX_NAME
+        self.source = source or self.path
         self.metadata: dict[str, Any] = {}
+        self._open_files: dict[Path, Any] = {}
         self._shard_of = self._read_index() if self.path.suffix == ".json" else self._read_names()
         self.feature_size = self._read_width()
-        self._open_files: dict[Path, Any] = {}
+        self._open_files.clear()
 
     def _read_index(self) -> dict[str, Path]:
         try:
@@ -173,28 +171,22 @@ class SafetensorsFeatures:
             raise ValueError(f"{self.path}: not a readable index of shards ({first_line(error)})") from None
         for shard in shard_of.values():
             # A shard lies next to its index. Otherwise an index could name any file on this machine.
-            if (
-                not isinstance(shard, str)
-                or shard in ("", "..")
-                or Path(shard).name != shard
-                or not shard.isprintable()
-            ):
-                raise ValueError(
-                    f"{self.path}: names the shard {repr(shard)[:80]}; a shard is a file in the folder of the index"
-                )
+            beside = isinstance(shard, str) and shard not in ("", "..") and Path(shard).name == shard
+            found = f"{self.path}: names the shard {repr(shard)[:80]}; a shard is a file in the folder of the index"
+            require(beside and shard.isprintable(), found)
         return {clip_id: self.path.parent / shard for clip_id, shard in shard_of.items()}
 
     def _read_names(self) -> dict[str, Path]:
-        with self._opened(self.path) as file:
-            return dict.fromkeys(file.keys(), self.path)
+        return dict.fromkeys(self._opened(self.path).keys(), self.path)
 
     def _opened(self, shard: Path) -> Any:
         try:
-            return safe_open(shard, framework="pt")
+            if shard not in self._open_files:
+                self._open_files[shard] = safe_open(shard, framework="pt")
         except (OSError, SafetensorError) as error:
-            raise ValueError(
-                f"{shard}: not a readable safetensors file ({first_line(error)}); convert the features again"
-            ) from None
+            found = f"{shard}: not a readable safetensors file ({first_line(error)})"
+            raise ValueError(f"{found}; convert the features again") from None
+        return self._open_files[shard]
 
     def _read_width(self) -> int | None:
         """Return the width of the first clip that has frames, from the headers alone.
@@ -204,20 +196,16 @@ class SafetensorsFeatures:
         """
         by_shard: dict[Path, list[str]] = {}
         for clip_id, shard in self._shard_of.items():
-            if not clip_id.isprintable():
-                raise ValueError(f"{shard}: a clip id is {ascii(clip_id)[:40]}; give clips printable names")
+            require(clip_id.isprintable(), f"{shard}: a clip id is {ascii(clip_id)[:40]}; give clips printable names")
             by_shard.setdefault(shard, []).append(clip_id)
         width = None
         for shard, clip_ids in by_shard.items():
-            with self._opened(shard) as file:
-                missing = sorted(set(clip_ids) - set(file.keys()))
-                if missing:
-                    raise ValueError(
-                        f"{shard}: has no clip {missing[0]}, which {self.path.name} names; convert the features again"
-                    )
-                if width is None:
-                    shapes = (_frames_and_width(file.get_slice(clip).get_shape(), clip, shard) for clip in clip_ids)
-                    width = next((wide for count, wide in shapes if count), None)
+            file = self._opened(shard)
+            missing = sorted(set(clip_ids) - set(file.keys()))
+            found = f"{shard}: has no clip {''.join(missing[:1])}, which {self.path.name} names; convert the features again"
+            require(not missing, found)
+            shapes = (_frames_and_width(file.get_slice(clip).get_shape(), clip, shard) for clip in clip_ids)
+            width = width or next((wide for count, wide in shapes if count), None)
         return width
 
     def __contains__(self, clip_id: str) -> bool:
@@ -231,21 +219,58 @@ class SafetensorsFeatures:
 
     def __getitem__(self, clip_id: str) -> np.ndarray:
         """Return the features of a clip, float32 [frames, feature_size]."""
-        shard = self._shard_of[clip_id]
-        if shard not in self._open_files:
-            self._open_files[shard] = self._opened(shard)
+        file = self._opened(self._shard_of[clip_id])
+        dtype = file.get_slice(clip_id).get_dtype()
+        found = f"{self.source}: clip {clip_id} holds {dtype}, which features are not stored in"
+        require(dtype in NUMBER_DTYPES, found)
+        tensor = file.get_tensor(clip_id)
+        value = tensor.float().numpy() if tensor.dtype in _NOT_IN_NUMPY else tensor.numpy()
+        return _checked(value, self.feature_size, clip_id, self.source)
+
+
+def open_features(path: str | os.PathLike, converted: Path) -> SafetensorsFeatures:
+    """Open a feature file of any form.
+
+    Args:
+        path (`str` or `os.PathLike`): safetensors file, folder of shards, index, or pickle.
+        converted (`Path`): The folder for the converted form of a pickle.
+
+    Raises:
+        ValueError: If the file cannot be read.
+    """
+    path = Path(path)
+    if path.suffix not in PICKLE_SUFFIXES:
+        return SafetensorsFeatures(path)
+    converted.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{converted}.lock"):
         try:
-            part = self._open_files[shard].get_slice(clip_id)
-            if part.get_dtype() not in NUMBER_DTYPES:
-                raise ValueError(f"{shard}: clip {clip_id} holds {part.get_dtype()}, which features are not stored in")
-            if not _frames_and_width(part.get_shape(), clip_id, shard)[0]:
-                return np.empty((0, self.feature_size or 0), np.float32)
-            tensor = self._open_files[shard].get_tensor(clip_id)
-        except SafetensorError as error:
-            raise ValueError(f"{shard}: clip {clip_id} cannot be read ({first_line(error)})") from None
-        frames = tensor.float().numpy() if tensor.dtype in _NOT_IN_NUMPY else tensor.numpy()
-        frames = cast_frames(as_frames(frames, clip_id, shard), "float32", clip_id, shard)
-        return _of_width(frames, self.feature_size, clip_id, shard)
+            if converted.exists():
+                return SafetensorsFeatures(converted, path)
+            logger.warning(f"{path} is a pickle; rewriting it once as safetensors in {converted}")
+        except ValueError as error:
+            logger.warning(f"{first_line(error)}; {path} is converted again")
+            shutil.rmtree(converted)
+        convert_pickle(path, converted)
+    return SafetensorsFeatures(converted, path)
+
+
+def convert_pickle(path: str | os.PathLike, out: str | os.PathLike, *, dtype: str = "float32") -> Path:
+    """Rewrite a pickled feature file as safetensors shards with an index.
+
+    Args:
+        path (`str` or `os.PathLike`): The pickle; see [`read_pickle`].
+        out (`str` or `os.PathLike`): Folder to write; see [`write_features`].
+        dtype (`str`): `"float32"` or `"float16"`.
+
+    Returns:
+        `Path`: The folder.
+
+    Raises:
+        ValueError: See `read_pickled_arrays` and [`write_features`].
+    """
+    path = Path(path)
+    entries = logging.tqdm(read_pickle(path), desc=f"Reading {path.name}", unit=" clips")
+    return write_features(entries, out, source=path, dtype=dtype)
 
 
 def write_features(
@@ -279,10 +304,9 @@ def write_features(
             values do not fit into `dtype`.
     """
     out = Path(out)
-    if dtype not in DTYPES:
-        raise ValueError(f"`dtype` is {dtype!r}; choose one of {', '.join(DTYPES)}")
-    if not replace and out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise ValueError(f"{out}: already exists; choose another name or remove it")
+    require(dtype in DTYPES, f"`dtype` is {dtype!r}; choose one of {', '.join(DTYPES)}")
+    free = replace or not out.exists() or (out.is_dir() and not any(out.iterdir()))
+    require(free, f"{out}: already exists; choose another name or remove it")
     out.parent.mkdir(parents=True, exist_ok=True)
     _remove_orphans(out.parent)
     partial = out.with_name(f".{out.name}.{uuid.uuid4().hex}.partial")
@@ -345,9 +369,8 @@ def _write_shards(
         pending.clear()
 
     for clip_id, frames in entries:
-        if len(frames):
-            width = width or frames.shape[1]
-            _of_width(frames, width, clip_id, source)
+        width = width or (frames.shape[1] if len(frames) else None)
+        _check_width(frames, width, clip_id, source)
         pending[clip_id] = cast_frames(frames, dtype, clip_id, source)
         size += pending[clip_id].nbytes
         if size >= shard_bytes:
@@ -372,51 +395,3 @@ def _write_index(shards: list[list[str]], folder: Path, metadata: dict[str, Any]
     for shard in folder.glob("*.safetensors"):
         # The safetensors library writes files that only their owner can read.
         shutil.copymode(index_path, shard)
-
-
-def convert_pickle(path: str | os.PathLike, out: str | os.PathLike, *, dtype: str = "float32") -> Path:
-    """Rewrite a pickled feature file as safetensors shards with an index.
-
-    Args:
-        path (`str` or `os.PathLike`): The pickle; see [`read_pickle`].
-        out (`str` or `os.PathLike`): Folder to write; see [`write_features`].
-        dtype (`str`): `"float32"` or `"float16"`.
-
-    Returns:
-        `Path`: The folder.
-
-    Raises:
-        ValueError: See `read_pickled_arrays` and [`write_features`].
-    """
-    path = Path(path)
-    hidden = not logging.is_progress_bar_enabled()
-    entries = tqdm(read_pickle(path), desc=f"Reading {path.name}", unit=" clips", disable=hidden)
-    return write_features(entries, out, source=path, dtype=dtype)
-
-
-def open_features(path: str | os.PathLike, cache: Callable[[Path], Path]) -> SafetensorsFeatures:
-    """Open a feature file of any form.
-
-    Args:
-        path (`str` or `os.PathLike`): safetensors file, folder of shards, index, or pickle.
-        cache (`Callable[[Path], Path]`): Returns the folder for the converted form of a pickle.
-
-    Raises:
-        ValueError: If the file cannot be read.
-    """
-    path = Path(path)
-    if path.suffix not in PICKLE_SUFFIXES:
-        return SafetensorsFeatures(path)
-    converted = cache(path)
-    converted.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{converted}.lock"):
-        if converted.exists():
-            try:
-                return SafetensorsFeatures(converted)
-            except ValueError as error:
-                logger.warning(f"{first_line(error)}; {path} is converted again")
-                shutil.rmtree(converted)
-        else:
-            logger.warning(f"{path} is a pickle; rewriting it once as safetensors in {converted}")
-        convert_pickle(path, converted)
-    return SafetensorsFeatures(converted)

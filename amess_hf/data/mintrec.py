@@ -1,5 +1,7 @@
 """MIntRec, MIntRec2.0 and custom data as a `datasets.DatasetDict`.
 
+To add a data set, see [`DatasetSpec`] in `datasets_amess.py`; nothing has to be written here.
+
 MIntRec: Zhang et al., "MIntRec: A New Dataset for Multimodal Intent Recognition", ACM MM 2022.
 MIntRec2.0: Zhang et al., "MIntRec2.0: A Large-scale Benchmark Dataset for Multimodal Intent Recognition and
 Out-of-scope Detection in Conversations", ICLR 2024.
@@ -8,7 +10,7 @@ Out-of-scope Detection in Conversations", ICLR 2024.
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +23,11 @@ from datasets.fingerprint import Hasher
 from transformers.utils import logging
 
 from ..configuration_amess import FEATURE_MODALITIES, OUT_OF_SCOPE_ID
-from ..recipe_amess import DATASET_NAMES, dataset_name
-from .annotations import (
-    Clip,
-    add_context,
-    check_unique,
-    first_of,
-    read_mintrec,
-    read_mintrec2,
-    resolve_labels,
-    warn_of_shared_ids,
-    warn_of_unseen_labels,
-)
-from .custom_data import CLIP_COLUMNS, FEATURE_COLUMNS, label_names, read_custom_table
-from .dataset_files import NO_FEATURES, SCOPES, DatasetFiles, find_dataset_files, fingerprint
+from ..datasets_amess import DATASET_NAMES, DATASETS, DatasetSpec
+from .annotations import CLIP_COLUMNS, FEATURE_COLUMNS, Clip, read_annotations, read_clips
+from .dataset_files import NO_FEATURES, DatasetFiles, find_dataset_files, fingerprint
+from .errors import first_line, first_of, require
 from .feature_files import DTYPES, NumpyFeatures, cast_frames, open_features
-from .labels import COARSE_LABELS, LABELS, coarse_label
-from .safe_pickle import first_line
 
 
 logger = logging.get_logger(__name__)
@@ -45,18 +35,20 @@ logger = logging.get_logger(__name__)
 # Part of the cache's path: increase it whenever the rows that the builder writes change.
 VERSION = datasets.Version("1.0.0")
 
-GRANULARITIES = ("fine", "coarse")
+COARSE_LABELS = ["Emotion", "Goal"]
 
+# What each argument of `load_mintrec` may be.
+_CHOICES = {
+    "name": DATASET_NAMES,
+    "scope": ("in", "out", "all"),
+    "label_granularity": ("fine", "coarse"),
+    "dtype": DTYPES,
+    "on_error": ("raise", "skip"),
+}
 _FIELD_TYPES = {
-    "speaker": "string",
-    "source": "string",
-    "dialogue_id": "string",
-    "utterance_id": "string",
-    "start": "float64",
-    "end": "float64",
-    "clip": "string",
-    "audio": "string",
-    "video": "string",
+    **dict.fromkeys(("speaker", "source", "dialogue_id", "utterance_id"), "string"),
+    **dict.fromkeys(("start", "end"), "float64"),
+    **dict.fromkeys(("clip", "audio", "video"), "string"),
 }
 
 
@@ -71,191 +63,36 @@ class MIntRecConfig(datasets.BuilderConfig):
     video_features: str | None = None
     context_turns: int = 0
     allow_missing_features: bool = False
-    allow_missing_clips: bool = False
+    on_error: str = "raise"
     dtype: str = "float32"
+
+    @property
+    def spec(self) -> DatasetSpec | None:
+        """The data set; None for custom data."""
+        return DATASETS.get(self.name)
 
     def find_files(self) -> DatasetFiles:
         """Check the arguments and find the files; see [`find_dataset_files`]."""
-        allowed = {"name": DATASET_NAMES, "scope": SCOPES, "label_granularity": GRANULARITIES, "dtype": DTYPES}
-        for argument, values in allowed.items():
+        for argument, values in _CHOICES.items():
             value = getattr(self, argument)
-            if value not in values:
-                raise ValueError(f"`{argument}` is {value!r}; choose one of {', '.join(values)}")
-        if self.context_turns < 0:
-            raise ValueError(f"`context_turns` is {self.context_turns}; give 0 or more")
-        if self.name == "folder" and self.label_granularity == "coarse":
-            raise ValueError("`label_granularity='coarse'` is known for mintrec and mintrec2.0 only; use 'fine'")
-        if self.data_dir is None:
-            raise ValueError("`data_dir` is missing; give the folder that holds the annotation tables")
+            require(value in values, f"`{argument}` is {value!r}; choose one of {', '.join(values)}")
+        require(self.context_turns >= 0, f"`context_turns` is {self.context_turns}; give 0 or more")
+        known = self.label_granularity == "fine" or (self.spec and self.spec.emotions)
+        names = " and ".join(name for name, spec in DATASETS.items() if spec.emotions)
+        require(known, f"`label_granularity='coarse'` is known for {names} only; use 'fine'")
+        require(self.data_dir, "`data_dir` is missing; give the folder that holds the annotation tables")
         chosen = {modality: getattr(self, f"{modality}_features") for modality in FEATURE_MODALITIES}
-        return find_dataset_files(Path(self.data_dir), self.name, self.scope, chosen)
+        return find_dataset_files(Path(self.data_dir), self.spec, self.scope, chosen)
 
     def create_config_id(self, config_kwargs: dict, custom_features: datasets.Features | None = None) -> str:
         """Name the cache of this configuration; a changed file changes the name."""
         files = self.find_files()
         paths = files.paths()
-        if self.name == "folder":
-            clips = read_clips(files, self.name, self.allow_missing_clips)
+        if self.spec is None:
+            clips = [clip for split, path in files.tables for clip in read_clips(path, split, None, self.on_error)]
             paths += [clip.fields[column] for clip in clips for column in FEATURE_COLUMNS if column in clip.fields]
         state = [fingerprint(paths), sorted(files.clips.items())]
         return super().create_config_id({**config_kwargs, "fingerprint": Hasher.hash(state)}, custom_features)
-
-
-@dataclass
-class BuildPlan:
-    """What the builder writes.
-
-    Attributes:
-        splits (`dict[str, list[Clip]]`): Clips by split.
-        labels (`list[str]`): Names of the label ids.
-        features (`dict[str, ChainedFeatures]`): Features by modality.
-        columns (`list[str]`): Columns that only some data sets have.
-    """
-
-    splits: dict[str, list[Clip]]
-    labels: list[str]
-    features: dict[str, "ChainedFeatures"] = field(default_factory=dict)
-    columns: list[str] = field(default_factory=list)
-
-    @property
-    def clips(self) -> list[Clip]:
-        """The clips of all splits."""
-        return [clip for clips in self.splits.values() for clip in clips]
-
-
-def read_clips(files: DatasetFiles, name: str, allow_missing_clips: bool = False) -> list[Clip]:
-    """Read all annotation tables of the data set `name`."""
-    return [clip for split, path in files.tables for clip in read_table(path, name, split, allow_missing_clips)]
-
-
-def read_table(path: Path, name: str, split: str, allow_missing_clips: bool = False) -> list[Clip]:
-    """Read one annotation table of the data set `name`; every clip knows its split."""
-    readers = {"mintrec": read_mintrec, "mintrec2.0": read_mintrec2}
-    clips = readers[name](path) if name in readers else read_custom_table(path, split, allow_missing_clips)
-    for clip in clips:
-        clip.split = split
-    return clips
-
-
-def make_plan(config: MIntRecConfig, cache_dir: Path) -> BuildPlan:
-    """Read the annotation tables, check them, and open the feature files.
-
-    Args:
-        config ([`MIntRecConfig`]): What to read.
-        cache_dir (`Path`): Where the converted forms of pickled features are kept.
-
-    Raises:
-        ValueError: If anything is wrong with the files, naming file and row.
-    """
-    files = config.find_files()
-    clips = read_clips(files, config.name, config.allow_missing_clips)
-    labels = LABELS[config.name] if config.name in LABELS else label_names(clips)
-    resolve_labels(clips, labels)
-    splits = {split: [clip for clip in clips if clip.split == split] for split, _ in files.tables}
-    for split, members in splits.items():
-        check_unique(members)
-        if config.context_turns:
-            turn_table = files.turn_tables.get(split)
-            turns = read_table(turn_table, config.name, split) if turn_table else []
-            add_context(members, turns + members, config.context_turns)
-        wanted = {"in": [True], "out": [False], "all": [True, False]}[config.scope]
-        splits[split] = [clip for clip in members if clip.in_scope in wanted]
-    splits = {split: members for split, members in splits.items() if members}
-    warn_of_shared_ids(splits)
-    warn_of_unseen_labels(splits)
-    if not splits:
-        raise ValueError(f"{config.data_dir}: no clip of scope={config.scope!r} in its tables; choose another `scope`")
-    plan = BuildPlan(splits, COARSE_LABELS if config.label_granularity == "coarse" else labels)
-    plan.features = open_modalities(files, plan.clips, cache_dir)
-    if not config.allow_missing_features:
-        check_features_present(plan)
-    for clip in plan.clips:
-        own = next((clip.fields[column] for column in CLIP_COLUMNS if column in clip.fields), None)
-        if path := own or files.clips.get(clip.id):
-            clip.fields["clip"] = path
-    present = {name for clip in plan.clips for name in clip.fields}
-    plan.columns = [name for name in _FIELD_TYPES if name in present]
-    return plan
-
-
-def open_modalities(files: DatasetFiles, clips: list[Clip], cache_dir: Path) -> dict[str, "ChainedFeatures"]:
-    """Return {modality: features of the clips} for the modalities that the data set has."""
-
-    def cached(path: Path) -> Path:
-        return cache_dir / "amess_features" / f"{path.stem}-{fingerprint([path])}"
-
-    features = {}
-    for modality in FEATURE_MODALITIES:
-        column = f"{modality}_features"
-        # A clip's own file belongs to its row: two splits may number their clips alike.
-        own_files = {clip.where: clip.fields[column] for clip in clips if column in clip.fields}
-        parts = [(path, "id", open_features(path, cached)) for path in files.features.get(modality, [])]
-        if own_files:
-            parts.append((files.tables[0][1], "where", NumpyFeatures(own_files)))
-        chained = ChainedFeatures(parts)
-        if chained.feature_size:
-            features[modality] = chained
-        elif parts:
-            logger.warning(f"{parts[0][0]}: no clip has a frame of {modality}; the modality is left out")
-    return features
-
-
-class ChainedFeatures:
-    """Features of several files as one; the first file that holds a clip counts.
-
-    Args:
-        parts (`list[tuple[Path, str, Any]]`): (path to name in errors, attribute of a clip that is its key there,
-            features that map the key to [frames, dim] and know their `feature_size`).
-
-    Attributes:
-        feature_size (`int`): Width of the features, 0 if no clip has a frame.
-
-    Raises:
-        ValueError: If two files have features of different width.
-    """
-
-    def __init__(self, parts: list[tuple[Path, str, Any]]):
-        widths = {path: part.feature_size for path, _, part in parts if part.feature_size}
-        if len(set(widths.values())) > 1:
-            found = ", ".join(f"{path}: {width}" for path, width in widths.items())
-            raise ValueError(f"features of different width ({found}); choose files of one kind")
-        self.parts = parts
-        self.feature_size = next(iter(widths.values()), 0)
-
-    def __contains__(self, clip: Clip) -> bool:
-        return any(getattr(clip, key) in part for _, key, part in self.parts)
-
-    def __getitem__(self, clip: Clip) -> np.ndarray:
-        """Return float32 [frames, feature_size], of zero frames for a clip that has none.
-
-        Raises:
-            ValueError: If a number is NaN or infinite.
-        """
-        for path, key, part in self.parts:
-            if getattr(clip, key) in part:
-                return _finite(part[getattr(clip, key)], clip.id, path)
-        return np.empty((0, self.feature_size), np.float32)
-
-
-def _finite(frames: np.ndarray, clip_id: str, path: Path) -> np.ndarray:
-    finite = np.isfinite(frames).all(axis=1)
-    if not finite.all():
-        raise ValueError(
-            f"{path}: clip {clip_id} has NaN or infinite features, first in frame {int(np.argmin(finite))}; "
-            "extract the clip again"
-        )
-    return frames
-
-
-def check_features_present(plan: BuildPlan) -> None:
-    """Raise `ValueError`, listing clips, if some have no features of a modality that the data set has."""
-    for modality, features in plan.features.items():
-        missing = [clip.id for clip in plan.clips if clip not in features]
-        if missing:
-            raise ValueError(
-                f"{features.parts[0][0]}: no {modality} features for {len(missing)} clips: {first_of(missing)}; "
-                "set `allow_missing_features` to treat the modality as absent there"
-            )
 
 
 class MIntRec(datasets.GeneratorBasedBuilder):
@@ -281,46 +118,116 @@ class MIntRec(datasets.GeneratorBasedBuilder):
         return folder
 
     def _split_generators(self, dl_manager: datasets.DownloadManager) -> list[datasets.SplitGenerator]:
-        self.plan = make_plan(self.config, Path(self._cache_dir_root))
-        self.info.features = self._features()
-        return [datasets.SplitGenerator(name=split, gen_kwargs={"split": split}) for split in self.plan.splits]
+        config, files = self.config, self.config.find_files()
+        self.clips, labels = read_annotations(
+            files.tables, config.spec, config.scope, config.context_turns, files.turn_tables, config.on_error
+        )
+        self.labels = COARSE_LABELS if config.label_granularity == "coarse" else labels
+        clips = [clip for members in self.clips.values() for clip in members]
+        self.features = _open_modalities(files, clips, Path(self._cache_dir_root) / "amess_features")
+        if not config.allow_missing_features:
+            _check_features_present(self.features, clips)
+        for clip in clips:
+            own = next((clip.fields[column] for column in CLIP_COLUMNS if column in clip.fields), None)
+            if path := own or files.clips.get(clip.id):
+                clip.fields["clip"] = path
+        present = {name for clip in clips for name in clip.fields}
+        self.columns = [name for name in _FIELD_TYPES if name in present]
+        self.info.features = self._columns()
+        return [datasets.SplitGenerator(name=split, gen_kwargs={"split": split}) for split in self.clips]
 
-    def _features(self) -> datasets.Features:
+    def _columns(self) -> datasets.Features:
         columns = {
             "id": datasets.Value("string"),
             "text": datasets.Value("string"),
-            "label": datasets.ClassLabel(names=self.plan.labels),
+            "label": datasets.ClassLabel(names=self.labels),
             "label_name": datasets.Value("string"),
             "in_scope": datasets.Value("bool"),
         }
-        columns.update({name: datasets.Value(_FIELD_TYPES[name]) for name in self.plan.columns})
+        columns.update({name: datasets.Value(_FIELD_TYPES[name]) for name in self.columns})
         if self.config.context_turns:
             columns["context"] = datasets.Sequence(datasets.Value("string"))
-        for modality, features in self.plan.features.items():
+        for modality, features in self.features.items():
             # The first axis varies. Rows of this type are returned as numpy arrays without going through lists.
             columns[f"{modality}_features"] = datasets.Array2D((None, features.feature_size), self.config.dtype)
         return datasets.Features(columns)
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        for number, clip in enumerate(self.plan.splits[split]):
+        for number, clip in enumerate(self.clips[split]):
             yield number, self._example(clip)
 
     def _example(self, clip: Clip) -> dict[str, Any]:
         label_name = clip.label
         if clip.in_scope and self.config.label_granularity == "coarse":
-            label_name = coarse_label(clip.label)
-        label = self.plan.labels.index(label_name) if clip.in_scope else OUT_OF_SCOPE_ID
+            label_name = COARSE_LABELS[clip.label not in self.config.spec.emotions]
+        label = self.labels.index(label_name) if clip.in_scope else OUT_OF_SCOPE_ID
         example = {"id": clip.id, "text": clip.text, "label": label, "label_name": label_name}
         example["in_scope"] = clip.in_scope
-        for name in self.plan.columns:
+        for name in self.columns:
             value = clip.fields.get(name)
             example[name] = str(value) if isinstance(value, Path) else value
         if self.config.context_turns:
             example["context"] = clip.context
-        for modality, features in self.plan.features.items():
-            frames, path = features[clip], features.parts[0][0]
-            example[f"{modality}_features"] = cast_frames(frames, self.config.dtype, clip.id, path)
+        for modality, features in self.features.items():
+            example[f"{modality}_features"] = cast_frames(
+                features[clip], self.config.dtype, clip.id, features.parts[0][1].source
+            )
         return example
+
+
+def _open_modalities(files: DatasetFiles, clips: list[Clip], cache_dir: Path) -> dict[str, "_ChainedFeatures"]:
+    """Return {modality: features of the clips} for the modalities that the data set has."""
+    opened = {}
+    for modality in FEATURE_MODALITIES:
+        column = f"{modality}_features"
+        paths = files.features.get(modality, [])
+        parts = [("id", open_features(path, cache_dir / f"{path.stem}-{fingerprint([path])}")) for path in paths]
+        # A clip's own file belongs to its row: two splits may number their clips alike.
+        own_files = {clip.where: clip.fields[column] for clip in clips if column in clip.fields}
+        parts += [("where", NumpyFeatures(own_files, files.tables[0][1]))] if own_files else []
+        chained = _ChainedFeatures(parts)
+        if chained.feature_size:
+            opened[modality] = chained
+        elif parts:
+            logger.warning(f"{parts[0][1].source}: no clip has a frame of {modality}; the modality is left out")
+    return opened
+
+
+class _ChainedFeatures:
+    """Features of several files as one; the first file that holds a clip counts.
+
+    Args:
+        parts (`list[tuple[str, Any]]`): (attribute of a clip that is its key in the file, opened feature file).
+
+    Attributes:
+        feature_size (`int`): Width of the features, 0 if no clip has a frame.
+
+    Raises:
+        ValueError: If two files have features of different width.
+    """
+
+    def __init__(self, parts: list[tuple[str, Any]]):
+        widths = {part.source: part.feature_size for _, part in parts if part.feature_size}
+        found = ", ".join(f"{path}: {width}" for path, width in widths.items())
+        require(len(set(widths.values())) < 2, f"features of different width ({found}); choose files of one kind")
+        self.parts = parts
+        self.feature_size = next(iter(widths.values()), 0)
+
+    def __contains__(self, clip: Clip) -> bool:
+        return any(getattr(clip, key) in part for key, part in self.parts)
+
+    def __getitem__(self, clip: Clip) -> np.ndarray:
+        """Return float32 [frames, feature_size], of zero frames for a clip that has none."""
+        part = next(((key, part) for key, part in self.parts if getattr(clip, key) in part), None)
+        return np.empty((0, self.feature_size), np.float32) if part is None else part[1][getattr(clip, part[0])]
+
+
+def _check_features_present(opened: dict[str, _ChainedFeatures], clips: list[Clip]) -> None:
+    """Raise `ValueError`, listing clips, if some have no features of a modality that the data set has."""
+    for modality, features in opened.items():
+        missing = [clip.id for clip in clips if clip not in features]
+        found = f"{features.parts[0][1].source}: no {modality} features for {len(missing)} clips: {first_of(missing)}"
+        require(not missing, f"{found}; set `allow_missing_features` to treat the modality as absent there")
 
 
 def load_mintrec(
@@ -333,7 +240,7 @@ def load_mintrec(
     video_features: str | None = None,
     context_turns: int = 0,
     allow_missing_features: bool = False,
-    allow_missing_clips: bool = False,
+    on_error: str = "raise",
     dtype: str = "float32",
     cache_dir: str | os.PathLike | None = None,
 ) -> datasets.DatasetDict:
@@ -353,7 +260,8 @@ def load_mintrec(
         video_features (`str`, *optional*): The same for video (`"swin_roi"`, `"swin_feats"`, `"video_feats"`).
         context_turns (`int`): Number of earlier turns of the dialogue to give as the column `context`.
         allow_missing_features (`bool`): Treat a clip without features as one of zero frames; otherwise it is an error.
-        allow_missing_clips (`bool`): Keep paths of raw clips that do not exist; otherwise they are an error.
+        on_error (`str`): `"raise"` where a raw clip does not exist, or `"skip"`: its path is kept, and
+            `add_clip_features` leaves the clip out.
         dtype (`str`): How features are stored, `"float32"` or `"float16"` (half the space; rows come back as float32).
         cache_dir (`str` or `os.PathLike`, *optional*): Where the built data set is kept; by default in the cache of
             `datasets`.
@@ -382,7 +290,7 @@ def load_mintrec(
         "video_features": video_features,
         "context_turns": context_turns,
         "allow_missing_features": allow_missing_features,
-        "allow_missing_clips": allow_missing_clips,
+        "on_error": on_error,
         "dtype": dtype,
     }
     try:
@@ -401,7 +309,7 @@ class _DamagedCacheError(ValueError):
     """The built data set cannot be read, or is incomplete."""
 
 
-def _build(arguments: dict[str, Any], mode: datasets.DownloadMode) -> tuple["MIntRec", datasets.DatasetDict]:
+def _build(arguments: dict[str, Any], mode: datasets.DownloadMode) -> tuple[MIntRec, datasets.DatasetDict]:
     """Build the data set, or read it from the cache of an earlier call.
 
     Raises:
@@ -443,4 +351,4 @@ def _feature_columns(features: datasets.Features) -> list[str]:
     return [column for column in FEATURE_COLUMNS if column in features]
 
 
-__all__ = ["MIntRec", "MIntRecConfig", "dataset_name", "load_mintrec", "with_feature_arrays"]
+__all__ = ["MIntRec", "MIntRecConfig", "load_mintrec", "with_feature_arrays"]

@@ -28,6 +28,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from .errors import first_line
+
 
 # A file may expand to this many times its own size (shared rows, float16 widened to float32). More is a bomb.
 UNFOLD_LIMIT = 16
@@ -700,9 +702,3 @@ def _plain_row(row: Any) -> Any:
     if isinstance(row, (list, tuple)) and all(type(number) in (int, float, bool) for number in row):
         return row
     return None
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error, for a message of one line."""
-    lines = str(error).splitlines()
-    return lines[0][:160] if lines else type(error).__name__

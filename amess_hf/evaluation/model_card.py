@@ -9,6 +9,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..datasets_amess import DATASETS
 from ..version import __version__
 from .metrics import CLASSIFICATION_METRICS, OOS_METRICS, OPEN_METRICS
 from .tables import escape_markdown, percent
@@ -48,41 +49,6 @@ _PAPER = """\
   journal = {arXiv preprint arXiv:2503.19474},
   year    = {2025}
 }"""
-
-DATASETS = {
-    "mintrec": {
-        "title": "MIntRec",
-        "description": (
-            "MIntRec: 2,224 clips of one television series, 1,334 for training, 445 for development and 445 for testing, with "
-            "20 intents. The annotations are published under the MIT license at github.com/thuiar/MIntRec."
-        ),
-        "citation": """\
-@inproceedings{zhang2022mintrec,
-  title     = {{MIntRec}: A New Dataset for Multimodal Intent Recognition},
-  author    = {Zhang, Hanlei and Xu, Hua and Wang, Xin and Zhou, Qianrui and Zhao, Shaojie and Teng, Jiayan},
-  booktitle = {Proceedings of the 30th ACM International Conference on Multimedia},
-  year      = {2022}
-}""",
-    },
-    "mintrec2.0": {
-        "title": "MIntRec2.0",
-        "description": (
-            "MIntRec2.0: clips of three television series in 1,245 dialogues; in scope 6,165 for training, 1,106 for "
-            "development and 2,033 for testing, with 30 intents. The annotations are published under CC BY-NC-SA 4.0 at "
-            "github.com/thuiar/MIntRec2.0: not for commercial use."
-        ),
-        "license": "cc-by-nc-sa-4.0",
-        "citation": """\
-@inproceedings{zhang2024mintrec,
-  title     = {{MIntRec2.0}: A Large-scale Benchmark Dataset for Multimodal Intent Recognition and Out-of-scope
-               Detection in Conversations},
-  author    = {Zhang, Hanlei and Wang, Xin and Xu, Hua and Zhou, Qianrui and Gao, Kai and Su, Jianhua and Zhao, Jinyue
-               and Li, Wenrui and Chen, Yanting},
-  booktitle = {International Conference on Learning Representations},
-  year      = {2024}
-}""",
-    },
-}
 
 
 def create_model_card(
@@ -128,13 +94,13 @@ def create_model_card(
     # The folder's name only: its path is private.
     datasets = [os.path.basename(name.strip()) for name in (dataset_name or "").split(",") if name.strip()]
     known = [DATASETS[name] for name in datasets if name in DATASETS]
-    dataset_title = " and ".join(DATASETS[name]["title"] if name in DATASETS else name for name in datasets)
+    dataset_title = " and ".join(DATASETS[name].title if name in DATASETS else name for name in datasets)
     encoders = _encoders(model.config)
     measured = {split: _metrics_of(results, prefix) for prefix, split in _SPLITS.items()}
     card_data = ModelCardData(
         **_METADATA,
         language=language or ("en" if known else None),
-        license=license or next((entry["license"] for entry in known if "license" in entry), None),
+        license=license or next((spec.license for spec in known if spec.license), None),
         base_model=encoders[0] if len(encoders) == 1 else encoders or None,
         metrics=["accuracy", "f1"] if results else None,
         model_name=_title(model_id),
@@ -153,7 +119,7 @@ def create_model_card(
         encoders=encoders,
         dataset_title=escape_markdown(dataset_title),
         datasets=known,
-        citations=[_PAPER, *(entry["citation"] for entry in known)],
+        citations=[_PAPER, *(spec.citation for spec in known)],
         detector=detector,
         hyperparameters=_hyperparameters(model.config, training_arguments) if training_arguments else {},
         versions={"amess_hf": __version__, **{name: version(name) for name in _LIBRARIES}},

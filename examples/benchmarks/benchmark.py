@@ -47,7 +47,7 @@ from amess_hf import (
     load_mintrec,
 )
 from amess_hf.data.feature_files import SafetensorsFeatures, read_pickle, write_features
-from amess_hf.data.labels import MINTREC_LABELS
+from amess_hf.datasets_amess import DATASETS
 from amess_hf.evaluation.tables import markdown_table
 from amess_hf.processing_amess import encode_texts, pad_features
 from amess_hf.training.batches import ClipBatchSampler, label_turns
@@ -522,8 +522,9 @@ def section_loading(arguments, device):
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         (root / "audio_data").mkdir()
+        labels = DATASETS["mintrec"].labels
         lines = ["season\tepisode\tclip\ttext\tlabel"]
-        lines += [f"S01\tE01\t{n}\tab cd ef\t{MINTREC_LABELS[n % 20]}" for n in range(count)]
+        lines += [f"S01\tE01\t{n}\tab cd ef\t{labels[n % 20]}" for n in range(count)]
         (root / "train.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
         official = root / "audio_data" / "wavlm_feats.pkl"
         official.write_bytes(pickle.dumps(features))

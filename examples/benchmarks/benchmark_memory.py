@@ -25,7 +25,7 @@ from transformers import BertConfig, BertTokenizer
 
 from amess_hf import AMESSConfig, AMESSDataCollator, AMESSForIntentClassification, load_mintrec
 from amess_hf.data.feature_files import SafetensorsFeatures, write_features
-from amess_hf.data.labels import MINTREC2_LABELS
+from amess_hf.datasets_amess import DATASETS
 from amess_hf.evaluation.tables import markdown_table
 
 
@@ -50,7 +50,7 @@ def simulate(folder: Path, num_clips: int) -> int:
     lines = ["Dialogue_id\tUtterance_id\tText\tLabel\tspeakername"]
     for number in range(num_clips):
         text = " ".join(rng.choice(WORDS, size=8))
-        label = MINTREC2_LABELS[number % len(MINTREC2_LABELS)]
+        label = DATASETS["mintrec2.0"].labels[number % len(DATASETS["mintrec2.0"].labels)]
         lines.append(f"{number // 8}\t{number % 8}\t{text}\t{label}\tsomebody")
     (folder / "train.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     clips = ((f"dia{number // 8}_utt{number % 8}", _noise(rng)) for number in range(num_clips))
@@ -90,7 +90,7 @@ def batches(rows, audio_feature_size: int | None) -> torch.utils.data.DataLoader
         hidden_size=32,
         intermediate_size=64,
         num_fusion_layers=1,
-        id2label=dict(enumerate(MINTREC2_LABELS)),
+        id2label=dict(enumerate(DATASETS["mintrec2.0"].labels)),
     )
     collator = AMESSDataCollator(tokenizer, config)
     return torch.utils.data.DataLoader(rows, BATCH_SIZE, shuffle=True, collate_fn=collator)

@@ -262,7 +262,7 @@ class TestClipJobs:
             csv.writer(file).writerows([("text", "label", "video"), *rows])
         with pytest.raises(ValueError, match="`video` missing.mp4 does not exist"):
             load_mintrec(tmp_path, name="folder")
-        dataset = load_mintrec(tmp_path, name="folder", allow_missing_clips=True)
+        dataset = load_mintrec(tmp_path, name="folder", on_error="skip")
         with pytest.raises(ValueError, match="no raw clip for 1 of 3 rows: train-2"):
             add_clip_features(dataset, "log-mel")
         failures = {}

@@ -73,6 +73,27 @@ def test_splits_that_number_their_clips_alike(load, tmp_path, monkeypatch):
     assert len(warnings) == 1 and warnings[0].startswith("1 clip ids occur in more than one split: 0;")
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_cells_are_text_whatever_they_look_like(load, tmp_path, suffix):
+    rows = [
+        {"id": "007", "text": "None", "label": "NA"},
+        {"id": "1e5", "text": '"' * (suffix == ".tsv"), "label": "1.0"},
+    ]
+    write_rows(tmp_path / "data" / f"train{suffix}", rows)
+    train = load(tmp_path / "data")["train"]
+    assert [{**row, "label": row["label_name"]} for row in train.select_columns(["id", "text", "label_name"])] == [
+        {**row, "label_name": row["label"]} for row in rows
+    ]
+
+
+def test_lines_in_a_cell(load, tmp_path):
+    """A row is named by its last line, whatever lines its cells and those before it have."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.csv").write_text('text,label\n"a\nb",c\n\n"d\ne"\n')
+    with pytest.raises(ValueError, match="train.csv:6: 1 cells, but the header names 2"):
+        load(tmp_path / "data")
+
+
 def test_zero_is_a_value(load, tmp_path):
     rows = [{"id": n, "text": n, "label": "a", "dialogue_id": 0, "utterance_id": n} for n in (0, 1)]
     rows.append({"id": 2, "text": "alone", "label": "a", "dialogue_id": None, "utterance_id": None})

@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset
 from safetensors.numpy import save as save_safetensors
 
-from amess_hf.data.custom_data import label_names, read_custom_table
+from amess_hf.data.annotations import read_annotations
 from amess_hf.data.feature_files import INDEX_NAME, NumpyFeatures, SafetensorsFeatures, read_pickle
 
 
@@ -69,7 +69,7 @@ def read_npy(path):
 
 
 def read_table(path):
-    return label_names(read_custom_table(path, "train"))
+    return read_annotations([("train", path)], None, "all")[1]
 
 
 TENSORS = {clip: torch.from_numpy(frames) for clip, frames in CLIPS.items()}

@@ -16,9 +16,12 @@ from safetensors.numpy import save
 
 from amess_hf.data import mintrec
 from amess_hf.data.feature_files import write_features
-from amess_hf.data.labels import EMOTION_LABELS, MINTREC2_LABELS, MINTREC_LABELS, coarse_label, nearest
-from amess_hf.data.mintrec import dataset_name, load_mintrec, with_feature_arrays
+from amess_hf.data.mintrec import load_mintrec, with_feature_arrays
+from amess_hf.datasets_amess import DATASETS
+from amess_hf.recipe_amess import dataset_name
 
+
+MINTREC_LABELS, MINTREC2_LABELS = DATASETS["mintrec"].labels, DATASETS["mintrec2.0"].labels
 
 MINTREC_HEADER = "season\tepisode\tclip\ttext\tlabel"
 MINTREC2_HEADER = "Dialogue_id\tUtterance_id\tText\tLabel\tStart_timestamp\tEnd_timestamp\tSource\tspeakername"
@@ -118,14 +121,9 @@ class TestLabels:
         assert (MINTREC_LABELS[0], MINTREC_LABELS[-1]) == ("Complain", "Ask for help")
 
     def test_coarse(self):
-        for labels, goals in ((MINTREC_LABELS, 9), (MINTREC2_LABELS, 14)):
-            assert [coarse_label(label) for label in labels].count("Goal") == goals
-        assert set(MINTREC2_LABELS) >= EMOTION_LABELS
-
-    def test_nearest(self):
-        assert nearest("compalin", MINTREC_LABELS) == "Complain"
-        assert nearest("ASK 4 HELP", MINTREC_LABELS) == "Ask for help"
-        assert nearest("", MINTREC_LABELS) in MINTREC_LABELS
+        for name, goals in (("mintrec", 9), ("mintrec2.0", 14)):
+            spec = DATASETS[name]
+            assert len(set(spec.labels) - spec.emotions) == goals and set(spec.labels) >= spec.emotions
 
 
 class TestMIntRec:
@@ -187,11 +185,13 @@ class TestMIntRec:
         row = load(tmp_path / "MIntRec")["train"][0]
         assert (row["id"], row["text"], row["label_name"]) == ("S01_E01_3", "hi", "Joke")
 
-    def test_quotation_marks_are_characters(self, load, tmp_path):
-        texts = ['"oh', 'say "please"', "it's \\n", '""', "\ufeffa bom, naïve – “quotes”"]
-        rows = [f"S01\tE01\t{number}\t{text}\tJoke" for number, text in enumerate(texts)]
+    def test_cells_are_text_whatever_they_look_like(self, load, tmp_path):
+        texts = ['"', '"oh', 'say "please"', "it's \\n", '""', "\ufeffa bom, naïve – “quotes”"]
+        texts += ["None", "NA", "nan", "007", "1e5", "True", "#N/A"]
+        rows = [f"007\t1e5\t{number:03}\t{text}\tJoke" for number, text in enumerate(texts)]
         write_mintrec(tmp_path / "MIntRec", {"train": rows})
-        assert load(tmp_path / "MIntRec")["train"]["text"][:] == texts
+        train = load(tmp_path / "MIntRec")["train"]
+        assert train["text"][:] == texts and train["id"][11] == "007_1e5_011"
 
     def test_windows_line_ends_and_byte_order_mark(self, load, tmp_path):
         (tmp_path / "MIntRec").mkdir()
@@ -577,8 +577,8 @@ class TestCache:
     def built(self, monkeypatch):
         """Lists the builds that really happen."""
         built = []
-        real = mintrec.make_plan
-        monkeypatch.setattr(mintrec, "make_plan", lambda *args: built.append(1) or real(*args))
+        real = mintrec.read_annotations
+        monkeypatch.setattr(mintrec, "read_annotations", lambda *args: built.append(1) or real(*args))
         return built
 
     def test_second_load_reads_the_cache(self, load, folder, built, monkeypatch):

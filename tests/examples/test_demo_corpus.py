@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from amess_hf.data.feature_files import SafetensorsFeatures
-from amess_hf.data.labels import MINTREC_LABELS
+from amess_hf.datasets_amess import DATASETS
 
 
 COUNTS = {"train": 400, "dev": 100, "test": 100}
@@ -69,7 +69,7 @@ def test_words_are_plain_lines_that_never_repeat(corpus):
 
 
 def test_labels_are_those_of_mintrec():
-    assert sorted(demo.EVIDENCE) == sorted(MINTREC_LABELS) == sorted(demo.PLAIN_TEMPLATES)
+    assert sorted(demo.EVIDENCE) == sorted(DATASETS["mintrec"].labels) == sorted(demo.PLAIN_TEMPLATES)
     assert len(set(demo.EVIDENCE.values())) == 20, "two intents with the same group, tone and face"
 
 
@@ -175,7 +175,7 @@ def test_possible_intents_by_hand():
 
 def test_descriptions_tell_the_intents_in_official_order():
     descriptions = demo.demo_label_descriptions()
-    assert list(descriptions) == MINTREC_LABELS and descriptions == demo.demo_label_descriptions()
+    assert list(descriptions) == DATASETS["mintrec"].labels and descriptions == demo.demo_label_descriptions()
     assert {len(sentences) for sentences in descriptions.values()} == {3}
     assert not any("{" in sentence for sentences in descriptions.values() for sentence in sentences)
 
@@ -201,6 +201,6 @@ def test_load_mintrec_reads_it(corpus, tmp_path, monkeypatch):
     assert {split: len(rows) for split, rows in dataset.items()} == {"train": 400, "validation": 100, "test": 100}
     row, clip = dataset["test"][7], corpus[1]["test"][7]
     assert (row["id"], row["text"], row["label_name"]) == (clip.id, clip.text, clip.label)
-    assert dataset["test"].features["label"].names == MINTREC_LABELS
+    assert dataset["test"].features["label"].names == DATASETS["mintrec"].labels
     np.testing.assert_array_equal(np.asarray(row["audio_features"], dtype=np.float32), clip.audio)
     np.testing.assert_array_equal(np.asarray(row["video_features"], dtype=np.float32), clip.video)

@@ -25,8 +25,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertModel, BertTokenizer
 from utils import text_config
 
-from amess_hf.data.labels import LABELS, MINTREC_LABELS
 from amess_hf.data.mintrec import load_mintrec
+from amess_hf.datasets_amess import DATASETS
 from amess_hf.hub import files_for_hub
 from amess_hf.training import WeightAverage
 from amess_hf.training.run_state import last_complete_checkpoint
@@ -103,7 +103,7 @@ def test_files_of_a_run(trained, script):
     for name, clips in (("predictions_dev.tsv", 9), ("predictions_test.tsv", 7)):
         rows = read_predictions(folder / name)
         assert len(rows) == clips and list(rows[0]) == ["id", "label", "prediction", "score"]
-        assert {row["prediction"] for row in rows} <= set(MINTREC_LABELS)
+        assert {row["prediction"] for row in rows} <= set(DATASETS["mintrec"].labels)
         assert all(0 < float(row["score"]) <= 1 for row in rows)
     rows = read_predictions(folder / "predictions_dev.tsv")
     share = sum(row["label"] == row["prediction"] for row in rows) / len(rows)
@@ -112,7 +112,7 @@ def test_files_of_a_run(trained, script):
         assert (folder / name).is_file(), name
     assert not list(folder.rglob("training_args.bin"))
     model = AutoModelForSequenceClassification.from_pretrained(folder)
-    assert list(model.config.id2label.values()) == MINTREC_LABELS
+    assert list(model.config.id2label.values()) == DATASETS["mintrec"].labels
     assert AutoTokenizer.from_pretrained(folder)("please")["input_ids"][1] != 1
 
 
@@ -219,7 +219,7 @@ def test_a_model_of_two_sets_answers_for_one(inputs, tmp_path):
         alone = run_script("run_mir", {**scored, "output_dir": tmp_path / f"{name}-scored"}, ("do_eval",))
         assert alone["eval_accuracy"] == together[f"eval_{name}_accuracy"]
         answers = {row["prediction"] for row in read_predictions(tmp_path / f"{name}-scored" / "predictions_dev.tsv")}
-        assert answers <= set(LABELS[name])
+        assert answers <= set(DATASETS[name].labels)
     values |= {"output_dir": tmp_path / "held-out", "hold_out_intents": "Complain,Doubt"}
     assert 0 <= run_script("run_mir", values, ("do_train", "do_eval"))["eval_combined_harmonic_accuracy"] <= 1
 
@@ -464,7 +464,7 @@ def test_report_detector_and_card(inputs, tmp_path):
     }
     run_script("run_mir", scored, ("do_predict",))
     answers |= {row["prediction"] for row in read_predictions(tmp_path / "scored" / "predictions_test.tsv")}
-    assert answers <= {*MINTREC_LABELS, "UNK"}
+    assert answers <= {*DATASETS["mintrec"].labels, "UNK"}
     # a detector that was made for other weights does not stay next to new ones
     run_script(
         "run_mir",

@@ -6,7 +6,8 @@ from typing import Any
 import datasets
 import evaluate
 
-from amess_hf.evaluation import metrics, model_card
+from amess_hf.datasets_amess import DATASETS
+from amess_hf.evaluation import metrics
 
 
 # Configuration -> function, type of a prediction (rounding scores to float32 would make ties).
@@ -26,7 +27,7 @@ class IntentMetric(evaluate.Metric):
         self.function, prediction_type = METRICS[self.config_name]
         return evaluate.MetricInfo(
             description=inspect.getdoc(self.function).partition("\n")[0],
-            citation=model_card.DATASETS["mintrec2.0"]["citation"],
+            citation=DATASETS["mintrec2.0"].citation,
             inputs_description=inspect.getdoc(self.function),
             features=datasets.Features(
                 {"predictions": datasets.Value(prediction_type), "references": datasets.Value("int64")}
