@@ -114,12 +114,6 @@ class TestSpeechModels:
         np.testing.assert_allclose(features[:5], encoder([sound[:needed]])[0][:5], atol=1e-6)
         np.testing.assert_allclose(features[-10:], encoder([sound[320 * WINDOW_FEATURES :]])[0], atol=1e-5)
 
-    def test_what_cannot_be_used(self, models, tmp_path):
-        with pytest.raises(ValueError, match="`audio_encoder` is 'no-such/model', which cannot be loaded"):
-            load_encoder("audio", "no-such/model")
-        with pytest.raises(ValueError, match="a vit model, which does not read audio; give a WavLM"):
-            load_encoder("audio", models["vit"])
-
 
 class TestLayers:
     @pytest.mark.parametrize("kind", ["deep-group", "deep-layer"])
@@ -138,10 +132,6 @@ class TestLayers:
     def test_a_layer_that_is_not_there(self, models, kind, layer, layers):
         with pytest.raises(ValueError, match=f"`audio_encoder_layer` is {layer}, but .* has {layers} layers"):
             load_encoder("audio", models[kind], layer=layer)
-
-    def test_log_mel_has_none(self):
-        with pytest.raises(ValueError, match="`audio_encoder_layer` is 3, but 'log-mel' has no layers"):
-            load_encoder("audio", "log-mel", layer=3)
 
 
 class TestWhisper:
@@ -215,9 +205,17 @@ class TestVisionModels:
         encoder._encode = watched
         assert encoder([frames()])[0].shape == (70, 24) and seen == [32, 64, 70]
 
-    def test_what_cannot_be_loaded(self):
-        with pytest.raises(ValueError, match="`video_encoder` is 'no-such/model', which cannot be loaded .*'hog'"):
-            load_encoder("video", "no-such/model")
+
+def test_what_cannot_be_used(models):
+    for modality, front_end in (("audio", "log-mel"), ("video", "hog")):
+        with pytest.raises(
+            ValueError, match=f"`{modality}_encoder` is 'no/model', which cannot be loaded .*'{front_end}'"
+        ):
+            load_encoder(modality, "no/model")
+    with pytest.raises(ValueError, match="a vit model, which does not read audio; give a WavLM"):
+        load_encoder("audio", models["vit"])
+    with pytest.raises(ValueError, match="`audio_encoder_layer` is 3, but 'log-mel' has no layers"):
+        load_encoder("audio", "log-mel", layer=3)
 
 
 class TestHOG:
@@ -225,19 +223,26 @@ class TestHOG:
     def library(self):
         pytest.importorskip("skimage")
 
-    def test_the_librarys_histograms_and_the_change(self):
+    @pytest.mark.parametrize("name", ["hog", "hog-grid"])
+    def test_the_librarys_histograms_and_the_change(self, name):
         from skimage.feature import hog
 
         frames = pictures(3, 64, 64)[..., 0]
-        features = load_encoder("video", "hog")([frames])[0]
-        assert features.shape == (3, 580) and features.dtype == np.float32
-        for frame, row in zip(frames, features, strict=True):
-            expected = hog(frame / 255, orientations=9, pixels_per_cell=(16, 16), cells_per_block=(2, 2))
-            np.testing.assert_allclose(row[:324], expected, atol=1e-5)
-        small = frames.reshape(3, 16, 4, 16, 4).mean((2, 4)) / 255
-        change = np.diff(small, axis=0, prepend=small[:1]).reshape(3, -1)
-        np.testing.assert_allclose(features[:, 324:], change, atol=1e-6)
-        assert np.abs(features[1:, 324:]).max() > 0 and not features[0, 324:].any()
+        features = load_encoder("video", name)([frames])[0]
+        assert features.dtype == np.float32
+        if name == "hog":
+            cell, small = (16, 16), frames.reshape(3, 16, 4, 16, 4).mean((2, 4)).reshape(3, -1) / 255
+            shapes, motion = features[:, :324], features[:, 324:]
+        else:
+            grids = features.reshape(3, 15, 15, 10)
+            cell, small = (4, 4), np.stack([frames[:, :5, :5].mean((1, 2)), frames[:, -5:, -5:].mean((1, 2))], 1) / 255
+            shapes, motion = grids[..., :9], grids[:, [0, -1], [0, -1], 9]
+            assert not grids[0, ..., 9].any()
+        for frame, shape in zip(frames, shapes, strict=True):
+            blocks = hog(frame / 255, 9, cell, cells_per_block=(2, 2), feature_vector=False)
+            expected = blocks.ravel() if name == "hog" else blocks[:, :, 0, 0]
+            np.testing.assert_allclose(shape, expected, atol=1e-5)
+        np.testing.assert_allclose(motion, np.diff(small, axis=0, prepend=small[:1]), atol=1e-5)
 
     def test_it_sees_shape_where_the_mean_brightness_is_the_same(self):
         bars = np.zeros((1, 64, 64), dtype=np.uint8)
@@ -245,10 +250,11 @@ class TestHOG:
         upright, lying = (HOGEncoder()([frames])[0][0, :324] for frames in (bars, bars.transpose(0, 2, 1)))
         assert upright @ lying < 0.1 * upright @ upright
 
-    def test_frames_of_any_size_and_pictures_that_stay(self):
-        encoder = HOGEncoder()
-        assert encoder.reading == {"frame_rate": 10.0, "size": (64, 64), "gray": True}
-        assert encoder([[]])[0].shape == (0, 580) and encoder([pictures(2, 90, 40)])[0].shape == (2, 580)
+    @pytest.mark.parametrize(("kind", "width"), [(HOGEncoder, 580), (HOGGridEncoder, 2250)])
+    def test_frames_of_any_size_and_pictures_that_stay(self, kind, width):
+        encoder = kind()
+        assert encoder.reading == {"frame_rate": 10.0, "size": (64, 64), "gray": True} and kind(4.0).frame_rate == 4
+        assert encoder([[]])[0].shape == (0, width) and encoder([pictures(2, 90, 40)])[0].shape == (2, width)
         frame = pictures(1, 64, 64)[0, ..., 0]
         twice, copied = encoder([[frame, frame], [frame, frame.copy()]])
         np.testing.assert_array_equal(twice, copied)
@@ -257,28 +263,3 @@ class TestHOG:
         monkeypatch.setitem(sys.modules, "skimage.feature", None)
         with pytest.raises(ImportError, match=r"needs scikit-image; pip install \"amess_hf\[video\]\""):
             load_encoder("video", "hog")
-
-
-class TestHOGGrid:
-    @pytest.fixture(autouse=True)
-    def library(self):
-        pytest.importorskip("skimage")
-
-    def test_the_librarys_histograms_and_the_change(self):
-        from skimage.feature import hog
-
-        frames = pictures(3, 64, 64)[..., 0]
-        features = load_encoder("video", "hog-grid")([frames])[0]
-        assert features.shape == (3, 15 * 15 * 10) and features.dtype == np.float32
-        grids = features.reshape(3, 15, 15, 10)
-        for frame, grid in zip(frames, grids, strict=True):
-            blocks = hog(frame / 255, 9, (4, 4), cells_per_block=(2, 2)).reshape(15, 15, 2, 2, 9)
-            np.testing.assert_allclose(grid[..., :9], blocks[:, :, 0, 0], atol=1e-5)
-        change = (frames[2].astype(np.float32) - frames[1]) / 255
-        np.testing.assert_allclose(grids[2, 0, 0, 9], change[:5, :5].mean(), atol=1e-5)
-        np.testing.assert_allclose(grids[2, -1, -1, 9], change[-5:, -5:].mean(), atol=1e-5)
-        assert not grids[0, ..., 9].any()
-
-    def test_no_frames_and_pictures_of_any_size(self):
-        encoder = HOGGridEncoder()
-        assert encoder([[]])[0].shape == (0, 2250) and encoder([pictures(2, 90, 40)])[0].shape == (2, 2250)
