@@ -32,7 +32,7 @@ def test_table(model, clip, capsys):
     shown = [line.split("  ")[1].strip() for line in lines[1:4]]
     assert len(set(shown)) == 3 and set(shown) <= set(LABELS)
     assert all("%" in line for line in lines[1:4])
-    assert any(line.startswith("sound:") and line.endswith(" s") for line in lines)
+    assert any(line.startswith("audio:") and line.endswith(" s") for line in lines)
 
 
 def test_json_and_threshold(model, clip, capsys):
