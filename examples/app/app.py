@@ -55,7 +55,7 @@ class Recognizer:
 
     Args:
         model (`str`): Folder or Hub repository of an A-MESS model.
-        asr_model (`str`, *optional*): Folder or Hub repository of a speech recogniser.
+        asr_model (`str`, *optional*): Folder or Hub repository of a speech recognizer.
     """
 
     def __init__(self, model: str, asr_model: str | None = None):
@@ -231,27 +231,23 @@ def add_intent(recognizer: Recognizer, name: str, description: str, added: dict[
 
 def listed(added: dict[str, str]) -> str:
     if not added:
-        return "*None added yet. An added intent is recognised by its description alone, without training.*"
+        return "*None added yet. An added intent is recognized by its description alone, without training.*"
     return "\n".join(f"- **{view.plain(name)}**: {view.plain(text)}" for name, text in added.items())
 
 
 def launch(app: gr.Blocks, **options):
     """`app.launch` with the page's look; fonts come from the visitor's own machine, nothing from other hosts."""
-    theme = gr.themes.Soft(
-        primary_hue="blue", font=["system-ui", "DejaVu Sans", "sans-serif"], font_mono=["monospace"]
-    )
+    fonts = {"font": ["system-ui", "DejaVu Sans", "sans-serif"], "font_mono": ["monospace"]}
+    theme = gr.themes.Soft(primary_hue="blue", **fonts)
     return app.launch(theme=theme, css=view.CSS, footer_links=[], show_error=True, **options)
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
-    parser.add_argument(
-        "--model", default=os.environ.get("MODEL_ID"), help="folder of a model, or its name on the Hub"
-    )
-    parser.add_argument(
-        "--asr_model", default=os.environ.get("ASR_MODEL_ID"), help="a speech recogniser: folder or Hub repository"
-    )
-    parser.add_argument("--port", type=int, default=int(os.environ.get("GRADIO_SERVER_PORT", 7860)))
+    add, given = parser.add_argument, os.environ.get
+    add("--model", default=given("MODEL_ID"), help="folder of a model, or its name on the Hub")
+    add("--asr_model", default=given("ASR_MODEL_ID"), help="a speech recognizer: folder or Hub repository")
+    add("--port", type=int, default=int(given("GRADIO_SERVER_PORT", 7860)))
     options = parser.parse_args(arguments)
     if options.model is None:
         if not DEMO_MODEL.is_dir():

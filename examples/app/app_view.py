@@ -10,9 +10,9 @@ from html import escape
 import numpy as np
 
 
-# Okabe and Ito's colours, which colour-blind people can tell apart.
+# Okabe and Ito's colors, which color-blind people can tell apart.
 BLUE, GREEN, VERMILION = "#0072B2", "#009E73", "#D55E00"
-# An anchor's colour goes from the first to the second with its score.
+# An anchor's color goes from the first to the second with its score.
 PALE, STRONG = (253, 236, 200), (213, 94, 0)
 NONE_OF_THESE = "None of these"
 
@@ -93,7 +93,7 @@ def answer_html(scores: dict[str, float], in_scope: bool | None, added: set[str]
     Args:
         scores: intent → share in [0, 1].
         in_scope: the out-of-scope detector's decision; None if the model has no detector.
-        added: names of intents that the user described; their bars have another colour.
+        added: names of intents that the user described; their bars have another color.
     """
     ranked = sorted(scores.items(), key=lambda item: -item[1])[:top_k]
     best, share = ranked[0]
@@ -121,8 +121,8 @@ def _bar(name: str, value: float, is_added: bool, is_top: bool) -> str:
     )
 
 
-def colour(score: float) -> str:
-    """The colour of an anchor of this score, from pale to strong orange."""
+def color(score: float) -> str:
+    """The color of an anchor of this score, from pale to strong orange."""
     mixed = (round(pale + (strong - pale) * score) for pale, strong in zip(PALE, STRONG, strict=True))
     return "#" + "".join(f"{part:02x}" for part in mixed)
 
@@ -152,8 +152,8 @@ def timeline_html(
             _lane("", f'<div class="seconds">{_seconds(duration)}</div>'),
         ]
     lanes.append(_lane("Words", _words(words)))
-    scale = f'<span class="scale" style="background:linear-gradient(90deg,{colour(0)},{colour(1)})"></span>'
-    legend = f"{scale}<span>anchors: what the model looked at; the stronger the colour, the more it counted</span>"
+    scale = f'<span class="scale" style="background:linear-gradient(90deg,{color(0)},{color(1)})"></span>'
+    legend = f"{scale}<span>anchors: what the model looked at; the stronger the color, the more it counted</span>"
     return f'<div class="amess" id="timeline">{"".join(lanes)}<div class="legend">{legend}</div></div>'
 
 
@@ -196,7 +196,7 @@ def _marks(anchors: list[tuple[float, float, float]], duration: float) -> str:
         left, right = (100 * min(max(second / duration, 0.0), 1.0) for second in (start, end))
         parts.append(
             f'<div class="anchor" title="{start:.2f} to {end:.2f} s, {score:.2f}" style="left:{left:.1f}%;'
-            f'width:{right - left:.1f}%;border-color:{colour(score)};background:{colour(score)}59"></div>'
+            f'width:{right - left:.1f}%;border-color:{color(score)};background:{color(score)}59"></div>'
         )
     return "".join(parts)
 
@@ -215,7 +215,7 @@ def _words(words: list[tuple[str, float]]) -> str:
     parts = []
     for word, score in words:
         if score > 0:
-            style = f'class="anchor" title="{score:.2f}" style="background:{colour(score)};border-color:{colour(1)}"'
+            style = f'class="anchor" title="{score:.2f}" style="background:{color(score)};border-color:{color(1)}"'
             parts.append(f"<span {style}>{escape(word)}</span>")
         else:
             parts.append(f"<span>{escape(word)}</span>")

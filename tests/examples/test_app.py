@@ -49,15 +49,15 @@ class TestView:
         marks = re.findall(r'<div class="anchor"[^>]*left:([\d.]+)%;width:([\d.]+)%', html)
         assert marks == [("75.0", "2.5"), ("25.0", "25.0")]  # the picture's anchor comes first
 
-    def test_colours_differ_where_scores_do(self):
+    def test_colors_differ_where_scores_do(self):
         scores = np.linspace(0, 1, 6)
         distances = [
             sum(abs(int(first[k : k + 2], 16) - int(second[k : k + 2], 16)) for k in (1, 3, 5))
-            for first, second in zip(map(app_view.colour, scores), map(app_view.colour, scores[1:]), strict=False)
+            for first, second in zip(map(app_view.color, scores), map(app_view.color, scores[1:]), strict=False)
         ]
         assert min(distances) > 40
         html = app_view.timeline_html(2.0, [], np.ones(3), [("a", 0.2), ("b", 0.9)], [(0, 1, 0.3), (1, 2, 0.6)], [])
-        assert all(html.count(app_view.colour(score)) for score in (0.2, 0.9, 0.3, 0.6))
+        assert all(html.count(app_view.color(score)) for score in (0.2, 0.9, 0.3, 0.6))
 
     def test_without_a_clip_there_are_only_words(self):
         html = app_view.timeline_html(0.0, [], np.zeros(0), [("oh", 0.4), ("great", 0.0)], [], [])
@@ -89,7 +89,7 @@ class TestStart:
 
 
 def test_words_are_written_down_from_the_clips_own_sound(clips):
-    """The speech recogniser gets the clip's sound at the rate that it takes."""
+    """The speech recognizer gets the clip's sound at the rate that it takes."""
     heard = []
 
     class Listener:
