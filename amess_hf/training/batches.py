@@ -18,13 +18,7 @@ from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedTokenizerBase
 
-from ..configuration_amess import (
-    FEATURE_MODALITIES,
-    IGNORED_LABEL_ID,
-    TRAINING_SENTENCES,
-    AMESSConfig,
-    text_positions,
-)
+from ..configuration_amess import FEATURE_MODALITIES, IGNORED_LABEL_ID, TRAINING_SENTENCES, AMESSConfig, text_positions
 from ..modeling_amess import AMESSForIntentClassification
 from ..processing_amess import encode_texts
 from .arguments import AMESSTrainingArguments

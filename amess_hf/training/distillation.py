@@ -35,14 +35,11 @@ def save_teacher_logits(
         label_names (`Sequence[str]`): Names of the labels, in the order of the columns.
 
     Raises:
-        ValueError: If the file extension is another, or the sizes do not match.
+        ValueError: If the file extension is another.
     """
     logits = np.ascontiguousarray(logits, dtype=np.float32)
-    if Path(path).suffix != LOGITS_SUFFIX or logits.shape != (len(ids), len(label_names)):
-        raise ValueError(
-            f"{path}: `logits` of shape {logits.shape} for {len(ids)} clips and {len(label_names)} labels; give one score for "
-            f"each, and a path that ends in {LOGITS_SUFFIX}"
-        )
+    if Path(path).suffix != LOGITS_SUFFIX:
+        raise ValueError(f"{path} must end in {LOGITS_SUFFIX}")
     texts = {"ids": json.dumps(list(ids)), "label_names": json.dumps(list(label_names))}
     with written_aside(path) as partial:
         save_file({"logits": logits}, partial, metadata=texts)
@@ -60,8 +57,7 @@ def _load_teacher_logits(path: str | os.PathLike):
         problem = " ".join(str(error).split())
     if problem is not None:
         raise ValueError(
-            f"{path} is not a file of a teacher's logits, one finite score for each clip and label ({problem}); write it "
-            "with `save_teacher_logits`"
+            f"{path} is not what `save_teacher_logits` writes, a finite score for each clip and label: {problem}"
         )
     return ids, logits.astype(np.float32), names
 
@@ -73,9 +69,9 @@ def _teacher_answers(name_or_path: str | os.PathLike, dataset: Dataset):
         rows = {clip: row for row, clip in enumerate(ids)}
         missing = [clip for clip in dataset["id"] if clip not in rows]
         if missing:
+            count = f"{len(missing)} of {len(dataset)} clips"
             raise ValueError(
-                f"{name_or_path} has no answer to {len(missing)} of {len(dataset)} clips, the first of which is "
-                f"{missing[0]!r}; let the teacher answer all training clips"
+                f"{name_or_path} has no answer to {count}, first {missing[0]!r}; let the teacher answer all"
             )
         return torch.from_numpy(logits[[rows[clip] for clip in dataset["id"]]]).log_softmax(-1), names
     fields, _ = AMESSConfig.get_config_dict(name_or_path)
@@ -113,9 +109,7 @@ def add_teacher_logits(
         columns = {name.casefold(): column for column, name in enumerate(names)}
         missing = [name for name in label_names if name.casefold() not in columns]
         if missing:
-            raise ValueError(
-                f"the teacher {teacher} does not know {', '.join(missing)}; give one that knows all labels"
-            )
+            raise ValueError(f"the teacher {teacher} does not know {', '.join(missing)}; give one that knows all")
         answers.append(log_probabilities[:, [columns[name.casefold()] for name in label_names]])
     mean = torch.stack(answers).logsumexp(0) - math.log(len(answers))
     return dataset.add_column("teacher_logits", list(mean.numpy()))

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -98,9 +99,8 @@ def check_free_space(args: AMESSTrainingArguments, model: torch.nn.Module) -> No
     needed, free = weights * (1 + checkpoints * copies), shutil.disk_usage(args.output_dir).free
     if free < needed:
         raise ValueError(
-            f"`--output_dir` {args.output_dir} has {free / 2**20:,.0f} MiB free, but the model and {checkpoints} "
-            f"checkpoint(s) take {needed / 2**20:,.0f} MiB; free some, give another folder, or keep fewer with "
-            "`--save_total_limit`"
+            f"`--output_dir` {args.output_dir} has {free / 2**20:,.0f} MiB free, but the model and {checkpoints} checkpoint(s) "
+            f"take {needed / 2**20:,.0f} MiB; free some, or keep fewer with `--save_total_limit`"
         )
 
 
@@ -113,25 +113,19 @@ def locked(folder: str | os.PathLike) -> Iterator[None]:
     Raises:
         ValueError: Naming the folder and the process that holds it.
     """
-    folder = os.path.realpath(folder)
-    os.makedirs(folder, exist_ok=True)
-    holder = os.path.join(folder, HOLDER_NAME)
-    lock = FileLock(os.path.join(folder, LOCK_NAME), is_singleton=True)
+    folder = Path(os.path.realpath(folder))
+    folder.mkdir(parents=True, exist_ok=True)
+    holder, lock = folder / HOLDER_NAME, FileLock(folder / LOCK_NAME, is_singleton=True)
     nested = lock.is_locked
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        who = "another process"
-        if os.path.exists(holder):
-            with open(holder, encoding="utf-8") as file:
-                who = file.read().strip()
-        raise ValueError(
-            f"`--output_dir` {folder} is in use by {who}; wait until it ends, or give another folder"
-        ) from None
+        who = holder.read_text(encoding="utf-8") if holder.exists() else "another process"
+        raise ValueError(f"`--output_dir` {folder} is in use by {who}; wait until it ends, or give another") from None
     try:
         if not nested:
-            program, began = os.path.basename(sys.argv[0]), time.strftime("%Y-%m-%d %H:%M:%S")
-            write_text(holder, f"process {os.getpid()} on {socket.gethostname()} ({program}, since {began})")
+            began = time.strftime("%Y-%m-%d %H:%M:%S")
+            write_text(holder, f"process {os.getpid()} on {socket.gethostname()} ({sys.argv[0]}, since {began})")
         yield
     finally:
         lock.release()
@@ -179,12 +173,13 @@ def _model_digest(model: torch.nn.Module):
 
 def model_request(model: torch.nn.Module) -> dict[str, Any]:
     """Return what a model is: the fields of its configuration as `config.…`, and a digest of its weights."""
-    request = {
-        f"config.{name}": value for name, value in model.config.to_dict().items() if name not in _NO_MODEL_FIELDS
-    }
-    encoder = request["config.text_config"]
-    request["config.text_config"] = {name: encoder[name] for name in encoder if name not in _NO_MODEL_FIELDS}
-    return {**request, "weights": _model_digest(model)}
+
+    def what_it_is(fields: dict[str, Any]):
+        kept = {name: value for name, value in fields.items() if name not in _NO_MODEL_FIELDS}
+        return {name: what_it_is(value) if isinstance(value, dict) else value for name, value in kept.items()}
+
+    fields = what_it_is(model.config.to_dict())
+    return {**{f"config.{name}": value for name, value in fields.items()}, "weights": _model_digest(model)}
 
 
 def training_request(
@@ -331,10 +326,8 @@ def checkpoint_to_resume(
         return None
     reason = _damage(checkpoint) or record_changes(checkpoint, request)
     if reason is not None:
-        raise ValueError(
-            f"{checkpoint} cannot be resumed from: {reason}; give the same arguments, another checkpoint, or another "
-            "`--output_dir`"
-        )
+        advice = "give the same arguments, another checkpoint or another `--output_dir`"
+        raise ValueError(f"{checkpoint} cannot be resumed from: {reason}; {advice}")
     return str(checkpoint)
 
 

@@ -9,18 +9,9 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import (
-    AutoTokenizer,
-    EarlyStoppingCallback,
-    EvalPrediction,
-    ProcessorMixin,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import AutoTokenizer, EvalPrediction, ProcessorMixin, Trainer, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.trainer_callback import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, has_length
 
 from ..configuration_amess import AMESSConfig
@@ -30,20 +21,9 @@ from ..evaluation.prediction import CLIP_OUTPUTS, ClipOutputs
 from ..hub import PushesToHub
 from ..modeling_amess import LOSS_PARTS, AMESSClassifierOutput, AMESSForIntentClassification
 from ..processing_amess import AMESSProcessor
+from . import run_state
 from .arguments import AMESSTrainingArguments
 from .batches import LabelDescriptionSampler, mark_dynamic_lengths, training_dataloader, update_label_embeds
-from .run_state import (
-    DivergenceGuard,
-    Preemption,
-    TrainLoss,
-    check_free_space,
-    check_output_dir,
-    checkpoint_to_resume,
-    locked,
-    rotate_checkpoints,
-    training_request,
-    writing_checkpoint,
-)
 from .standardization import standardize_statistics
 from .weights import WeightAverage, averaged_weights, encoder_weights, mix_encoder_weights, parameter_groups
 
@@ -96,32 +76,25 @@ class _AfterStep(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         if self.trainer.average is not None:
             self.trainer.average.update()
-        self._check(args, state, control)
         # After the last step of an epoch, what is due at its end comes first.
-        if state.epoch != int(state.epoch):
-            self._end_if_told(args, state, control)
+        self._check_and_end(args, state, control, may_end=state.epoch != int(state.epoch))
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
-        self._check(args, state, control)
-        self._end_if_told(args, state, control)
+        self._check_and_end(args, state, control, may_end=True)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         if self.ends:
             self.trainer._preemption.stop(self.trainer._checkpoint())
 
-    def _check(self, args: TrainingArguments, state: TrainerState, control: TrainerControl):
+    def _check_and_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, may_end: bool):
+        self.ends = may_end and self.trainer._preemption.is_due(self.trainer.accelerator, state.global_step)
+        control.should_save = control.should_save or self.ends
         saves_or_evaluates = control.should_evaluate or control.should_save
         # A GPU is queried only where the host waits for it anyway.
         if control.should_log or saves_or_evaluates or args.device.type == "cpu":
             self.trainer._guard.check(state.global_step, weights=saves_or_evaluates)
-
-    def _end_if_told(self, args: TrainingArguments, state: TrainerState, control: TrainerControl):
-        self.ends = self.trainer._preemption.is_due(self.trainer.accelerator, state.global_step)
-        if self.ends:
-            self.trainer._guard.check(state.global_step, weights=True)
-            if args.save_only_model:
-                self.trainer._preemption.stop(None)
-            control.should_save = True
+        if self.ends and args.save_only_model:
+            self.trainer._preemption.stop(None)
 
 
 class AMESSTrainer(PushesToHub, Trainer):
@@ -171,7 +144,7 @@ class AMESSTrainer(PushesToHub, Trainer):
         num_clips = len(train_dataset) if has_length(train_dataset) else None
         args = (args or AMESSTrainingArguments()).for_model(model.config, eval_dataset is not None, num_clips)
         if args.should_save:
-            check_output_dir(args.output_dir)
+            run_state.check_output_dir(args.output_dir)
         if args.freeze_word_embeddings:
             model.get_input_embeddings().requires_grad_(False)
         processor = _processor_for(model.config, processing_class)
@@ -190,8 +163,8 @@ class AMESSTrainer(PushesToHub, Trainer):
         self.average = None
         self._sampler = None  # of descriptions
         self._parts = defaultdict(list)
-        self._guard = DivergenceGuard(self.model, self.args)
-        self._preemption = Preemption()
+        self._guard = run_state.DivergenceGuard(self.model, self.args)
+        self._preemption = run_state.Preemption()
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
 
@@ -205,8 +178,6 @@ class AMESSTrainer(PushesToHub, Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Return the loader of training batches, with the same clips per step for any number of processes."""
-        if self.train_dataset is None:
-            raise ValueError("training needs clips: pass `train_dataset`")
         if not has_length(self.train_dataset):
             # A stream: its next batch is unknown, and accelerate distributes it.
             if self.args.label_update == "epoch":
@@ -241,28 +212,28 @@ class AMESSTrainer(PushesToHub, Trainer):
                 finite.
             SystemExit: With 143, after SIGTERM; a checkpoint is saved first.
         """
-        with locked(self.args.output_dir) if self.args.should_save else nullcontext():
+        with run_state.locked(self.args.output_dir) if self.args.should_save else nullcontext():
             return self._train(resume_from_checkpoint, **kwargs)
 
     def _train(self, resume_from_checkpoint: str | bool | None, **kwargs):
         args = self.args
         request = self._request  # created now, before the weights change
-        checkpoint = checkpoint_to_resume(resume_from_checkpoint, args.output_dir, request)
+        checkpoint = run_state.checkpoint_to_resume(resume_from_checkpoint, args.output_dir, request)
         if args.should_save:
-            check_free_space(args, self.model)
+            run_state.check_free_space(args, self.model)
         standardize_statistics(self.model, self.train_dataset, self.data_collator)
         if args.weight_averaging:
             self.average = WeightAverage(self.model, args.weight_averaging)
             if checkpoint is not None:
                 self.average.load(checkpoint)
         pretrained = self._pretrained
-        self._guard = DivergenceGuard(self.model, args)
+        self._guard = run_state.DivergenceGuard(self.model, args)
         update_label_embeds(self.model, self.tokenizer, missing_only=True)
-        callbacks = [TrainLoss(), _AfterStep(self)]
+        callbacks = [run_state.TrainLoss(), _AfterStep(self)]
         for callback in callbacks:
             self.add_callback(callback)
         try:
-            with Preemption() as self._preemption:
+            with run_state.Preemption() as self._preemption:
                 result = super().train(resume_from_checkpoint=checkpoint, **kwargs)
             self._guard.check(self.state.global_step, weights=True)
             if self.average is not None:
@@ -286,11 +257,15 @@ class AMESSTrainer(PushesToHub, Trainer):
     @cached_property
     def _request(self):
         """What the training was asked for; checkpoints record it."""
-        return training_request(self.model, self.args, self.train_dataset, self.eval_dataset, type(self).__name__)
+        return run_state.training_request(
+            self.model, self.args, self.train_dataset, self.eval_dataset, type(self).__name__
+        )
 
     @property
     def _train_loss(self):
-        return next(callback for callback in self.callback_handler.callbacks if isinstance(callback, TrainLoss))
+        return next(
+            callback for callback in self.callback_handler.callbacks if isinstance(callback, run_state.TrainLoss)
+        )
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:
         """Run a batch's part of a step, and record its loss."""
@@ -366,7 +341,7 @@ class AMESSTrainer(PushesToHub, Trainer):
         # superfluous only when it is complete, after all processes have written their part.
         checkpoint, args = self._checkpoint(trial), self.args
         self._train_loss.collect(self.accelerator)
-        with writing_checkpoint(checkpoint, self._request) if args.should_save else nullcontext():
+        with run_state.writing_checkpoint(checkpoint, self._request) if args.should_save else nullcontext():
             with _replaced(args, push_to_hub=False, save_total_limit=None):
                 super()._save_checkpoint(model, trial)
             if self.average is not None and args.should_save:
@@ -375,4 +350,4 @@ class AMESSTrainer(PushesToHub, Trainer):
         if args.push_to_hub:
             self._push_from_checkpoint(checkpoint)
         if args.should_save:
-            rotate_checkpoints(checkpoint, self.state.best_model_checkpoint, args.save_total_limit)
+            run_state.rotate_checkpoints(checkpoint, self.state.best_model_checkpoint, args.save_total_limit)

@@ -115,13 +115,9 @@ def add_lora(
     """
     if model.config.text_adapter is not None:
         raise ValueError("the model already has an adapter; merge it first: `merge_lora(model)`")
-    if rank < 1:
-        raise ValueError(f"`rank` is {rank}; it must be at least 1")
     encoder = model.amess.text_encoder
     if is_quantized(encoder) and base_model_name_or_path is None:
-        raise ValueError(
-            "the text encoder is quantized and its weights are not saved; give `base_model_name_or_path`, where they come from"
-        )
+        raise ValueError("the text encoder is quantized and its weights are not saved; give `base_model_name_or_path`")
     settings = {
         "peft_type": "LORA",
         "r": rank,

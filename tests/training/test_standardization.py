@@ -88,7 +88,7 @@ def test_nothing_is_drawn_and_the_mode_is_kept():
 def test_training_without_clips_says_so(tmp_path, tokenizer):
     args = AMESSTrainingArguments(str(tmp_path), use_cpu=True, report_to=[])
     trainer = AMESSTrainer(tiny_model(**TONE), args, processing_class=tokenizer)
-    with pytest.raises(ValueError, match="pass `train_dataset`"):
+    with pytest.raises(ValueError, match="requires a train_dataset"):
         trainer.train()
 
 

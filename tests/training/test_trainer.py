@@ -18,23 +18,12 @@ def arguments(tmp_path, **fields):
 class TestArguments:
     @pytest.mark.parametrize(
         ("field", "value"),
-        [
-            ("label_update", "often"),
-            ("label_update", "0"),
-            ("layer_decay", 0.0),
-            ("layer_decay", 1.1),
-            ("weight_averaging", 1.0),
-            ("pretrained_share", 1.5),
-            ("head_learning_rate", -1e-3),
-            ("head_learning_rate", float("nan")),
-            ("learning_rate", float("inf")),
-            ("per_device_train_batch_size", 0),
-            ("per_device_eval_batch_size", -2),
-            ("gradient_accumulation_steps", 0),
-            ("num_train_epochs", 0),
-            ("early_stopping_patience", 0),
-        ],
-    )
+        [("label_update", "often"), ("label_update", "0"), ("layer_decay", 0.0), ("layer_decay", 1.1),
+         ("weight_averaging", 1.0), ("pretrained_share", 1.5), ("head_learning_rate", -1e-3),
+         ("head_learning_rate", float("nan")), ("learning_rate", float("inf")), ("per_device_train_batch_size", 0),
+         ("per_device_eval_batch_size", -2), ("gradient_accumulation_steps", 0), ("num_train_epochs", 0),
+         ("early_stopping_patience", 0), ("train_sampling_strategy", "batch_rebalance")],
+    )  # fmt: skip
     def test_bad_value(self, tmp_path, field, value):
         with pytest.raises(ValueError, match=f"`{field}` is"):
             arguments(tmp_path, **{field: value})

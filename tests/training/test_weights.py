@@ -132,7 +132,7 @@ class TestAdapters:
         expected = model(**batch).logits
         assert torch.equal(add_lora(model, rank=4)(**batch).logits, expected)
 
-    @pytest.mark.parametrize("model_type", ["bert", "deberta-v2", "modernbert", "t5", "gpt2", "qwen3"])
+    @pytest.mark.parametrize("model_type", TEXT_ENCODERS)
     def test_what_is_trained(self, model_type):
         model = add_lora(tiny_model(text_config=text_encoder_config(model_type)), rank=2).train()
         model(**random_batch(model.config)).loss.backward()
@@ -147,7 +147,7 @@ class TestAdapters:
         assert names == {"query", "value"}
         with pytest.raises(ValueError, match="does not fit a BertModel: .*nowhere"):
             add_lora(tiny_model(), target_modules=["nowhere"])
-        with pytest.raises(ValueError, match="`rank` is 0"):
+        with pytest.raises(ValueError, match="does not fit a BertModel: .*`r`"):
             add_lora(tiny_model(), rank=0)
         with pytest.raises(ValueError, match="already has an adapter"):
             add_lora(model)
@@ -325,9 +325,3 @@ class TestQuantized:
             merge_lora(model)
         with pytest.raises(ValueError, match="an adapter is not merged into rounded weights"):
             model.save_pretrained(tmp_path / "merged", merge_adapter=True)
-
-
-def test_every_family_can_be_adapted():
-    for model_type in TEXT_ENCODERS:
-        model = add_lora(tiny_model(text_config=text_encoder_config(model_type)), rank=2)
-        assert any("lora_B" in name for name, _ in model.amess.text_encoder.named_parameters()), model_type
