@@ -56,24 +56,19 @@ def check_complete(corpus, tmp_path, count=TRAIN + DEV):
         np.testing.assert_allclose(row["video_features"], HOGEncoder()([frames])[0], atol=1e-6)
 
 
-def test_what_it_writes_is_read_back(corpus, tmp_path, capsys):
+def test_what_it_writes_is_read_back_and_added_to(corpus, tmp_path, capsys):
+    table = (corpus / "dev.tsv").read_text()
+    (corpus / "dev.tsv").write_text("\n".join(table.splitlines()[:2]) + "\n")
     assert extract_features(corpus, **ENCODERS) == {}
     output = capsys.readouterr()
-    assert "21 of 21 clips are in" in output.out and "Encoding clips: 100%" in output.err
+    assert "19 of 19 clips are in" in output.out and "Encoding clips: 100%" in output.err
+    (corpus / "dev.tsv").write_text(table)
+    assert extract_features(corpus, **ENCODERS) == {}
     check_complete(corpus, tmp_path)
     written = {path: path.stat().st_mtime_ns for path in corpus.rglob("*.safetensors")}
     assert extract_features(corpus, **ENCODERS) == {}
     assert "21 of 21 clips are already encoded" in capsys.readouterr().out
     assert written == {path: path.stat().st_mtime_ns for path in corpus.rglob("*.safetensors")}
-
-
-def test_clips_that_come_later_are_added(corpus, tmp_path):
-    table = (corpus / "dev.tsv").read_text()
-    (corpus / "dev.tsv").write_text("\n".join(table.splitlines()[:2]) + "\n")
-    extract_features(corpus, **ENCODERS)
-    (corpus / "dev.tsv").write_text(table)
-    extract_features(corpus, **ENCODERS)
-    check_complete(corpus, tmp_path)
 
 
 def kill(*args, **kwargs):
@@ -138,34 +133,23 @@ def test_features_of_other_weights_are_not_added_to(corpus, tmp_path):
         extract_features(corpus, audio_encoder=encoder)
 
 
-class TestFailures:
-    def test_stop(self, corpus):
-        bad = corpus / "raw_data" / "S01" / "E01" / "7.mp4"
-        bad.write_text("no clip")
-        with pytest.raises(ValueError, match=r"clip S01_E01_7: .*7.mp4 cannot be decoded .*`on_error` skip"):
-            extract_features(corpus, **ENCODERS)
-        assert not (corpus / "audio_data").exists()
-
-    def test_skip_reports_and_a_mended_clip_is_added(self, corpus, tmp_path, capsys):
-        bad = corpus / "raw_data" / "S01" / "E01" / "7.mp4"
-        good = bad.read_bytes()
-        bad.write_text("no clip")
-        assert list(extract_features(corpus, **ENCODERS, on_error="skip")) == ["S01_E01_7"]
-        assert "20 of 21 clips" in capsys.readouterr().out
-        report = (corpus / "failed_clips.tsv").read_text().splitlines()
-        assert report[0] == "id\treason" and len(report) == 2
-        assert report[1].startswith("S01_E01_7\t") and "cannot be decoded" in report[1]
-        assert "S01_E01_7" not in SafetensorsFeatures(corpus / "audio_data" / "log-mel")
-        with pytest.raises(ValueError, match="S01_E01_7"):
-            load_mintrec(corpus, cache_dir=tmp_path / "cache")
-        bad.write_bytes(good)
-        assert extract_features(corpus, **ENCODERS) == {}
-        assert not (corpus / "failed_clips.tsv").exists()
-        assert len(SafetensorsFeatures(corpus / "video_data" / "hog")) == TRAIN + DEV
-
-    def test_no_encoder(self, corpus):
-        with pytest.raises(ValueError, match="`audio_encoder` and `video_encoder` are both missing"):
-            extract_features(corpus)
+def test_clips_that_cannot_be_read(corpus, tmp_path, capsys):
+    """They stop the extraction, or are left out and listed; a mended clip is added."""
+    bad = corpus / "raw_data" / "S01" / "E01" / "7.mp4"
+    good = bad.read_bytes()
+    bad.write_text("no clip")
+    with pytest.raises(ValueError, match=r"clip S01_E01_7: .*7.mp4 .*`on_error` skip"):
+        extract_features(corpus, **ENCODERS)
+    assert not (corpus / "audio_data").exists()
+    assert list(extract_features(corpus, **ENCODERS, on_error="skip")) == ["S01_E01_7"]
+    assert "20 of 21 clips" in capsys.readouterr().out
+    header, line = (corpus / "failed_clips.tsv").read_text().splitlines()
+    assert header == "id\treason" and line.startswith("S01_E01_7\t") and "cannot be decoded" in line
+    assert "S01_E01_7" not in SafetensorsFeatures(corpus / "audio_data" / "log-mel")
+    bad.write_bytes(good)
+    assert extract_features(corpus, **ENCODERS) == {}
+    assert not (corpus / "failed_clips.tsv").exists()
+    check_complete(corpus, tmp_path)
 
 
 class TestTable:
@@ -185,7 +169,9 @@ class TestTable:
         expected = LogMelEncoder()([read_audio(tmp_path / "film.wav", 16000, 1.5, 2.0)])[0]
         np.testing.assert_allclose(audio["b"], expected, atol=2e-3)
 
-    def test_bad_tables(self, tmp_path):
+    def test_bad_arguments(self, tmp_path):
+        with pytest.raises(ValueError, match="`audio_encoder` and `video_encoder` are both missing"):
+            extract_features(tmp_path)
         (tmp_path / "clips.csv").write_text("id,clip\na,\n")
         (tmp_path / "spans.csv").write_text("id,clip,start\na,film.mkv,soon\n")
         for table, message in (

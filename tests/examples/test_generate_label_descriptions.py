@@ -87,30 +87,26 @@ def arguments_for(path, url=None, **options):
     return script.DescriptionArguments(model="tiny-llm", output_file=path, base_url=url, **options)
 
 
-def test_server_describes_every_intent(tmp_path, monkeypatch):
+@pytest.mark.parametrize("key", [None, "sk-test"])
+def test_server_describes_every_intent(tmp_path, monkeypatch, key):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    if key is not None:
+        monkeypatch.setenv("OPENAI_API_KEY", key)
     path = tmp_path / "new" / "own.json"
     with ChatServer([answer_for]) as server:
         assert script.generate(arguments_for(path, server.url)) == []
     descriptions = load_label_descriptions(path)
-    assert list(descriptions) == LABELS
-    assert descriptions["Praise"][1] == "The speaker means praise in way 2."
+    assert list(descriptions) == LABELS and descriptions["Praise"][1] == "The speaker means praise in way 2."
     assert [len(sentences) for sentences in descriptions.values()] == [5, 5, 5]
     origin = json.loads(path.read_text())["origin"]
     assert origin["model"] == "tiny-llm" and "{intents}" in origin["prompt"] and origin["temperature"] == 0.8
     assert [request[0] for request in server.requests] == ["/v1/chat/completions"] * 3
     assert all("hf_secret" not in request[1] for request in server.requests), "the Hub's token went elsewhere"
+    if key is not None:
+        assert server.requests[0][1] == f"Bearer {key}" and key not in path.read_text()
     assert "Complain, Praise, Ask for help" in server.prompts()[0]
     assert list(path.parent.iterdir()) == [path], "temporary files are left"
-
-
-def test_own_key_reaches_the_server(tmp_path, monkeypatch):
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
-    with ChatServer([answer_for]) as server:
-        script.generate(arguments_for(tmp_path / "own.json", server.url))
-    assert server.requests[0][1] == "Bearer sk-test"
-    assert "sk-test" not in (tmp_path / "own.json").read_text()
 
 
 @pytest.mark.parametrize(
@@ -166,11 +162,13 @@ def test_bad_sentences_are_left_out_and_asked_for_again(tmp_path):
 
 
 def test_sentence_of_another_intent_is_left_out(tmp_path):
-    options = {"labels": "Complain,Praise", "num_sentences": 1, "max_attempts": 2}
+    path = tmp_path / "own.json"
+    command = ["--labels", "Complain,Praise", "--model", "m", "--output_file", str(path), "--num_sentences", "1"]
     with ChatServer(["The speaker says something."]) as server:
-        short = script.generate(arguments_for(tmp_path / "own.json", server.url, **options))
-    assert short == ["Praise"] and len(server.requests) == 3
-    assert load_label_descriptions(tmp_path / "own.json") == {"Complain": ["The speaker says something."]}
+        with pytest.raises(SystemExit, match="too few sentences for `Praise`; run again"):
+            script.main([*command, "--base_url", server.url, "--max_attempts", "2", "--retry_seconds", "0"])
+    assert len(server.requests) == 3
+    assert load_label_descriptions(path) == {"Complain": ["The speaker says something."]}
 
 
 @pytest.mark.parametrize(
@@ -231,17 +229,14 @@ def test_hopeless_answers_stop_at_once(tmp_path, status):
     assert not (tmp_path / "own.json").exists()
 
 
-def test_server_that_is_not_there_is_given_up_after_the_attempts(tmp_path):
+def test_what_is_not_there(tmp_path):
     with ChatServer([answer_for]) as server:
         url = server.url
     assert script.generate(arguments_for(tmp_path / "own.json", url, labels="Joke", max_attempts=2)) == ["Joke"]
-
-
-def test_model_that_is_not_there_is_one_line(tmp_path):
-    command = ["--labels", "A,B", "--model", str(tmp_path / "no-llm"), "--output_file", str(tmp_path / "own.json")]
+    command = ["--labels", "A,B", "--model", str(tmp_path / "no-llm"), "--output_file", str(tmp_path / "other.json")]
     with pytest.raises(ValueError, match="`--model` .*no-llm cannot be loaded: .*; give the folder") as error:
         script.main(command)
-    assert "\n" not in str(error.value) and not (tmp_path / "own.json").exists()
+    assert "\n" not in str(error.value) and not (tmp_path / "other.json").exists()
 
 
 def test_examples_come_from_the_training_split_only(tmp_path):
@@ -275,16 +270,9 @@ def test_labels_from_list_file_or_data_set(tmp_path):
             script.read_labels(bad)
 
 
-@pytest.mark.parametrize(
-    ("option", "message"),
-    [
-        ({"num_sentences": 0}, "num_sentences"),
-        ({"max_attempts": 0}, "max_attempts"),
-        ({"temperature": 0.0}, "temperature"),
-    ],
-)
-def test_bad_arguments_are_named(tmp_path, option, message):
-    with pytest.raises(ValueError, match=message):
+@pytest.mark.parametrize("option", [{"num_sentences": 0}, {"max_attempts": 0}, {"temperature": 0.0}])
+def test_bad_arguments_are_named(tmp_path, option):
+    with pytest.raises(ValueError, match=f"`{next(iter(option))}` must be at least"):
         arguments_for(tmp_path / "own.json", **option)
 
 
@@ -300,14 +288,6 @@ def test_local_model(tmp_path, chat, capsys):
     assert words <= set(WORDS), "the answer holds more than what the model wrote"
     assert json.loads(path.read_text())["origin"]["model"] == str(tmp_path / "llm")
     assert "3 sentences for each intent" in capsys.readouterr().out
-
-
-def test_main_fails_when_sentences_are_missing(tmp_path):
-    with ChatServer(["No."]) as server, pytest.raises(SystemExit, match="too few sentences for `Joke`, `Care`"):
-        script.main(
-            ["--labels", "Joke,Care", "--model", "m", "--output_file", str(tmp_path / "o.json")]
-            + ["--base_url", server.url, "--max_attempts", "1"]
-        )
 
 
 WORDS = "the a speaker says likes wants to and good bad day work friend very much".split()
