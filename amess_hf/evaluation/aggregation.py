@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from ..processing_amess import write_json, write_text
+from .metrics import CLASSIFICATION_METRICS, OOS_METRICS, OPEN_METRICS
 from .tables import markdown_table, percent, write_csv
 
 
 # Named as by the Trainer's `save_metrics`.
 ALL_RESULTS_NAME = "all_results.json"
+# How the names of metrics end that are shares; losses, times and numbers of clips are not.
+_SHARES = tuple(f"_{name}" for name in (*CLASSIFICATION_METRICS, *OOS_METRICS, *OPEN_METRICS, "caught", "kept"))
 
 
 def seed_folder(output_dir: str | os.PathLike, seed: int) -> str:
@@ -130,7 +133,7 @@ def format_spread(summary: Mapping) -> str:
 def write_aggregate(aggregate: Mapping[str, Mapping], output_dir: str | os.PathLike) -> str:
     """Write the summaries of [`aggregate_runs`] as `aggregate.csv` (full precision) and `aggregate.md`.
 
-    In the Markdown, a metric that is between 0 and 1 in every run is given in percent, any other unchanged.
+    In the Markdown, accuracies and other shares are given in percent, losses, times and numbers unchanged.
 
     Args:
         aggregate (`dict[str, dict]`): Metric -> summary.
@@ -145,7 +148,7 @@ def write_aggregate(aggregate: Mapping[str, Mapping], output_dir: str | os.PathL
     write_csv(os.path.join(output_dir, "aggregate.csv"), ["metric", *columns], rows)
     cells = []
     for name, *values, runs in rows:
-        is_share = 0 <= values[2] and values[3] <= 1
+        is_share = name.endswith(_SHARES)
         form = percent if is_share else "{:.5g}".format
         shown = ["–" if value is None else form(value) for value in values]
         cells.append([f"{name}{' (%)' if is_share else ''}", *shown, runs])

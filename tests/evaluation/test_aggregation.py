@@ -20,9 +20,9 @@ from amess_hf.evaluation.tables import markdown_table, write_csv
 
 
 RUNS = {
-    0: {"eval_accuracy": 0.70, "eval_loss": 1.5, "best": "epoch 3", "test_accuracy": 0.1},
-    1: {"eval_accuracy": 0.74, "eval_loss": 1.1, "best": "epoch 5"},
-    2: {"eval_accuracy": 0.69, "eval_loss": 1.6, "best": "epoch 4"},
+    0: {"eval_accuracy": 0.70, "eval_loss": 0.5, "best": "epoch 3", "test_accuracy": 0.1},
+    1: {"eval_accuracy": 0.74, "eval_loss": 0.1, "best": "epoch 5"},
+    2: {"eval_accuracy": 0.69, "eval_loss": 0.6, "best": "epoch 4"},
 }
 
 
@@ -107,11 +107,11 @@ class TestFiles:
     def test_written_tables(self, tmp_path):
         markdown = write_aggregate(aggregate_runs(RUNS), tmp_path)
         assert "| eval_accuracy (%) | 71.00 | 2.65 | 69.00 | 74.00 | 3 |" in markdown
-        assert "| eval_loss | 1.4 | 0.26458 | 1.1 | 1.6 | 3 |" in markdown
+        assert "| eval_loss | 0.4 | 0.26458 | 0.1 | 0.6 | 3 |" in markdown
         assert (tmp_path / "aggregate.md").read_text() == markdown
         with open(tmp_path / "aggregate.csv", newline="") as file:
             rows = {row["metric"]: row for row in csv.DictReader(file)}
-        assert float(rows["eval_loss"]["mean"]) == np.mean([1.5, 1.1, 1.6])
+        assert float(rows["eval_loss"]["mean"]) == np.mean([0.5, 0.1, 0.6])
 
     def test_single_run_table(self, tmp_path):
         assert "| eval_accuracy (%) | 70.00 | – | 70.00 | 70.00 | 1 |" in write_aggregate(
