@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 
 def in_a_fresh_process(code):
@@ -21,3 +22,10 @@ def test_nothing_heavy_is_imported():
         "import sys, amess_hf; print(*[name for name in ('sklearn', 'evaluate', 'matplotlib') if name in sys.modules])"
     )
     assert heavy == []
+
+
+def test_the_version_is_that_of_the_changes():
+    import amess_hf
+
+    readme = Path(__file__).parents[1] / "README.md"
+    assert f"**Changes.** {amess_hf.__version__}:" in readme.read_text(encoding="utf-8")

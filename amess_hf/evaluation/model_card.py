@@ -25,6 +25,7 @@ _METADATA = {
 _SPLITS = {"eval": "validation", "test": "test"}
 # What a card calls a model that is not on a Hub: the folder that contains the card.
 _THIS_FOLDER = "."
+_LOCAL = " (a local folder)"
 _IN_THIS_FOLDER = "Run it in the folder that this file is in.\n"
 # A modality carries nearly all of the evidence if it alone is nearer than this to the accuracy with all.
 _NEARLY_ALL = 0.03
@@ -34,7 +35,6 @@ _HYPERPARAMETERS = (
     *("head_learning_rate", "layer_decay", "weight_decay", "head_weight_decay", "warmup_steps", "lr_scheduler_type"),
     *("optim", "weight_averaging", "bf16", "fp16", "seed"),
 )
-_MODEL_FIELDS = ("fusion_type", "hidden_size", "num_anchors")
 # Metric in `all_results.json`, without its split -> name.
 _METRICS = {
     **CLASSIFICATION_METRICS,
@@ -96,14 +96,15 @@ def create_model_card(
     known = [DATASETS[name] for name in datasets if name in DATASETS]
     dataset_title = " and ".join(DATASETS[name].title if name in DATASETS else name for name in datasets)
     encoders = _encoders(model.config)
+    hub_encoders = [name for name in encoders if not name.endswith(_LOCAL)]
     measured = {split: _metrics_of(results, prefix) for prefix, split in _SPLITS.items()}
     card_data = ModelCardData(
         **_METADATA,
         language=language or ("en" if known else None),
         license=license or next((spec.license for spec in known if spec.license), None),
-        base_model=encoders[0] if len(encoders) == 1 else encoders or None,
+        base_model=hub_encoders[0] if len(hub_encoders) == 1 else hub_encoders or None,
         metrics=["accuracy", "f1"] if results else None,
-        model_name=_title(model_id),
+        model_name=_title(model_id) or (f"A-MESS on {dataset_title}" if datasets else "A-MESS"),
         eval_results=_eval_results(measured, dataset_title or "unnamed", datasets) or None,
     )
     return ModelCard.from_template(
@@ -140,28 +141,34 @@ def name_repository(path: str | os.PathLike, repo_id: str) -> None:
         path (`str` or `os.PathLike`): The card, e.g. `README.md` of a run's output folder.
         repo_id (`str`): The repository on the Hub, `"organization/name"`.
     """
-    loads_model = r'(pipeline\("intent-recognition", model=|from_pretrained\()"[^"\n]*"'
+    loads_model = r'(pipeline\("intent-recognition", model=|from_pretrained\()"([^"\n]*)"'
     if not re.search(loads_model, Path(path).read_text(encoding="utf-8")):
         return
-    card, unnamed = ModelCard.load(path), _title(None)
-    text = re.sub(loads_model, rf'\1"{repo_id}"', card.text).replace(_IN_THIS_FOLDER, "")
-    card.text = re.sub(rf"^# {unnamed}$", f"# {_title(repo_id)}", text, count=1, flags=re.MULTILINE)
-    if card.data.model_name == unnamed:
+    card = ModelCard.load(path)
+    old_id, old_name = re.search(loads_model, card.text)[2], card.data.model_name or ""
+    card.text = re.sub(loads_model, rf'\1"{repo_id}"', card.text).replace(_IN_THIS_FOLDER, "")
+    # A name that its author has given stays.
+    if old_name.startswith("A-MESS") if old_id == _THIS_FOLDER else old_name == _title(old_id):
         card.data.model_name = _title(repo_id)
+        card.text = card.text.replace(f"\n# {escape_markdown(old_name)}\n", f"\n# {_title(repo_id)}\n", 1)
     card.save(path)
 
 
 def _title(model_id: str | None):
-    return os.path.basename((model_id or "").rstrip("/")) or "amess"
+    return os.path.basename((model_id or "").rstrip("/"))
 
 
 def _encoders(config: Any):
-    """Return the Hub models that the model was built from; a local path means nothing to a reader of the card."""
-    text_encoder = getattr(config.text_config, "_name_or_path", None) or ""
+    """Return the models that the model was built from; of one in a local folder the folder's name, for its path is private."""
+    names = [getattr(config.text_config, "_name_or_path", None) or ""]
     # Front ends that are part of this package have no organization in their names.
-    others = [features.encoder for features in config.feature_configs.values() if "/" in (features.encoder or "")]
-    names = [text_encoder, *others]
-    return [name for name in names if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) and not os.path.exists(name)]
+    names += [features.encoder for features in config.feature_configs.values() if "/" in (features.encoder or "")]
+    on_hub = [bool(re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)) and not os.path.exists(name) for name in names]
+    return [
+        name if known else escape_markdown(os.path.basename(name.rstrip("/"))) + _LOCAL
+        for name, known in zip(names, on_hub, strict=True)
+        if name
+    ]
 
 
 def _inputs(config: Any):
@@ -176,7 +183,8 @@ def _inputs(config: Any):
 def _hyperparameters(config: Any, training_arguments: Mapping[str, Any]):
     values = {name: training_arguments.get(name) for name in _HYPERPARAMETERS}
     del values["num_train_epochs" if (values["max_steps"] or -1) > 0 else "max_steps"]
-    values |= {name: getattr(config, name) for name in _MODEL_FIELDS}
+    values |= {name: getattr(config, name) for name in ("fusion_type", "hidden_size")}
+    values |= {"num_anchors": config.num_anchors if config.fusion_type == "anchor" else None}
     values |= {f"{name}_encoder": features.encoder for name, features in config.feature_configs.items()}
     values = {name: value for name, value in values.items() if value is not None and value is not False}
     # The path of an encoder's folder is private.

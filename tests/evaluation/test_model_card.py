@@ -100,7 +100,7 @@ class TestMetadata:
         card = create_model_card(model, {})
         assert "model-index" not in card.content and "## Results" not in card.content
         assert ModelCard(card.content).data.eval_results is None
-        assert "\n# amess\n" in card.content
+        assert "\n# A-MESS\n" in card.content and "| base model | not named" in card.content
 
 
 class TestText:
@@ -206,6 +206,8 @@ class TestText:
         assert "intends from\ntext. " in text
         assert "clip.mp4" not in text and "candidate_labels" not in text
         assert "\n- **Greet**\n" in text
+        text = create_model_card(tiny_model(fusion_type="text"), {}, training_arguments={"seed": 3}).text
+        assert "| fusion_type | text |" in text and "num_anchors" not in text
 
 
 def snippet_of(text):
@@ -290,10 +292,11 @@ class TestHostileInput:
     def test_no_path_of_a_machine(self, tmp_path):
         """The text encoder's folder on somebody's machine is no base model, the data's folder no data set's name."""
         model = tiny_model()
-        model.config.text_config._name_or_path = str(tmp_path)
+        model.config.text_config._name_or_path = str(tmp_path / "own-encoder")
         card = create_model_card(model, RESULTS, os.path.join(tmp_path, "clips"))
         assert tmp_path.name not in card.content and "Trained on clips." in card.text
-        assert card.data.base_model is None
+        assert card.data.base_model is None and "| base model | own-encoder (a local folder) |" in card.text
+        assert card.data.model_name == "A-MESS on clips" and "\n# A-MESS on clips\n" in card.text
 
     def test_encoders_are_base_models(self):
         model = tiny_model(**merge_fields(FRONT_ENDS, {"audio_config": {"encoder": "facebook/wavlm-base"}}))
