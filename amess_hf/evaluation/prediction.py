@@ -16,6 +16,7 @@ from transformers.utils import logging
 from ..configuration_amess import FEATURE_MODALITIES, MODALITIES, OUT_OF_SCOPE_LABEL
 from ..processing_amess import written_aside
 from .metrics import compute_classification_metrics
+from .tables import plain_cell
 
 
 logger = logging.get_logger(__name__)
@@ -190,7 +191,9 @@ def modality_table(
 def write_predictions(
     path: str | os.PathLike, outputs: ClipOutputs, names: Mapping[int, str], in_scope: np.ndarray | None = None
 ) -> None:
-    """Write `id`, `label`, `prediction` and `score` (the probability) of each clip as tab-separated text.
+    """Write `id`, `label`, `prediction`, `score` (the probability) and `text` of each clip as tab-separated text.
+
+    A cell that a spreadsheet would take for a formula begins with an apostrophe.
 
     Args:
         path (`str`): The file.
@@ -205,9 +208,10 @@ def write_predictions(
     with written_aside(path) as partial, open(partial, "w", encoding="utf-8", newline="") as file:
         # Like MIntRec's own tables: nothing is quoted, quotation marks are literal, white space becomes one space.
         writer = csv.writer(file, delimiter="\t", quoting=csv.QUOTE_NONE, quotechar=None, lineterminator="\n")
-        writer.writerow(["id", "label", "prediction", "score"])
-        for *cells, score in zip(outputs.ids, labels, answers, outputs.confidence(), strict=True):
-            writer.writerow([*(" ".join(str(cell).split()) for cell in cells), f"{score:.6f}"])
+        writer.writerow(["id", "label", "prediction", "score", "text"])
+        scores = (f"{score:.6f}" for score in outputs.confidence())
+        for row in zip(outputs.ids, labels, answers, scores, outputs.texts, strict=True):
+            writer.writerow(plain_cell(" ".join(str(cell).split())) for cell in row)
 
 
 def read_evidence_spans(path: str | os.PathLike) -> dict[str, dict[str, tuple[int, int, int]]]:

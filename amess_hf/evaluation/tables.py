@@ -28,7 +28,14 @@ def markdown_table(header: Sequence[str], rows: Iterable[Iterable[Any]], left: C
     return "".join(f"| {' | '.join(map(str, line))} |\n" for line in (header, rule, *rows))
 
 
+def plain_cell(value: Any) -> Any:
+    """Return what a spreadsheet shows as text: a string that it would take for a formula gets an apostrophe before it."""
+    is_formula = isinstance(value, str) and re.match(r"\s*([=+@]|-(?!\s|[\d.]+$))", value)
+    return f"'{value}" if is_formula else value
+
+
 def write_csv(path: str | os.PathLike, header: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
-    """Write a CSV file, through a temporary file; `None` is an empty cell."""
+    """Write a CSV file, through a temporary file; `None` is an empty cell, and no cell is a formula (`plain_cell`)."""
     with written_aside(path) as partial, open(partial, "w", encoding="utf-8", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([header, *rows])
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerows(map(plain_cell, row) for row in (header, *rows))

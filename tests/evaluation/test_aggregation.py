@@ -127,5 +127,11 @@ class TestTables:
         )
 
     def test_csv_keeps_all_digits_and_quotes_commas(self, tmp_path):
-        write_csv(tmp_path / "table.csv", ["what", "value"], [["a, b", 0.1 + 0.2], ["c", None]])
-        assert (tmp_path / "table.csv").read_bytes() == b'what,value\n"a, b",0.30000000000000004\nc,\n'
+        write_csv(tmp_path / "table.csv", ["what", "value"], [["a, b", 0.1 + 0.2], ["c", None], ["- no", -1]])
+        assert (tmp_path / "table.csv").read_bytes() == b'what,value\n"a, b",0.30000000000000004\nc,\n- no,-1\n'
+
+    @pytest.mark.parametrize("cell", ["=1+1", "+1", "@SUM(A1)", "-2+3+cmd|' /C calc'!A0", "  =1"])
+    def test_no_cell_is_a_formula(self, cell, tmp_path):
+        write_csv(tmp_path / "table.csv", ["id", "error"], [["17", cell]])
+        with open(tmp_path / "table.csv", newline="") as file:
+            assert list(csv.reader(file)) == [["id", "error"], ["17", f"'{cell}"]]

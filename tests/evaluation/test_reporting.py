@@ -155,11 +155,12 @@ def test_predictions_file(tmp_path):
     """The probability of the best label as score; what a detector refuses is UNK."""
     outputs = outputs_of(["S1", "S2\t"], [0, -1], [[np.log(3), 0.0], [0.0, np.log(9)]])
     path, names = tmp_path / "predictions_dev.tsv", {0: "Greet", 1: "Thank"}
+    outputs.texts = ['say "hi"\n', "=1+1"]
     write_predictions(path, outputs, names)
-    lines = ["id\tlabel\tprediction\tscore", "S1\tGreet\tGreet\t0.750000", "S2\tUNK\tThank\t0.900000"]
-    assert path.read_text().splitlines() == lines
+    lines = ["id\tlabel\tprediction\tscore\ttext", 'S1\tGreet\tGreet\t0.750000\tsay "hi"']
+    assert path.read_text().splitlines() == [*lines, "S2\tUNK\tThank\t0.900000\t'=1+1"]
     write_predictions(path, outputs, names, np.array([True, False]))
-    assert path.read_text().splitlines() == [*lines[:2], "S2\tUNK\tUNK\t0.900000"]
+    assert path.read_text().splitlines() == [*lines, "S2\tUNK\tUNK\t0.900000\t'=1+1"]
     assert [file.name for file in tmp_path.iterdir()] == ["predictions_dev.tsv"]
 
 
