@@ -5,26 +5,34 @@ any color vision can tell apart; color is never the only cue. Sizes are in inche
 text is below 11 pixels at 1x. Intents come by name in id order, shares from 0 to 1.
 """
 
+import functools
 import os
+import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import ArrayLike
+from transformers.utils import logging
 
 from .metrics import NUM_BINS
 
 
 try:
     import matplotlib
+    from matplotlib import font_manager
     from matplotlib.axes import Axes
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.offsetbox import AnchoredOffsetbox, HPacker, TextArea, VPacker
+    from matplotlib.text import Text
     from matplotlib.ticker import PercentFormatter
 except ImportError as error:
     raise ImportError('the plots need matplotlib; pip install "amess_hf[report]"') from error
 
+
+logger = logging.get_logger(__name__)
 
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 BLUE, VERMILION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
@@ -36,11 +44,12 @@ _MODALITY_COLORS = {"text": BLUE, "audio": ORANGE, "video": GREEN}
 
 _LONGEST_NAME = 40
 _LINE_OF_WORDS = 110  # letters
+_FONT = "DejaVu Sans"  # ships with matplotlib: the same everywhere
 _STYLE = {
     "figure.dpi": 100,
     "savefig.dpi": 100,
     "figure.facecolor": "white",
-    "font.family": "DejaVu Sans",  # ships with matplotlib: the same font everywhere
+    "font.family": _FONT,
     "font.size": 10,
     "axes.titlesize": 12,
     "axes.titleweight": "bold",
@@ -79,19 +88,55 @@ def _styled_figure(width: float, height: float, title: str | None = None) -> Ite
         figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
         FigureCanvasAgg(figure)
         if title:
-            figure.suptitle(" ".join(title.split()), x=0.01, ha="left", fontsize=12, fontweight="bold")
+            figure.suptitle(_readable(title), x=0.01, ha="left", fontsize=12, fontweight="bold")
         yield figure
 
 
 def save_figure(figure: Figure, path: str | os.PathLike) -> None:
-    """Write a PNG without date or version metadata."""
+    """Write a PNG without date or version metadata; letters that the plots' font lacks come from the machine's fonts."""
+    texts = figure.findobj(Text)
+    families = dict.fromkeys(
+        [_FONT, *filter(None, (_font_with(letter) for text in texts for letter in text.get_text()))]
+    )
+    for text in texts if len(families) > 1 else ():
+        text.set_fontfamily(list(families))
     with _style():
         figure.savefig(path, format="png", dpi=100, metadata={"Software": None})
 
 
+@functools.cache
+def _font_with(letter: str):
+    """Return the family that draws a letter, the plots' own if it does; `None` if no font of this machine has it."""
+    fonts = [font for font in font_manager.fontManager.ttflist if font.style == "normal" and font.weight == 400]
+    fonts.sort(key=lambda font: (font.name != _FONT, font.name))
+    return next((font.name for font in fonts if letter == "\n" or ord(letter) in _letters_of(font.fname)), None)
+
+
+@functools.cache
+def _letters_of(path: str):
+    font = font_manager.get_font(path)
+    return {} if "Last Resort" in font.family_name else font.get_charmap()  # which draws boxes
+
+
+def _readable(text: str):
+    """Return a text, which may be a user's, on one line, with letters that no font here has transliterated."""
+    text = " ".join(text.split())
+    if all(map(_font_with, text)):
+        return text
+    logger.warning_once("letters for which this machine has no font are transliterated in the plots")
+    return "".join(letter if _font_with(letter) else _transliterated(letter) for letter in text)
+
+
+def _transliterated(letter: str):
+    """`bi` for HIRAGANA LETTER BI, nothing for a mark on another letter, `<U+559C>` for what is named by no sound."""
+    sound = re.search(r" (?:LETTER|SYLLABLE|VOWEL SIGN|CHARACTER) (?:SMALL )?(\S+)", unicodedata.name(letter, ""))
+    mark = unicodedata.category(letter).startswith("M")
+    return sound[1].lower() if sound else "" if mark else f"<U+{ord(letter):04X}>"
+
+
 def _plot_name(name: str):
-    """Return a name, which may be a user's, as plots show it: on one line, shortened if it is long."""
-    name = " ".join(name.split())
+    """Return a name as plots show it, shortened if it is long."""
+    name = _readable(name)
     name = name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
     return f" {name}" if name.startswith("_") else name  # Matplotlib omits names like `_name` from legends.
 
@@ -234,7 +279,8 @@ def plot_calibration(
         upper.set(xlim=(0, 1), ylim=(0, 1.03), xlabel=None, ylabel="accuracy (%)")
         upper.set_title("Reliability diagram")
         upper.grid()
-        upper.legend(loc="upper left")
+        upper.get_legend().remove()  # made by `CalibrationDisplay`, over the curves
+        figure.legend(*upper.get_legend_handles_labels(), loc="outside lower center", ncols=3)
         for axis in (upper.yaxis, lower.xaxis):
             axis.set_major_formatter(PercentFormatter(1, symbol=None))
         lower.set(xlabel="confidence (%)", ylabel="clips")
@@ -262,7 +308,9 @@ def plot_oos_scores(scores: ArrayLike, in_scope: ArrayLike, method: str, thresho
             (~in_scope, VERMILION, "////", "out of scope"),
         ):
             shares = 100 * np.histogram(scores[rows], edges)[0] / max(rows.sum(), 1)
-            axes.stairs(shares, edges, fill=True, color=color, linewidth=0, alpha=0.35, hatch=hatch)
+            axes.stairs(
+                shares, edges, fill=True, facecolor=color, edgecolor=color, linewidth=0, alpha=0.35, hatch=hatch
+            )
             axes.stairs(shares, edges, color=color, linewidth=1.8, label=f"{name} ({rows.sum()} clips)")
         if threshold is not None:
             axes.axvline(threshold, color=BLACK, linestyle="--", linewidth=1.5, label=f"threshold {threshold:.3g}")
@@ -351,7 +399,10 @@ def plot_embeddings(
             label = f"{number + 1} {name}" if described else name
             axes.scatter(*clips[labels == number].T, s=20, alpha=0.65, linewidth=0, **style, label=label)
             if described:
-                axes.scatter(*descriptions[number], s=260, edgecolor=BLACK, linewidth=1.3, zorder=3, **style)
+                marker = style["marker"]
+                axes.scatter(
+                    *descriptions[number], s=280, fc="white", ec=style["color"], lw=2, zorder=3, marker=marker
+                )
                 style = {"ha": "center", "va": "center", "fontsize": 9, "fontweight": "bold", "zorder": 4}
                 axes.text(*descriptions[number], number + 1, **style)
         axes.set(xticks=[], yticks=[])
@@ -420,7 +471,8 @@ def _draw_words(axes: Axes, lines: Sequence[Sequence[tuple[str, float | None]]])
     def area(word: str, score: float | None):
         box = {"fc": SKY, "alpha": 0.25 + 0.6 * (score or 0), "ec": BLUE, "pad": 1.5}
         return TextArea(
-            word, textprops={"fontsize": 9} | ({"fontweight": "bold", "bbox": box} if score is not None else {})
+            _readable(word),
+            textprops={"fontsize": 9} | ({"fontweight": "bold", "bbox": box} if score is not None else {}),
         )
 
     packed = [HPacker(children=[area(*pair) for pair in line], pad=0, sep=6) for line in lines if line]

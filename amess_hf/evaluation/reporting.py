@@ -192,7 +192,7 @@ class _Page:
         self.add("## Confusion", "Intents that are confused with one another are neighbors.")
         seen = np.union1d(known.labels, known.predictions)
         figure = self.plots.plot_confusion(
-            confusion_matrix(known.labels, known.predictions), [names[number] for number in seen]
+            confusion_matrix(known.labels, known.predictions, labels=seen), [names[number] for number in seen]
         )
         self.plot(figure, "confusion.png", "Confusion matrix")
 

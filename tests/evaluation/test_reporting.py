@@ -371,6 +371,13 @@ class TestReport:
         text = (tmp_path / "known" / "report.md").read_text(encoding="utf-8")
         assert "no out-of-scope clip in this split" in text and "`energy`" in text
 
+    @pytest.mark.filterwarnings("error:A single label")
+    def test_one_intent(self, model, dataset, collator, outputs, tmp_path):
+        """A split of one clip is reported without a warning of scikit-learn."""
+        right = np.flatnonzero(outputs.labels >= 0)[:1]
+        report(model, dataset.select(right), collator, tmp_path)
+        assert (tmp_path / "confusion.png").exists()
+
     def test_only_out_of_scope(self, model, dataset, collator, tmp_path):
         with pytest.raises(ValueError, match="every clip of the split 'test' is out of scope"):
             report(model, dataset.select(range(45, 60)), collator, tmp_path, name="test")
@@ -464,6 +471,31 @@ class TestPlots:
         ]
         assert figure.get_suptitle() == "Clips (t-SNE of their embeddings)"
         plots.save_figure(plots.plot_anchors("$x^$ \n y", [("$\\bad{$", 1.0)], [], 1.0), io.BytesIO())
+
+    @pytest.mark.filterwarnings("error:Glyph")
+    def test_letters_that_the_font_lacks(self, monkeypatch, tmp_path):
+        """From another font of the machine (a mark that DejaVu Sans Mono has), or transliterated; never a box."""
+        from matplotlib import font_manager
+
+        fonts = [font for font in font_manager.fontManager.ttflist if "DejaVu" in font.name]
+        monkeypatch.setattr(font_manager.fontManager, "ttflist", fonts)
+        plots._font_with.cache_clear()
+        values = {"f1": 0.5, "support": 1}
+        names = {"喜び": "<U+559C>bi", "धन्यवाद": "dhanayavaaada", "ขอ": "khoo", "⌒ Благодарить": "⌒ Благодарить"}
+        figure = plots.plot_intent_f1(dict.fromkeys(names, values))
+        plots.save_figure(figure, tmp_path / "plot.png")
+        labels = figure.axes[0].get_yticklabels()
+        assert {label.get_text() for label in labels} == set(names.values())
+        assert all(label.get_fontfamily() == ["DejaVu Sans", "DejaVu Sans Mono"] for label in labels)
+        plots._font_with.cache_clear()
+
+    @pytest.mark.filterwarnings("error")
+    def test_legend_is_beside_the_curves(self, tmp_path):
+        figure = plots.plot_calibration([True, False], [0.05, 0.9], [0.1, 0.8], 1.5)
+        plots.save_figure(figure, tmp_path / "plot.png")
+        (legend,) = figure.legends
+        assert len(legend.get_texts()) == 3 and figure.axes[0].get_legend() is None
+        assert not any(legend.get_window_extent().overlaps(axes.get_window_extent()) for axes in figure.axes)
 
     def test_users_own_style_changes_nothing(self, tmp_path):
         import matplotlib
