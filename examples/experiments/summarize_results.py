@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """
-The tables of accuracy in examples/results/README.md: the lines that tables.csv names, from every run in accuracy.csv.
+Tables of accuracy: the lines that examples/results/tables.csv names, from every run in accuracy.csv.
 
     python examples/experiments/summarize_results.py
 
