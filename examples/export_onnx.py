@@ -22,7 +22,7 @@ import sys
 from dataclasses import dataclass
 
 import torch
-from progress import ProgressArguments, hide_progress_bars
+from command_line import ProgressArguments, hide_progress_bars
 from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 

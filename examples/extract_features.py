@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from accelerate import PartialState
-from progress import ProgressArguments, hide_progress_bars
+from command_line import ProgressArguments, hide_progress_bars
 from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 

@@ -31,8 +31,8 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
+from command_line import ProgressArguments, hide_progress_bars
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
-from progress import ProgressArguments, hide_progress_bars
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser, set_seed
 from transformers.hf_argparser import HfArg

@@ -160,7 +160,6 @@ def with_loop(folder, world, **values):
     model, clips = make_model(), make_clips(9, seed=2)
     processor = AMESSProcessor.for_model(model.config, make_tokenizer())
     arguments = make_arguments(folder, world, **values)
-    model.get_input_embeddings().requires_grad_(False)
     accelerator = Accelerator(kwargs_handlers=[run_mir_no_trainer.DDP_ARGUMENTS])
     training = run_mir_no_trainer.Training(accelerator, model, arguments, clips, clips, processor)
     train_loss = training.run()["train_loss"]

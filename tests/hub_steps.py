@@ -68,7 +68,7 @@ def train() -> None:
     options = (
         "--data_dir corpus --output_dir run --do_predict --push_to_hub --hub_strategy every_save --hub_private_repo"
     )
-    run_mir.run(*run_mir.parse_arguments([*_options("mintrec"), *options.split(), "--hub_model_id", REPO]))
+    run_mir.main([*_options("mintrec"), *options.split(), "--hub_model_id", REPO])
 
 
 def train_from_hub() -> None:
@@ -76,11 +76,12 @@ def train_from_hub() -> None:
     sys.path += [str(EXAMPLES), str(EXAMPLES / "demo")]
     import run_mir
 
-    run_mir.run(*run_mir.parse_arguments([*_options(DATASET), "--output_dir", "run-from-hub"]))
+    run_mir.main([*_options(DATASET), "--output_dir", "run-from-hub"])
 
 
 def _options(dataset: str) -> list[str]:
-    options = "--text_model_name_or_path text-encoder --label_descriptions descriptions.json --hidden_size 16"
+    options = "--text_model_name_or_path text-encoder --label_descriptions descriptions.json"
+    options += " --config_overrides hidden_size=16"
     return ["--dataset_name", dataset, *options.split(), "--do_train", "--do_eval", "--max_steps", "2"]
 
 

@@ -25,6 +25,10 @@ from amess_hf.descriptions_amess import load_label_descriptions
 
 SCRIPT = Path(__file__).parent.parent / "examples" / "run_mir.py"
 KINDS = ("words", "simulated", "clips", "two_sets", "described")
+SETTINGS = (
+    "--do_train --do_eval --use_cpu --seed 3 --max_steps 24 --eval_strategy steps --eval_steps 12 --save_strategy steps "
+    "--save_steps 12"
+)
 # Parameters that were renamed since the first recording: new name -> old name.
 RENAMED_PARAMETERS = {}
 
@@ -33,12 +37,13 @@ def commands(options):
     """Kind of run -> the arguments that are its own."""
     return {
         "words": ["--dataset_name", "mintrec", "--data_dir", options.mintrec],
-        "simulated": ["--dataset_name", "mintrec", "--data_dir", options.simulated, "--fusion_type", "anchor"],
+        "simulated": ["--dataset_name", "mintrec", "--data_dir", options.simulated]
+        + ["--config_overrides", "fusion_type=anchor"],
         "clips": ["--dataset_name", "folder", "--data_dir", options.clips, "--audio_encoder", "log-mel"]
         + ["--video_encoder", "hog"],
         "two_sets": ["--dataset_name", "mintrec,mintrec2.0", "--data_dir", f"{options.mintrec},{options.mintrec2}"],
-        "described": ["--dataset_name", "mintrec", "--data_dir", options.mintrec, "--projection_dim", "0"]
-        + ["--pretrained_share", "0.5"],
+        "described": ["--dataset_name", "mintrec", "--data_dir", options.mintrec, "--pretrained_share", "0.5"]
+        + ["--config_overrides", "projection_dim=0"],
     }
 
 
@@ -57,26 +62,8 @@ def add_described_intents(folder):
 
 def run(options):
     for kind in options.kinds.split(","):
-        arguments = [*commands(options)[kind], "--output_dir", f"{options.out}/{kind}", "--max_steps", "24"]
-        arguments += [
-            "--text_model_name_or_path",
-            options.text_encoder,
-            "--use_cpu",
-            "--seed",
-            "3",
-            "--eval_steps",
-            "12",
-        ]
-        arguments += [
-            "--eval_strategy",
-            "steps",
-            "--save_strategy",
-            "steps",
-            "--save_steps",
-            "12",
-            "--do_train",
-            "--do_eval",
-        ]
+        arguments = [*commands(options)[kind], "--output_dir", f"{options.out}/{kind}", *SETTINGS.split()]
+        arguments += ["--text_model_name_or_path", options.text_encoder]
         subprocess.run([sys.executable, str(SCRIPT), *arguments], check=True)
         if kind == "described":
             add_described_intents(f"{options.out}/{kind}")

@@ -119,6 +119,8 @@ class AMESSTrainingArguments(TrainingArguments):
         ValueError: Naming the argument, its value and what is allowed.
     """
 
+    _argument_group_name = "training (transformers' TrainingArguments, with our defaults)"
+
     output_dir: str | None = _argument(None, "Folder for the model, the metrics and checkpoints.")
     learning_rate: float | None = _argument(None, "Rate of the text encoder's last layer; by default by its width.")
     head_learning_rate: float = _argument(1e-3, "Learning rate of everything but the text encoder.")

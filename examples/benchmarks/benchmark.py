@@ -56,7 +56,7 @@ from amess_hf.training.weights import add_lora
 
 sys.path.append(str(Path(__file__).parents[1]))
 
-from progress import ProgressArguments, hide_progress_bars
+from command_line import ProgressArguments, hide_progress_bars
 
 
 TEXT_LENGTH, VIDEO_LENGTH, AUDIO_LENGTH = 30, 230, 480

@@ -48,8 +48,8 @@ from amess_hf.training import AMESSTrainer, AMESSTrainingArguments
 
 sys.path.append(str(Path(__file__).parents[1]))
 
+from command_line import ProgressArguments, hide_progress_bars, progress_bars
 from predict_clip import merged_spans
-from progress import ProgressArguments, hide_progress_bars, progress_bars
 
 
 LOG_MEL, HOG = "log-mel", "hog"

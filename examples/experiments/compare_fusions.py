@@ -2,7 +2,7 @@
 """
 Compare fusions on simulated features, where it is known what audio and video show, and when.
 
-    python examples/run_mir.py --dataset_name mintrec --data_dir path/to/world --fusion_type anchor --seeds 0,1,2,3,4 \
+    python examples/run_mir.py --dataset_name mintrec --data_dir path/to/world --config_overrides fusion_type=anchor --seeds 0,1,2,3,4 \
         --text_model_name_or_path bert-base-uncased --output_dir runs/anchor --do_train --do_eval   # also late and text
     python examples/experiments/compare_fusions.py --models anchor=runs/anchor late=runs/late text=runs/text \
         --draw_dirs path/to/world-draw-1 path/to/world-draw-2 ... --output_dir runs/fusions

@@ -3,7 +3,7 @@
 Test trained models on intents that they only have descriptions of, next to the untrained encoder.
 
     for k in 1 2 3 4; do python examples/run_mir.py --dataset_name mintrec --data_dir path/to/MIntRec --seed 0 \
-        --hold_out_intents fold:$k/4 --projection_dim 0 --text_model_name_or_path path/to/encoder \
+        --hold_out_intents fold:$k/4 --config_overrides projection_dim=0 --text_model_name_or_path path/to/encoder \
         --output_dir runs/fold-$k --do_train --do_eval; done
     python examples/experiments/open_world.py --dataset_name mintrec --data_dir path/to/MIntRec \
         --text_model_name_or_path path/to/encoder --model_name_or_path runs/fold-1,runs/fold-2,runs/fold-3,runs/fold-4 \

@@ -17,8 +17,7 @@ from amess_hf.processing_amess import write_text
 EXAMPLES = Path(__file__).parents[1]
 sys.path.append(str(EXAMPLES))
 
-from mir_common import one_line_errors  # noqa: F401
-from progress import ProgressArguments, hide_progress_bars
+from command_line import ProgressArguments, hide_progress_bars, one_line_errors  # noqa: F401
 
 
 # Semantic synchronization off: untrained similarities are ignored in the answer too.
@@ -76,7 +75,8 @@ def train(run_args, rest, folder, config=None, **options):
     Returns:
         `dict[int, dict]`: seed → metrics.
     """
-    options = {**vars(run_args), **(config or {}), **options, "output_dir": folder}
+    overrides = ",".join(f"{name}={value}" for name, value in (config or {}).items())
+    options = {**vars(run_args), **options, "output_dir": folder, "config_overrides": overrides or None}
     given = [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
     command = [sys.executable, str(EXAMPLES / "run_mir.py"), "--do_train", "--do_eval", *rest, *given]
     if status := subprocess.run(command).returncode:

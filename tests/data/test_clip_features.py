@@ -25,7 +25,6 @@ from amess_hf import (
 av = pytest.importorskip("av")
 
 from clip_writer import write_clip
-from mir_common import parse_arguments, run_for_each_seed
 
 from amess_hf.data.clip_features import add_clip_features, clip_jobs
 from amess_hf.data.dataset_files import find_clips
@@ -240,7 +239,7 @@ def test_one_command_from_clips_to_a_pipeline(corpus, tokenizer, tmp_path):
     options = {
         "data_dir": folder, "audio_encoder": "log-mel", "video_encoder": "hog",
         "text_model_name_or_path": tmp_path / "encoder", "output_dir": tmp_path / "run", "max_steps": 2,
-        "hidden_size": 16, "projection_dim": 8, "per_device_train_batch_size": 4, "use_cpu": True, "disable_tqdm": True,
+        "config_overrides": "hidden_size=16,projection_dim=8", "per_device_train_batch_size": 4, "use_cpu": True, "disable_tqdm": True,
     }  # fmt: skip
     flags = [
         "--do_train",
@@ -248,10 +247,10 @@ def test_one_command_from_clips_to_a_pipeline(corpus, tokenizer, tmp_path):
         *(part for name, value in options.items() for part in (f"--{name}", str(value))),
     ]
     with pytest.raises(ValueError, match=f"clip {bad}: .* cannot be decoded.*`on_error` skip continues without it"):
-        run_for_each_seed(run_mir.run, *parse_arguments(flags))
-    run_for_each_seed(run_mir.run, *parse_arguments([*flags, "--on_error", "skip"]))
-    header, line = (tmp_path / "run" / "left_out.tsv").read_text().splitlines()
-    assert header == "id\treason" and line.startswith(f"{bad}\t") and "cannot be decoded" in line
+        run_mir.main(flags)
+    run_mir.main([*flags, "--on_error", "skip"])
+    header, line = (tmp_path / "run" / "left_out.csv").read_text().splitlines()
+    assert header == "id,reason" and line.startswith(f"{bad},") and "cannot be decoded" in line
     assert json.loads((tmp_path / "run" / "run.json").read_text())["train_clips"].startswith("39 clips, ")
     lines = (tmp_path / "run" / "predictions_dev.tsv").read_text().splitlines()[1:5]
     pipe = make_pipeline("intent-recognition", model=str(tmp_path / "run"), device="cpu")

@@ -146,12 +146,12 @@ def test_command_line(tmp_path, tokenizer):
     ]  # fmt: skip
 
     def run(name, *more):
-        arguments = run_mir.parse_arguments([*options, "--output_dir", str(tmp_path / name), *more])
-        return run_mir.run_for_each_seed(run_mir.run, *arguments)
+        return run_mir.main([*options, "--output_dir", str(tmp_path / name), *more])
 
     run("teacher")
     results = run(
-        "student", "--teacher_model_name_or_path", str(tmp_path / "teacher"), "--distillation_temperature", "4",
+        "student", "--teacher_model_name_or_path", str(tmp_path / "teacher"), "--config_overrides",
+        "distillation_temperature=4",
         "--lora_rank", "2", "--lora_target_modules", "query", "value", "--logging_steps", "1",
     )  # fmt: skip
     assert 0 <= results["eval_accuracy"] <= 1

@@ -3,19 +3,19 @@
 import sys
 from pathlib import Path
 
+import command_line
 import datasets
-import progress
 import pytest
 from huggingface_hub.utils import are_progress_bars_disabled
 from transformers.utils import logging
 
 
-EXAMPLES = Path(progress.__file__).parent
+EXAMPLES = Path(command_line.__file__).parent
 # Scripts that never show a bar, or that are no programs.
 WITHOUT_BARS = {
     "clip_corpus.py", "clip_writer.py", "demo_clips.py",
     "demo_corpus.py", "demo_examples.py", "predict_clip.py", "summarize_results.py", "runner.py",
-    "mir_common.py", "progress.py", "app.py", "app_view.py",
+    "command_line.py", "app.py", "app_view.py",
 }  # fmt: skip
 
 
@@ -30,7 +30,7 @@ def shown():
 @pytest.mark.parametrize("hidden", [True, False])
 def test_hidden_within_and_as_before_afterwards(hidden):
     before = shown()
-    with pytest.raises(KeyError), progress.progress_bars(hidden):
+    with pytest.raises(KeyError), command_line.progress_bars(hidden):
         assert shown() == ((False,) * 3 if hidden else before)
         raise KeyError
     assert shown() == before
