@@ -31,6 +31,9 @@ from .loss_amess import (
     mean_over_processes,
     outlier_exposure_loss,
 )
+
+# Not used here: what a model that was loaded with `trust_remote_code` takes along when it is saved again.
+from .pipeline_amess import IntentRecognitionPipeline  # noqa: F401
 from .recipe_amess import config_fields_for, front_end_fields, label_names, merge_fields
 from .synchronization_amess import AMESSSynchronization
 from .text_encoders_amess import (
@@ -362,23 +365,17 @@ class AMESSModel(AMESSPreTrainedModel):
             `ValueError`: If no modality is given, if features have another shape or (on the CPU) values that are not finite,
                 or if attention weights are requested from an implementation that has none.
         """
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
-        if output_attentions is None:
-            output_attentions = self.config.output_attentions
-        features, masks = self._check_inputs(
-            input_ids,
-            {"audio": (audio_features, audio_attention_mask), "video": (video_features, video_attention_mask)},
-            output_attentions,
-        )
+        states, attentions = self._requested(output_hidden_states, output_attentions)
+        frames = {"audio": (audio_features, audio_attention_mask), "video": (video_features, video_attention_mask)}
+        features, masks = self._check_inputs(input_ids, frames)
         # Positions count from the first token on, so that padding on the left moves nothing.
         shift = None if input_ids is None else left_padding(attention_mask)
         if input_ids is not None:
             texts = (input_ids, attention_mask, token_type_ids, utterance_mask)
             features["text"], summary, masks["text"] = self.encode_text(*(shifted(text, shift) for text in texts))
         else:
-            frames = audio_features if audio_features is not None else video_features
-            summary = frames.new_zeros(frames.shape[0], self.config.text_config.hidden_size, dtype=self.dtype)
+            like = audio_features if audio_features is not None else video_features
+            summary = like.new_zeros(like.shape[0], self.config.text_config.hidden_size, dtype=self.dtype)
         if self.training and self.config.modality_dropout and len(features) > 1:
             masks = self._drop_modalities(masks)
             if input_ids is not None:
@@ -399,23 +396,26 @@ class AMESSModel(AMESSPreTrainedModel):
             evidence=fused.evidence,
             modality_mask=present,
             text_pooler_output=None if fused.evidence is None else summary,
-            hidden_states=fused.hidden_states if output_hidden_states else None,
-            attentions=fused.attentions if output_attentions else None,
+            hidden_states=fused.hidden_states if states else None,
+            attentions=fused.attentions if attentions else None,
         )
 
-    def _check_inputs(
-        self,
-        input_ids: torch.Tensor | None,
-        given: dict[str, tuple[torch.Tensor | None, torch.Tensor | None]],
-        output_attentions: bool,
-    ):
-        """Check a batch; return its features and masks by modality, without those that the model lacks."""
-        if output_attentions and (self.config.fusion_type, self.config._attn_implementation) != ("anchor", "eager"):
+    def _requested(self, output_hidden_states: bool | None, output_attentions: bool | None):
+        """Whether hidden states and attention weights are requested, by default as the configuration says."""
+        asked = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
+        states, attentions = (getattr(self.config, name) if value is None else value for name, value in asked.items())
+        if attentions and (self.config.fusion_type, self.config._attn_implementation) != ("anchor", "eager"):
             raise ValueError(
                 "attention weights are returned for `fusion_type='anchor'` with `attn_implementation='eager'`; this model "
                 f"has {self.config.fusion_type!r} and {self.config._attn_implementation!r}; call "
                 "`model.set_attn_implementation('eager')` first"
             )
+        return states, attentions
+
+    def _check_inputs(
+        self, input_ids: torch.Tensor | None, given: dict[str, tuple[torch.Tensor | None, torch.Tensor | None]]
+    ):
+        """Check a batch; return its features and masks by modality, without those that the model lacks."""
         tensors = {"text": input_ids, **{name: frames for name, (frames, _) in given.items()}}
         sizes = {name: tensor.shape[0] for name, tensor in tensors.items() if tensor is not None}
         if not sizes:
@@ -614,18 +614,23 @@ class AMESSForIntentClassification(AMESSSynchronization, AMESSPreTrainedModel):
             self._check_labels(labels, class_logits.shape[0] // passes)
             given = (_repeat(value, passes) for value in (labels, candidate_mask, teacher_logits))
             losses = self._losses(outputs, label_embeds, class_logits, similarity_logits, *given)
-        evidence = 0.0 if outputs.evidence is None else outputs.evidence.sum(1)
-        scores = class_logits, similarity_logits, evidence
-        logits = class_logits + evidence if self.training else self.combine_logits(*scores)
+        logits = self._answer(outputs, class_logits, similarity_logits)
         if passes > 1:
             count = logits.shape[0] // passes
             outputs, logits = outputs.first(count), logits[:count]
         if candidate_mask is not None:
             logits = logits.masked_fill(~candidate_mask, torch.finfo(logits.dtype).min)
-        described = self.config.label_descriptions is not None
-        return AMESSClassifierOutput(
-            logits=logits, label_embeds=label_embeds if described else None, **outputs, **losses
-        )
+        label_embeds = None if similarity_logits is None else label_embeds
+        return AMESSClassifierOutput(logits=logits, label_embeds=label_embeds, **outputs, **losses)
+
+    def _answer(
+        self, outputs: AMESSModelOutput, class_logits: torch.Tensor, similarity_logits: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The logits: in training without the similarity to descriptions, which has losses of its own."""
+        evidence = 0.0 if outputs.evidence is None else outputs.evidence.sum(1)
+        if self.training:
+            return class_logits + evidence
+        return self.combine_logits(class_logits, similarity_logits, evidence)
 
     def _compare(self, outputs: AMESSModelOutput, label_embeds: torch.Tensor):
         """Similarity logits of clips and descriptions, `None` without descriptions; zero for a clip without text."""
