@@ -21,6 +21,7 @@ from .anchor_embedding_amess import (
     modality_loss_terms,
 )
 from .configuration_amess import LOSS_PARTS, MODALITIES, NO_ANCHOR, OUT_OF_SCOPE_ID, AMESSConfig, check_field_names
+from .datasets_amess import config_fields_for, front_end_fields, label_names, merge_fields
 from .descriptions_amess import describe_labels
 from .fusion_amess import FUSIONS, AMESSLateClassifier
 from .layers_amess import AMESSGridLayer, AMESSModalityEmbedding, FusionOutput
@@ -34,7 +35,6 @@ from .loss_amess import (
 
 # Not used here: what a model that was loaded with `trust_remote_code` takes along when it is saved again.
 from .pipeline_amess import IntentRecognitionPipeline  # noqa: F401
-from .recipe_amess import config_fields_for, front_end_fields, label_names, merge_fields
 from .synchronization_amess import AMESSSynchronization
 from .text_encoders_amess import (
     base_of,

@@ -43,7 +43,7 @@ from amess_hf.data import combining
 from amess_hf.data.clip_features import add_clip_features
 from amess_hf.data.dataset_files import NO_FEATURES
 from amess_hf.data.mintrec import with_feature_arrays
-from amess_hf.datasets_amess import DATASETS
+from amess_hf.datasets_amess import DATASETS, feature_sizes, merge_fields
 from amess_hf.descriptions_amess import describe_labels
 from amess_hf.evaluation import aggregation, fit_detectors, read_evidence_spans, report
 from amess_hf.evaluation import metrics as figures
@@ -53,7 +53,6 @@ from amess_hf.evaluation.tables import write_csv
 from amess_hf.hub import push_folder
 from amess_hf.oos_amess import DETECTOR_CONFIG_NAME, DETECTOR_WEIGHTS_NAME, OOS_METHODS
 from amess_hf.processing_amess import write_json
-from amess_hf.recipe_amess import feature_sizes, merge_fields
 from amess_hf.training import add_lora, add_teacher_logits, run_state
 
 

@@ -24,7 +24,7 @@ from transformers.utils import logging
 from utils import DESCRIPTIONS, FRONT_ENDS, LABELS, save_clip_model, save_noise_clip, tiny_config, tiny_model
 
 from amess_hf import AMESSProcessor, IntentRecognitionPipeline, OutOfScopeDetector, clips_amess
-from amess_hf.recipe_amess import merge_fields
+from amess_hf.datasets_amess import merge_fields
 
 
 av = pytest.importorskip("av")

@@ -15,8 +15,8 @@ from transformers.utils import logging
 from utils import FRONT_ENDS, TEXT_SIZES, tiny_config, tiny_model
 
 from amess_hf import AMESSDataCollator, AMESSProcessor
+from amess_hf.datasets_amess import merge_fields
 from amess_hf.encoders_amess import HOGEncoder, LogMelEncoder
-from amess_hf.recipe_amess import merge_fields
 
 
 av = pytest.importorskip("av")

@@ -7,7 +7,7 @@ import torch
 from transformers import BertConfig, DistilBertConfig, RobertaConfig, set_seed
 
 from amess_hf import AMESSConfig, AMESSForIntentClassification, AMESSProcessor
-from amess_hf.recipe_amess import merge_fields
+from amess_hf.datasets_amess import merge_fields
 
 
 WORDS = "the speaker says hello thanks you are so kind late again please help me with this box no never yes".split()

@@ -9,8 +9,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, concatenate_datasets
 from transformers.utils import logging
 
 from ..configuration_amess import FEATURE_MODALITIES, OUT_OF_SCOPE_ID, AMESSConfig
-from ..datasets_amess import DATASETS
-from ..recipe_amess import feature_sizes, label_names
+from ..datasets_amess import DATASETS, feature_sizes, label_names
 from .errors import require
 
 

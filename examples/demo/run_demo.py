@@ -31,6 +31,7 @@ from amess_hf.data.clip_features import add_clip_features
 from amess_hf.data.collator import AMESSDataCollator
 from amess_hf.data.dataset_files import NO_FEATURES
 from amess_hf.data.mintrec import load_mintrec
+from amess_hf.datasets_amess import front_end_fields, merge_fields
 from amess_hf.encoders_amess import encoder_class, load_encoder
 from amess_hf.evaluation import (
     compute_anchor_metrics,
@@ -42,7 +43,6 @@ from amess_hf.evaluation import (
 )
 from amess_hf.hub import save_for_hub
 from amess_hf.processing_amess import write_json
-from amess_hf.recipe_amess import front_end_fields, merge_fields
 from amess_hf.training import AMESSTrainer, AMESSTrainingArguments
 
 

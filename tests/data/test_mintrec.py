@@ -17,8 +17,7 @@ from safetensors.numpy import save
 from amess_hf.data import mintrec
 from amess_hf.data.feature_files import write_features
 from amess_hf.data.mintrec import load_mintrec, with_feature_arrays
-from amess_hf.datasets_amess import DATASETS
-from amess_hf.recipe_amess import dataset_name
+from amess_hf.datasets_amess import DATASETS, dataset_name
 
 
 MINTREC_LABELS, MINTREC2_LABELS = DATASETS["mintrec"].labels, DATASETS["mintrec2.0"].labels

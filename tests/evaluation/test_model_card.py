@@ -12,10 +12,10 @@ from huggingface_hub import EvalResult, HfApi, ModelCard, RepoCard
 from utils import DESCRIPTIONS, FRONT_ENDS, LABELS, tiny_model
 
 from amess_hf import __version__
+from amess_hf.datasets_amess import merge_fields
 from amess_hf.evaluation import create_model_card, name_repository
 from amess_hf.hub import push_folder, save_for_hub
 from amess_hf.oos_amess import OutOfScopeDetector
-from amess_hf.recipe_amess import merge_fields
 
 
 RESULTS = {

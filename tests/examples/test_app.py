@@ -12,7 +12,7 @@ from browser import Browser, missing_programs
 from utils import FRONT_ENDS, LABELS, tiny_model
 
 from amess_hf import OutOfScopeDetector, save_for_hub
-from amess_hf.recipe_amess import merge_fields
+from amess_hf.datasets_amess import merge_fields
 
 
 pytest.importorskip("av", reason='pip install "amess_hf[video]"')

@@ -6,7 +6,7 @@ from demo_corpus import AUDIO_WIDTH, VIDEO_WIDTH, write_demo_corpus
 from utils import write_table_folder
 
 from amess_hf import load_mintrec
-from amess_hf.recipe_amess import config_fields_for, label_names, usual_limits
+from amess_hf.datasets_amess import config_fields_for, label_names, usual_limits
 
 
 def test_features_and_lengths(tmp_path):
