@@ -153,12 +153,14 @@ def plot(args: argparse.Namespace, answer: dict) -> None:
 def _plot(args: argparse.Namespace, answer: dict) -> None:
     from matplotlib.figure import Figure
 
+    from amess_hf.evaluation.plots import find_fonts, readable
+
     begin = args.start or 0.0
     end = args.end or max(*clip_durations(args.clip).values(), begin + 0.1)
     figure = Figure(figsize=(10, 3.9), layout="constrained")
     note = "" if answer["in_scope"] is not False else f" (nearest: {answer['predictions'][0]['label']})"
-    title = " ".join(f"{Path(args.clip).name}: {answer['label']} {answer['score']:.0%}{note}".split())
-    figure.suptitle(title, fontsize=13)
+    title = f"{Path(args.clip).name}: {answer['label']} {answer['score']:.0%}{note}"
+    figure.suptitle(readable(title), fontsize=13)
     rows = figure.subplots(3, 1, sharex=True, height_ratios=(3, 2, 1))
     heights = {"video": (-0.12, 1.12), "audio": (-1.1, 1.1), "text": (0, 1)}
     draw = {"video": _draw_video, "audio": _draw_audio, "text": _draw_text}
@@ -173,6 +175,7 @@ def _plot(args: argparse.Namespace, answer: dict) -> None:
             _mark(axes, anchor, COLORS[name], height[1])
         axes.set_xlim(begin, end)
     rows[-1].set_xlabel("time (s); anchors are marked, stronger ones more")
+    find_fonts(figure)
     figure.savefig(args.plot, dpi=110)
 
 
@@ -186,11 +189,11 @@ def _draw_video(axes, clip: str, begin: float, end: float) -> bool:
 
 
 def _fitted(frame: np.ndarray) -> np.ndarray:
-    """The middle of a frame, cropped to the proportions of its place, about 3 wide to 4 high."""
+    """The middle of a frame, cropped to the proportions of its place, about 2 wide to 3 high."""
     height, width = frame.shape[:2]
-    wanted = max(1, round(height * 3 / 4))
-    left = max(0, (width - wanted) // 2)
-    return frame[:, left : left + wanted]
+    wide, high = max(1, min(width, round(height * 2 / 3))), max(1, min(height, round(width * 3 / 2)))
+    top, left = (height - high) // 2, (width - wide) // 2
+    return frame[top : top + high, left : left + wide]
 
 
 def _draw_audio(axes, clip: str, begin: float, end: float) -> bool:
@@ -212,6 +215,8 @@ def _mark(axes, anchor: dict, color: str, top: float) -> None:
 
 def _draw_text(axes, answer: dict, begin: float, end: float) -> bool:
     """Words have no times: they are spread over the clip in proportion to their letters."""
+    from amess_hf.evaluation.plots import readable
+
     text, position = answer["text"], 0
     marked = {anchor["start"] for anchor in answer["anchors"]["text"]}
     size = min(11.0, 11 * 90 / max(len(text), 1))
@@ -219,7 +224,7 @@ def _draw_text(axes, answer: dict, begin: float, end: float) -> bool:
         position = text.index(word, position)
         middle = begin + (end - begin) * (position + len(word) / 2) / len(text)
         style = {"color": COLORS["text"], "weight": "bold"} if position in marked else {"color": "0.35"}
-        axes.text(middle, 0.5, word, ha="center", va="center", fontsize=size, **style)
+        axes.text(middle, 0.5, readable(word), ha="center", va="center", fontsize=size, **style)
         position += len(word)
     return position > 0
 

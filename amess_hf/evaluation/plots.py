@@ -88,20 +88,25 @@ def _styled_figure(width: float, height: float, title: str | None = None) -> Ite
         figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
         FigureCanvasAgg(figure)
         if title:
-            figure.suptitle(_readable(title), x=0.01, ha="left", fontsize=12, fontweight="bold")
+            figure.suptitle(readable(title), x=0.01, ha="left", fontsize=12, fontweight="bold")
         yield figure
 
 
 def save_figure(figure: Figure, path: str | os.PathLike) -> None:
-    """Write a PNG without date or version metadata; letters that the plots' font lacks come from the machine's fonts."""
+    """Write a PNG without date or version metadata."""
+    find_fonts(figure)
+    with _style():
+        figure.savefig(path, format="png", dpi=100, metadata={"Software": None})
+
+
+def find_fonts(figure: Figure) -> None:
+    """Let letters of a figure that the plots' font lacks come from the other fonts of the machine."""
     texts = figure.findobj(Text)
     families = dict.fromkeys(
         [_FONT, *filter(None, (_font_with(letter) for text in texts for letter in text.get_text()))]
     )
     for text in texts if len(families) > 1 else ():
         text.set_fontfamily(list(families))
-    with _style():
-        figure.savefig(path, format="png", dpi=100, metadata={"Software": None})
 
 
 @functools.cache
@@ -118,7 +123,7 @@ def _letters_of(path: str):
     return {} if "Last Resort" in font.family_name else font.get_charmap()  # which draws boxes
 
 
-def _readable(text: str):
+def readable(text: str) -> str:
     """Return a text, which may be a user's, on one line, with letters that no font here has transliterated."""
     text = " ".join(text.split())
     if all(map(_font_with, text)):
@@ -136,7 +141,7 @@ def _transliterated(letter: str):
 
 def _plot_name(name: str):
     """Return a name as plots show it, shortened if it is long."""
-    name = _readable(name)
+    name = readable(name)
     name = name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
     return f" {name}" if name.startswith("_") else name  # Matplotlib omits names like `_name` from legends.
 
@@ -471,7 +476,7 @@ def _draw_words(axes: Axes, lines: Sequence[Sequence[tuple[str, float | None]]])
     def area(word: str, score: float | None):
         box = {"fc": SKY, "alpha": 0.25 + 0.6 * (score or 0), "ec": BLUE, "pad": 1.5}
         return TextArea(
-            _readable(word),
+            readable(word),
             textprops={"fontsize": 9} | ({"fontweight": "bold", "bbox": box} if score is not None else {}),
         )
 

@@ -52,6 +52,16 @@ def test_described_intents_without_a_clip(model, capsys):
         predict_clip.main(["--text", "hello", "--model", model, "--intent", "Leave"])
 
 
+@pytest.mark.parametrize("size", [(160, 90), (90, 160), (120, 160), (1, 200)])
+def test_thumbnails_are_not_stretched(size):
+    """All of them are two to three, whatever the video's proportions, and the middle of the frame."""
+    rows, columns = np.indices(size)
+    thumbnail = predict_clip._fitted(np.stack([rows, columns], axis=-1))
+    height, width = thumbnail.shape[:2]
+    assert (height, width) == (1, 1) if min(size) == 1 else abs(width / height - 2 / 3) < 0.02
+    np.testing.assert_allclose(thumbnail.mean((0, 1)), (np.array(size) - 1) / 2, atol=0.5)
+
+
 @pytest.mark.parametrize("kind", ["clip", "sound", "mute"])
 def test_plot(model, clip, tmp_path, kind):
     pytest.importorskip("matplotlib")
