@@ -23,8 +23,12 @@ import os
 import random
 import re
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -32,7 +36,9 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from command_line import ProgressArguments, hide_progress_bars
+from huggingface_hub import set_client_factory
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
+from huggingface_hub.utils import _http
 from tqdm.auto import tqdm
 from transformers import HfArgumentParser, set_seed
 from transformers.hf_argparser import HfArg
@@ -70,6 +76,10 @@ MAX_WORDS, LONGEST_WORD = 60, 30
 LEAST_LETTERS, LEAST_NEW_WORDS = 0.8, 0.5
 # How models address the user, before and after the answer.
 CHATTER = re.compile(r"(let me know|i hope|i can|here (are|is)|sure|certainly|of course)\b", re.IGNORECASE)
+# HTML, links, templates and formulas: what shows descriptions would take them for more than text.
+MARKUP = re.compile(r"<[/!a-z]|://|\bwww\.|\]\(|\{\{|\{%|[$\\`]", re.IGNORECASE)
+LARGEST_ANSWER = 2_000_000  # bytes
+LONGEST_REASON = 300  # characters of a server's error that are shown
 # Wrong key, no permission, no such address or model: retrying would not help.
 HOPELESS_STATUS = (400, 401, 403, 404)
 
@@ -94,7 +104,7 @@ class DescriptionArguments:
     examples_per_intent: int = HfArg(default=3, help="Utterances of train_file shown for each intent.")
     max_attempts: int = HfArg(default=5, help="Maximum number of requests for one intent.")
     retry_seconds: float = HfArg(default=2.0, help="Pause after a failed request, doubled each time.")
-    timeout: float = HfArg(default=120.0, help="Seconds to wait for a server's answer.")
+    timeout: float = HfArg(default=120.0, help="Seconds that a server may take for an answer, in all.")
     temperature: float = HfArg(default=0.8, help="Sampling temperature.")
     max_new_tokens: int = HfArg(default=768, help="Longest answer, in tokens.")
     seed: int = HfArg(default=0, help="Seed of sampling and of the choice of example utterances.")
@@ -185,6 +195,7 @@ def is_sentence(text: str) -> bool:
         and len(set(words)) >= LEAST_NEW_WORDS * len(words)
         and all(len(word) <= LONGEST_WORD for word in words)
         and text.isprintable()
+        and not MARKUP.search(text)
         and "\ufffd" not in text
     )
 
@@ -224,32 +235,87 @@ def remote_model(arguments: DescriptionArguments) -> Callable[[str, int], str]:
     key = os.environ.get("OPENAI_API_KEY", "none") if arguments.base_url else None
     client = InferenceClient(base_url=arguments.base_url, api_key=key, timeout=arguments.timeout)
 
+    def answer(prompt: str, attempt: int) -> str:
+        completion = client.chat_completion(
+            [{"role": "user", "content": prompt}],
+            model=arguments.model,
+            max_tokens=arguments.max_new_tokens,
+            temperature=arguments.temperature,
+            seed=arguments.seed + attempt,
+        )
+        return completion.choices[0].message.content
+
     def ask(prompt: str, attempt: int) -> str:
         try:
-            completion = client.chat_completion(
-                [{"role": "user", "content": prompt}],
-                model=arguments.model,
-                max_tokens=arguments.max_new_tokens,
-                temperature=arguments.temperature,
-                seed=arguments.seed + attempt,
-            )
-            answer = completion.choices[0].message.content
+            text = within(arguments.timeout, lambda: answer(prompt, attempt))
         except HfHubHTTPError as error:
             status = error.response.status_code
             if status in HOPELESS_STATUS:
                 where = arguments.base_url or "the inference provider"
-                reason = " ".join(str(error.server_message or "no reason given").split())
+                reason = cut(error.server_message or "no reason given")
                 raise ValueError(f"{where} refuses `{arguments.model}`: HTTP {status}, {reason}") from error
             raise GenerationError(f"HTTP {status}") from error
         except HTTPError as error:
-            raise GenerationError(f"{type(error).__name__}: {error}") from error
-        except (ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
+            raise GenerationError(f"{type(error).__name__}: {cut(error)}") from error
+        except (ValueError, TypeError, AttributeError, IndexError, KeyError, RecursionError) as error:
             raise GenerationError(f"the answer is not a chat completion ({type(error).__name__})") from error
-        if not isinstance(answer, str):
+        if not isinstance(text, str):
             raise GenerationError("the answer has no text")
-        return answer
+        return text
 
     return ask
+
+
+def cut(reason: object) -> str:
+    """An error on one line, shortened."""
+    reason = " ".join(str(reason).split())
+    return reason if len(reason) <= LONGEST_REASON else f"{reason[:LONGEST_REASON]}…"
+
+
+def within(seconds: float, call: Callable[[], str]) -> str:
+    """What `call` returns. After `seconds`, however slowly a server goes on answering, a `GenerationError`."""
+    result = Future()
+
+    def run():
+        try:
+            result.set_result(call())
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()  # of an executor, the program would wait for it at its end
+    try:
+        return result.result(seconds)
+    except FutureTimeout as error:
+        raise GenerationError(f"no whole answer within {seconds:g} s (`--timeout`)") from error
+
+
+@contextmanager
+def guarded_connections() -> Iterator[None]:
+    """Answers are read up to `LARGEST_ANSWER`, and no redirect takes the prompt to another host."""
+
+    def check(response):
+        asked = response.request.url
+        if response.has_redirect_location:
+            target = asked.join(response.headers["location"])
+            if (target.scheme, target.host, target.port) != (asked.scheme, asked.host, asked.port):
+                raise OSError(f"{asked.host} redirects to {cut(target)}; if you trust it, give it as `--base_url`")
+        body = bytearray()
+        for part in response.iter_bytes():
+            body += part
+            if len(body) > LARGEST_ANSWER:
+                raise GenerationError(f"the answer has more than {LARGEST_ANSWER:,} bytes")
+        response._content = bytes(body)  # as `response.read()` keeps it
+
+    def client():
+        client = _http.default_client_factory()
+        client.event_hooks["response"].append(check)
+        return client
+
+    set_client_factory(client)
+    try:
+        yield
+    finally:
+        set_client_factory(_http.default_client_factory)
 
 
 @dataclass
@@ -347,7 +413,8 @@ def generate(arguments: DescriptionArguments) -> list[str]:
     writer = DescriptionWriter(arguments, labels, examples, known, ask)
     done = sum(min(len(known.get(label, [])), arguments.num_sentences) for label in labels)
     hidden, total = not logging.is_progress_bar_enabled(), len(labels) * arguments.num_sentences
-    with tqdm(total=total, initial=done, unit="sentence", disable=hidden) as progress:
+    progress_bar = tqdm(total=total, initial=done, unit="sentence", disable=hidden)
+    with guarded_connections(), progress_bar as progress:
         for label in short():
             progress.set_description(label)
             writer.describe(label, progress)

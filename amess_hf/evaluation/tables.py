@@ -19,6 +19,8 @@ def escape_markdown(text: str) -> str:
     text = re.sub(r"([\\`*\[\]|~$])", r"\\\1", " ".join(text.split()).replace("&", "&amp;"))
     # An underscore inside a word, as in the name of a clip, is not emphasis.
     text = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)
+    # A bare address is not a link.
+    text = re.sub(r"(?i)\b(www)\.", r"\1&#46;", text.replace("://", ":&#47;&#47;"))
     return text.replace("<", "&lt;").replace(">", "&gt;")
 
 

@@ -312,7 +312,8 @@ class TestHostileInput:
             "<img src=x onerror=alert(1)>": "&lt;img src=x onerror=alert(1)&gt;",
             "two\nlines": "two lines",
             "**bold** _it_": r"\*\*bold\*\* \_it\_",
-            "[click](http://x)": r"\[click\](http://x)",
+            "[click](http://x)": r"\[click\](http:&#47;&#47;x)",
+            "see www.x.org": "see www&#46;x.org",
             "R&D": "R&amp;D",
             "a|b": r"a\|b",
         }

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import generate_label_descriptions as script
@@ -29,7 +30,7 @@ class ChatServer:
 
     def __init__(self, replies):
         self.replies = list(replies)
-        self.requests = []
+        self.requests, self.headers, self.pause, self.step = [], {}, 0.0, 1 << 20
         owner = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -42,9 +43,13 @@ class ChatServer:
                 data = body.encode() if isinstance(body, str) else json.dumps(body).encode()
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
+                for name, value in owner.headers.items():
+                    self.send_header(name, value)
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
-                self.wfile.write(data)
+                for start in range(0, len(data), owner.step):
+                    self.wfile.write(data[start : start + owner.step])
+                    time.sleep(owner.pause)
 
             def log_message(self, *arguments):
                 pass
@@ -182,6 +187,11 @@ def test_sentence_of_another_intent_is_left_out(tmp_path):
         ("The speakerrrrrrrrrrrrrrrrrrrrrrrrrrrrrrrrrrr says thanks.", False),
         ("The speaker \ufffd\ufffd says thanks.", False),
         ("Here are three sentences:", False),
+        ("The speaker says <b>thanks</b> for the soup.", False),
+        ("The speaker thanks you at https://example.org today.", False),
+        ("The speaker [thanks](example.org) you for the soup.", False),
+        ("The speaker thanks you for {{ config }} and more.", False),
+        ("The speaker thanks you $x^2$ times for the soup.", False),
         ("Thanks", False),
     ],
 )
@@ -227,6 +237,47 @@ def test_hopeless_answers_stop_at_once(tmp_path, status):
             script.generate(arguments_for(tmp_path / "own.json", server.url))
     assert len(server.requests) == 1 and "\n" not in str(error.value)
     assert not (tmp_path / "own.json").exists()
+
+
+def test_nested_answer_is_refused_in_time(tmp_path):
+    """Brackets that close nothing, in the text and in the JSON around it."""
+    start = time.perf_counter()
+    assert script.parse_answer("[" * 200_000) == ["[" * 200_000] and script.parse_answer("[]" * 100_000)
+    with ChatServer([(200, "[" * 200_000), answer_for]) as server:
+        assert script.generate(arguments_for(tmp_path / "own.json", server.url)) == []
+    assert time.perf_counter() - start < 10
+
+
+def test_timeout_is_for_the_whole_answer(tmp_path, caplog):
+    with ChatServer([answer_for]) as server:
+        server.pause, server.step = 0.3, 10
+        start = time.perf_counter()
+        missing = script.generate(arguments_for(tmp_path / "own.json", server.url, timeout=1.0, max_attempts=1))
+        assert missing == LABELS and time.perf_counter() - start < 3 * 1.0 + 5
+        server.pause = 0.0
+
+
+def test_large_answer_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(script, "LARGEST_ANSWER", 2000)
+    with ChatServer(["The speaker says thanks. " * 1000, answer_for]) as server:
+        assert script.generate(arguments_for(tmp_path / "own.json", server.url)) == []
+    assert len(server.requests) == 1 + len(LABELS)
+
+
+@pytest.mark.parametrize("status", [302, 307])
+def test_prompt_does_not_follow_to_another_host(tmp_path, status):
+    with ChatServer([answer_for]) as other, ChatServer([(status, "")]) as server:
+        server.headers["Location"] = other.url + "/chat/completions"
+        with pytest.raises(OSError, match="127.0.0.1 redirects to http.*; if you trust it, give it as `--base_url`"):
+            script.generate(arguments_for(tmp_path / "own.json", server.url))
+    assert len(server.requests) == 1 and other.requests == []
+
+
+def test_long_error_is_cut(tmp_path):
+    with ChatServer([(403, {"error": "no " * 5000})]) as server:
+        with pytest.raises(ValueError, match="HTTP 403") as error:
+            script.generate(arguments_for(tmp_path / "own.json", server.url))
+    assert len(str(error.value)) < 600
 
 
 def test_what_is_not_there(tmp_path):
