@@ -70,16 +70,16 @@ _LITERALS = frozenset(
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 
 
+# Placeholders in the memo: for a value that has been yielded and dropped, and for one that was never stored.
+_EVICTED, _UNSET = object(), object()
+
+
 class _RefusedError(Exception):
     """The pickle holds something that does not belong in a feature file."""
 
 
 class _EvictedError(Exception):
     """A value that was dropped from the memo is requested again."""
-
-
-# Placeholders in the memo: for a value that has been yielded and dropped, and for one that was never stored.
-_EVICTED, _UNSET = object(), object()
 
 
 def _expect(condition: Any, found: str) -> None:
@@ -175,9 +175,8 @@ class _Storage:
 
     def numbers(self) -> np.ndarray:
         """Return the numbers, without a copy."""
-        if not self.count:
-            return np.empty(0, self.dtype)
-        return np.frombuffer(self.buffer, self.dtype, self.count, self.offset)
+        buffer = self.buffer if self.count else b""
+        return np.frombuffer(buffer, self.dtype, self.count, self.offset if self.count else 0)
 
 
 class _StorageType(str):
@@ -260,10 +259,9 @@ def _is_clip(value: Any) -> bool:
 
 def _is_large(value: Any) -> bool:
     """Whether the memo would keep a clip in memory with `value`: its data, a row, or the arguments they came in."""
-    if isinstance(value, tuple) and len(value) * PLACE_BYTES > MEMO_BYTES:
-        return True
     parts = value if isinstance(value, tuple) else [value]
-    return isinstance(value, list) or any(_data_bytes(part) > MEMO_BYTES for part in parts)
+    long = isinstance(value, list) or len(parts) * PLACE_BYTES > MEMO_BYTES
+    return long or any(_data_bytes(part) > MEMO_BYTES for part in parts)
 
 
 def _data_bytes(value: Any) -> int:
@@ -641,8 +639,9 @@ def _arrays(path: Path, size: int) -> Iterator[tuple[str, np.ndarray]]:
         value = _finished(value)
         known = isinstance(value, (np.ndarray, list, tuple))
         _expect(known, f"clip {clip_id}, which holds a {_name(value)}, not features [frames, dim]")
-        room.take(4 * (value.size if isinstance(value, np.ndarray) else _count_numbers(value)))
-        yield clip_id, value if isinstance(value, np.ndarray) else _array_of_rows(value, clip_id)
+        if isinstance(value, np.ndarray):
+            room.take(4 * value.size)
+        yield clip_id, value if isinstance(value, np.ndarray) else _array_of_rows(value, clip_id, room)
 
 
 def _raw_entries(path: Path, size: int) -> Iterator[tuple[Any, Any]]:
@@ -665,26 +664,12 @@ def _raw_entries(path: Path, size: int) -> Iterator[tuple[Any, Any]]:
             yield from itertools.islice(entries, yielded, None)
 
 
-def _count_numbers(rows: list | tuple) -> int:
-    """Count the numbers and rows of a clip; a repeated row is looked at once."""
-    sizes: dict[int, int] = {}
-    for row in rows:
-        if id(row) not in sizes:
-            cells = row if isinstance(row, (list, tuple)) else [row]
-            sizes[id(row)] = 1 + sum(_length(_finished(cell)) for cell in cells)
-    return sum(sizes[id(row)] for row in rows)
-
-
-def _length(cell: Any) -> int:
-    if isinstance(cell, np.ndarray):
-        return max(cell.size, 1)
-    return max(len(cell), 1) if isinstance(cell, (list, tuple)) else 1
-
-
-def _array_of_rows(rows: list | tuple, clip_id: str) -> np.ndarray:
-    plain = [_plain_row(row) for row in rows]
-    alike = all(row is not None for row in plain) and len({len(row) for row in plain}) <= 1
+def _array_of_rows(rows: list | tuple, clip_id: str, room: _Room) -> np.ndarray:
+    by_id = {id(row): _plain_row(row) for row in rows}  # a repeated row is looked at once
+    alike = all(row is not None for row in by_id.values()) and len({len(row) for row in by_id.values()}) <= 1
     _expect(alike, f"clip {clip_id}, which holds rows of different lengths, or that are not numbers")
+    room.take(4 * len(rows) * (1 + max(map(len, by_id.values()), default=0)))
+    plain = [by_id[id(row)] for row in rows]
     try:
         with np.errstate(over="raise"):
             return np.array(plain, dtype=np.float32).reshape(len(plain), -1) if plain else np.empty((0, 0), np.float32)
