@@ -1,10 +1,14 @@
 """Out-of-scope detection: scores that are higher for clips with a known intent, and a detector with a threshold.
 
 To add a score, derive a class from [`OutOfScopeScore`]: `score` maps the model's outputs to a number per clip, and `fit`, where
-it learns from the training split, returns the tensors named in `state_names`. List it in `SCORES` under its name; the
+it learns from the training split, returns the tensors named in `state_shapes`. List it in `SCORES` under its name; the
 detector, the evaluation and `run_mir.py --detector` take it from there.
+
+A clip without audio, or with text alone, scores lower than a complete one whatever its intent: the threshold, and the
+statistics that a score is standardized by, are set for each set of modalities.
 """
 
+import itertools
 import json
 import math
 import os
@@ -17,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.utils import cached_file
 
+from .configuration_amess import MODALITIES
 from .processing_amess import write_json
 
 
@@ -27,6 +32,7 @@ State = dict[str, torch.Tensor]
 
 DETECTOR_CONFIG_NAME = "oos_detector.json"
 DETECTOR_WEIGHTS_NAME = "oos_detector.safetensors"
+FORMAT_VERSION = 2
 
 # Rank of the neighbor whose similarity is the score.
 NEIGHBOR = 5
@@ -50,15 +56,22 @@ class _Fields:
             return torch.as_tensor(values[0]).detach().to("cpu", torch.float64)
         return torch.cat([torch.as_tensor(value).detach().to("cpu", torch.float64) for value in values])[self.rows]
 
+    def modality_sets(self, clips: int) -> list[str]:
+        """Return which modalities each clip has, e.g. `"text+audio"`; empty names where the outputs do not say."""
+        if any(batch.get("modality_mask") is None for batch in self.batches):
+            return [""] * clips
+        return ["+".join(itertools.compress(MODALITIES, row)) for row in self.modality_mask.tolist()]
+
 
 class OutOfScopeScore:
     """A score of clips, higher for those in scope.
 
     Attributes:
-        state_names (`tuple[str, ...]`): The tensors that it learns from the training split; saved with the detector.
+        state_shapes (`dict[str, tuple]`): The tensors that it learns from the training split, saved with the detector, and
+            their shapes: numbers, or names of sizes, of which `width` is that of `pooler_output`.
     """
 
-    state_names: tuple[str, ...] = ()
+    state_shapes: dict[str, tuple[int | str, ...]] = {}
 
     def fit(self, outputs: _Fields, labels: torch.Tensor, model: nn.Module | None) -> State:
         """Return the state learned from the in-scope training clips."""
@@ -67,6 +80,10 @@ class OutOfScopeScore:
     def score(self, outputs: _Fields, state: State) -> torch.Tensor:
         """Return a score per clip, shape `(clips,)`."""
         raise NotImplementedError
+
+    def adapt(self, outputs: _Fields, state: State) -> State:
+        """Return what to replace in the state for clips like these, which lack a modality and are in scope."""
+        return {}
 
 
 class _MSP(OutOfScopeScore):
@@ -90,25 +107,30 @@ class _LabelSimilarity(OutOfScopeScore):
 
 
 class _KNN(OutOfScopeScore):
-    state_names = ("neighbours",)
+    state_shapes = {"neighbors": ("clips", "width")}
 
     def fit(self, outputs: _Fields, labels: torch.Tensor, model: nn.Module | None) -> State:
-        return {"neighbours": nn.functional.normalize(outputs.pooler_output, dim=-1)}
+        return {"neighbors": nn.functional.normalize(outputs.pooler_output, dim=-1)}
 
     def score(self, outputs: _Fields, state: State) -> torch.Tensor:
-        return _nearness(nn.functional.normalize(outputs.pooler_output, dim=-1), state["neighbours"])
+        return _nearness(nn.functional.normalize(outputs.pooler_output, dim=-1), state["neighbors"])
 
 
 class _KNNEnergy(_KNN):
-    state_names = ("neighbours", "means", "deviations")
+    state_shapes = {**_KNN.state_shapes, "means": (2,), "deviations": (2,)}
 
     def fit(self, outputs: _Fields, labels: torch.Tensor, model: nn.Module | None) -> State:
         state = super().fit(outputs, labels, model)
         # No clip is its own neighbor.
-        nearness = _nearness(state["neighbours"], state["neighbours"], skip=1)
+        return state | self._moments(_nearness(state["neighbors"], state["neighbors"], skip=1), outputs)
+
+    def adapt(self, outputs: _Fields, state: State) -> State:
+        return self._moments(super().score(outputs, state), outputs)
+
+    def _moments(self, nearness: torch.Tensor, outputs: _Fields) -> State:
         scores = torch.stack([nearness, outputs.logits.logsumexp(-1)], dim=-1)
         # A score that is the same for all clips says nothing, and must not be divided by zero.
-        return state | {"means": scores.mean(0), "deviations": scores.std(0, correction=0).clamp(min=1e-9)}
+        return {"means": scores.mean(0), "deviations": scores.std(0, correction=0).clamp(min=1e-9)}
 
     def score(self, outputs: _Fields, state: State) -> torch.Tensor:
         scores = torch.stack([super().score(outputs, state), outputs.logits.logsumexp(-1)], dim=-1)
@@ -116,7 +138,7 @@ class _KNNEnergy(_KNN):
 
 
 class _Mahalanobis(OutOfScopeScore):
-    state_names = ("whitening", "whitened_means")
+    state_shapes = {"whitening": ("width", "rank"), "whitened_means": ("classes", "rank")}
 
     def fit(self, outputs: _Fields, labels: torch.Tensor, model: nn.Module | None) -> State:
         """Find `A` with `A A^T` the pseudo-inverse of the covariance within classes, and the class means times `A`."""
@@ -139,7 +161,13 @@ class _Mahalanobis(OutOfScopeScore):
 
 
 class _ViM(OutOfScopeScore):
-    state_names = ("origin", "null_space", "residual_scale", "classifier_weight", "classifier_bias")
+    state_shapes = {
+        "origin": ("width",),
+        "null_space": ("width", "rest"),
+        "residual_scale": (),
+        "classifier_weight": ("labels", "width"),
+        "classifier_bias": ("labels",),
+    }
 
     def fit(self, outputs: _Fields, labels: torch.Tensor, model: nn.Module | None) -> State:
         """Find the origin, the directions outside the principal subspace of the features, and the residual's scale."""
@@ -155,7 +183,7 @@ class _ViM(OutOfScopeScore):
         greatest_logit = (features @ weight.T + bias).amax(-1).mean()
         # Without a residual there is nothing to match, and the score is the energy.
         scale = greatest_logit / residual if residual > 0 else torch.zeros_like(residual)
-        return dict(zip(_ViM.state_names, (origin, null_space, scale, weight, bias), strict=True))
+        return dict(zip(_ViM.state_shapes, (origin, null_space, scale, weight, bias), strict=True))
 
     def score(self, outputs: _Fields, state: State) -> torch.Tensor:
         logits = outputs.pooler_output @ state["classifier_weight"].T + state["classifier_bias"]
@@ -163,7 +191,7 @@ class _ViM(OutOfScopeScore):
 
 
 class _Residual(_ViM):
-    state_names = ("origin", "null_space")
+    state_shapes = {name: _ViM.state_shapes[name] for name in ("origin", "null_space")}
 
     def score(self, outputs: _Fields, state: State) -> torch.Tensor:
         return -torch.linalg.vector_norm((outputs.pooler_output - state["origin"]) @ state["null_space"], dim=-1)
@@ -218,7 +246,8 @@ class OutOfScopeDetector:
 
     Attributes:
         threshold (`float`, *optional*): The lowest score in scope; `None` before `calibrate`.
-        keep (`float`, *optional*): The share of in-scope dev clips that the threshold keeps.
+        thresholds (`dict[str, float]`): The same for each set of modalities, e.g. `"text+audio"`, as far as they were set.
+        keep (`float`, *optional*): The share of in-scope dev clips that each threshold keeps.
         calibration_clips (`int`, *optional*): The number of in-scope dev clips that the threshold was set on.
         state (`dict[str, torch.Tensor]`): What the method learned from the training split.
 
@@ -238,9 +267,14 @@ class OutOfScopeDetector:
             raise ValueError(f"`method` is {method!r}; it must be one of {', '.join(SCORES)}")
         self.method = method
         self.state: State = {}
+        self._forget_thresholds()
+
+    def _forget_thresholds(self) -> None:
         self.threshold: float | None = None
         self.keep: float | None = None
         self.calibration_clips: int | None = None
+        self.thresholds: dict[str, float] = {}
+        self.adapted: dict[str, State] = {}
 
     def __repr__(self):
         return f"{type(self).__name__}(method={self.method!r}, threshold={self.threshold}, keep={self.keep})"
@@ -267,14 +301,14 @@ class OutOfScopeDetector:
         Raises:
             `ValueError`: If no clip is in scope, or the outputs lack a field.
         """
-        self.threshold = self.keep = self.calibration_clips = None  # they belonged to the previous state
+        self._forget_thresholds()  # they belonged to the previous state
         score = SCORES[self.method]()
-        if not score.state_names:
+        if not score.state_shapes:
             return self
         labels, known = _in_scope(labels)
         state = score.fit(_Fields(outputs, known), labels[known], model)
         # Contiguous, as they will be when loaded: another memory layout changes the order of sums.
-        self.state = {name: state[name].contiguous() for name in score.state_names}
+        self.state = {name: state[name].contiguous() for name in score.state_shapes}
         return self
 
     def score(self, outputs: Outputs) -> torch.Tensor:
@@ -290,20 +324,38 @@ class OutOfScopeDetector:
             `ValueError`: If the detector is not fitted, or the outputs lack a field.
         """
         self._check_fitted()
-        return SCORES[self.method]().score(_Fields(outputs), self.state)
+        fields, score = _Fields(outputs), SCORES[self.method]()
+        for name, shape in score.state_shapes.items():
+            width = self.state[name].shape[shape.index("width")] if "width" in shape else None
+            if width not in (None, fields.pooler_output.shape[-1]):
+                raise ValueError(
+                    f"`pooler_output` is {fields.pooler_output.shape[-1]} wide, but this detector was fitted on {width}; "
+                    "it belongs to another model"
+                )
+        scores = score.score(fields, self.state)
+        given = fields.modality_sets(len(scores))
+        for name in self.adapted.keys() & set(given):
+            rows = torch.tensor([one == name for one in given])
+            scores[rows] = score.score(_Fields(outputs, rows), self.state | self.adapted[name])
+        return scores
 
     def _check_fitted(self) -> None:
-        if self.state.keys() != set(SCORES[self.method].state_names):
+        if self.state.keys() != SCORES[self.method].state_shapes.keys():
             raise ValueError(f"this `{self.method}` detector has not seen the training split; call `fit` first")
 
-    def calibrate(self, outputs: Outputs, keep: float = 0.95, labels: Labels | None = None) -> "OutOfScopeDetector":
-        """Set the threshold to the highest value that keeps at least the share `keep` of the in-scope dev clips.
+    def calibrate(
+        self, outputs: Outputs, keep: float = 0.95, labels: Labels | None = None, masked: Sequence[Outputs] = ()
+    ) -> "OutOfScopeDetector":
+        """Set each threshold to the highest value that keeps at least the share `keep` of the in-scope dev clips.
 
         Args:
             outputs (`ModelOutput`, or a list of them): The model's output for the dev split, or one for each batch.
             keep (`float`, *optional*, defaults to 0.95): Share of in-scope clips to keep, above 0 and at most 1.
             labels (`torch.LongTensor` of shape `(clips,)`, or a list of them, *optional*):
                 Label ids, where `outputs` has out-of-scope clips (-1) too; those are ignored.
+            masked (`Sequence` of outputs, *optional*):
+                The model's outputs, `modality_mask` among them, for the same clips with some modalities masked; each set of
+                modalities gets a threshold of its own. Clips with another set have the one of `outputs`.
 
         Returns:
             [`OutOfScopeDetector`]: This detector.
@@ -313,19 +365,30 @@ class OutOfScopeDetector:
         """
         if not 0 < keep <= 1:
             raise ValueError(f"`keep` is {keep}; it is the share of in-scope clips to keep, above 0 and at most 1")
+        self._forget_thresholds()
         scores = self.score(outputs)
-        if labels is not None:
-            scores = scores[_in_scope(labels)[1]]
+        known = torch.ones(len(scores), dtype=torch.bool) if labels is None else _in_scope(labels)[1]
+        self.threshold, self.keep = self._lowest(scores[known], keep), keep
+        self.calibration_clips = int(known.sum())
+        score = SCORES[self.method]()
+        for part in masked:
+            given = _Fields(part).modality_sets(len(known))
+            name = max(set(given), key=given.count)
+            rows = known & torch.tensor([one == name for one in given])
+            fields = _Fields(part, rows)
+            self.adapted[name] = score.adapt(fields, self.state)
+            self.thresholds[name] = self._lowest(score.score(fields, self.state | self.adapted[name]), keep)
+        return self
+
+    def _lowest(self, scores: torch.Tensor, keep: float) -> float:
+        """Return the highest threshold that keeps a share of the scores."""
         if not scores.isfinite().all():
             raise ValueError(f"the `{self.method}` score of a dev clip is NaN or infinite; check the model's outputs")
         # 1e-9: rounding may put the product just above a whole number.
-        number_kept = math.ceil(keep * len(scores) - 1e-9)
-        self.threshold = scores.sort(descending=True).values[number_kept - 1].item()
-        self.keep, self.calibration_clips = keep, len(scores)
-        return self
+        return scores.sort(descending=True).values[math.ceil(keep * len(scores) - 1e-9) - 1].item()
 
     def predict(self, outputs: Outputs) -> torch.Tensor:
-        """Decide which clips are in scope.
+        """Decide which clips are in scope, each by the threshold of the modalities that it has.
 
         Args:
             outputs (`ModelOutput`, or a list of them): The model's output, or one for each batch.
@@ -338,7 +401,11 @@ class OutOfScopeDetector:
         """
         if self.threshold is None:
             raise ValueError("this detector has no threshold; call `calibrate` on the dev split first")
-        return self.score(outputs) >= self.threshold
+        scores = self.score(outputs)
+        given = _Fields(outputs).modality_sets(len(scores))
+        return scores >= torch.tensor(
+            [self.thresholds.get(name, self.threshold) for name in given], dtype=torch.float64
+        )
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
         """Write `oos_detector.json` and `oos_detector.safetensors` into a folder, which is created if it does not exist.
@@ -348,9 +415,11 @@ class OutOfScopeDetector:
         """
         self._check_fitted()
         os.makedirs(save_directory, exist_ok=True)
-        settings = {"format_version": 1} | {name: getattr(self, name) for name in _SETTINGS}
+        settings = {"format_version": FORMAT_VERSION} | {name: getattr(self, name) for name in _SETTINGS}
         write_json(os.path.join(save_directory, DETECTOR_CONFIG_NAME), settings)
-        save_file(self.state, os.path.join(save_directory, DETECTOR_WEIGHTS_NAME), metadata={"format": "pt"})
+        adapted = {f"{name}/{key}": value for name, state in self.adapted.items() for key, value in state.items()}
+        tensors = self.state | adapted
+        save_file(tensors, os.path.join(save_directory, DETECTOR_WEIGHTS_NAME), metadata={"format": "pt"})
 
     @classmethod
     def from_pretrained(
@@ -378,18 +447,29 @@ class OutOfScopeDetector:
         weights_file = cached_file(place, DETECTOR_WEIGHTS_NAME, **hub_kwargs)
         with _reading(settings_file), open(settings_file, encoding="utf-8") as file:
             settings = json.load(file)
+            if settings["format_version"] != FORMAT_VERSION:
+                raise ValueError(f"its format is {settings['format_version']}, not {FORMAT_VERSION}")
             detector = cls(settings["method"])
-            for name in _SETTINGS[1:]:
-                value = settings[name]
-                setattr(detector, name, value if value is None else value + 0)  # a number, or a TypeError
+            for name in _SETTINGS:
+                setattr(detector, name, settings[name])
+            numbers = [detector.threshold, detector.keep, detector.calibration_clips, *detector.thresholds.values()]
+            if not all(number is None or math.isfinite(number) for number in numbers):
+                raise ValueError("a threshold is not finite")
         with _reading(weights_file):
-            state = load_file(weights_file)
             # Copied out of the file, where a tensor may begin anywhere: another alignment rounds sums differently.
-            detector.state = {name: state[name].clone() for name in SCORES[detector.method].state_names}
+            tensors = {name: value.to(torch.float64, copy=True) for name, value in load_file(weights_file).items()}
+            shapes = SCORES[detector.method].state_shapes
+            detector.state = {name: tensors.pop(name) for name in shapes}
+            detector.adapted = {name: {} for name in detector.thresholds}
+            for key, value in tensors.items():
+                name, _, field = key.rpartition("/")
+                detector.adapted[name][field] = value
+            for adapted in ({}, *detector.adapted.values()):
+                _check_state(shapes, detector.state | adapted)
         return detector
 
 
-_SETTINGS = ("method", "threshold", "keep", "calibration_clips")
+_SETTINGS = ("method", "threshold", "keep", "calibration_clips", "thresholds")
 
 
 @contextmanager
@@ -401,6 +481,18 @@ def _reading(path: str) -> Iterator[None]:
         raise ValueError(
             f"`{path}` does not hold an out-of-scope detector ({error!r}); save the detector again"
         ) from error
+
+
+def _check_state(shapes: dict[str, tuple[int | str, ...]], state: State) -> None:
+    """Raise `ValueError` unless the tensors have their shapes, in which a name stands for one size, and finite values."""
+    sizes: dict[str, int] = {}
+    for name, shape in shapes.items():
+        found = tuple(state[name].shape)
+        expected = tuple(
+            sizes.setdefault(size, n) if isinstance(size, str) else size for size, n in zip(shape, found, strict=False)
+        )
+        if len(shape) != len(found) or expected != found or 0 in found or not state[name].isfinite().all():
+            raise ValueError(f"`{name}` of shape {found} is not a finite tensor of shape {shape}")
 
 
 def _in_scope(labels: Labels) -> tuple[torch.Tensor, torch.Tensor]:

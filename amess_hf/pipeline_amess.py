@@ -386,13 +386,15 @@ class IntentRecognitionPipeline(Pipeline):
         batch = self.processor.collate(self.processor.encode(examples, self.device))
         model = self.model if candidates is None else self._model_for(candidates)
         outputs = model(**batch.to(self.device, self.model.dtype))
-        scores = None if self.detector is None or candidates is not None else self.detector.score(outputs)
+        in_scope = None
+        if self.detector is not None and self.detector.threshold is not None and candidates is None:
+            in_scope = self.detector.predict(outputs)
         anchors = None if outputs.anchor_indices is None else (outputs.anchor_indices, outputs.anchor_scores.float())
         return [
             {
                 "labels": model.config.id2label,
                 "probabilities": outputs.logits[row].float().softmax(-1).cpu(),
-                "detector_score": None if scores is None else float(scores[row]),
+                "in_scope": None if in_scope is None else bool(in_scope[row]),
                 "text": example["text"] or "",
                 "encoding": batch.encodings and batch.encodings[row],
                 "offset": example["clip"].start,
@@ -425,7 +427,7 @@ class IntentRecognitionPipeline(Pipeline):
         probabilities, order = result["probabilities"].sort(descending=True)
         pairs = zip(probabilities.tolist(), order.tolist(), strict=True)
         predictions = [{"label": result["labels"][index], "score": score} for score, index in pairs]
-        in_scope = self._in_scope(predictions[0]["score"], result["detector_score"], threshold)
+        in_scope = result["in_scope"] if threshold is None else predictions[0]["score"] >= threshold
         unknown = {"label": OUT_OF_SCOPE_LABEL, "score": 1.0 - predictions[0]["score"]}
         answer = unknown if in_scope is False else predictions[0]
         predictions = predictions[:top_k]
@@ -438,13 +440,6 @@ class IntentRecognitionPipeline(Pipeline):
             "text": result["text"],
             "anchors": self._anchors(result),
         }
-
-    def _in_scope(self, best: float, detector_score: float | None, threshold: float | None) -> bool | None:
-        if threshold is not None:
-            return best >= threshold
-        if detector_score is None or self.detector.threshold is None:
-            return None
-        return detector_score >= self.detector.threshold
 
     def _anchors(self, result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
         if result["anchors"] is None:

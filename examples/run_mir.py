@@ -45,7 +45,7 @@ from amess_hf.data.dataset_files import NO_FEATURES
 from amess_hf.data.mintrec import with_feature_arrays
 from amess_hf.datasets_amess import DATASETS, feature_sizes, merge_fields
 from amess_hf.descriptions_amess import describe_labels
-from amess_hf.evaluation import aggregation, fit_detectors, read_evidence_spans, report
+from amess_hf.evaluation import aggregation, fit_detectors, predict_masked, read_evidence_spans, report
 from amess_hf.evaluation import metrics as figures
 from amess_hf.evaluation.model_card import create_model_card
 from amess_hf.evaluation.prediction import ClipOutputs, write_predictions
@@ -596,8 +596,10 @@ def find_detector(run, outputs) -> OutOfScopeDetector | None:
     """The detector to answer with: the requested one, fitted now and saved; else the saved model's; else none."""
     folder, run_args = run.training_args.output_dir, run.run_args
     if run_args.detector is not None:
-        splits = (outputs["train"], outputs["validation"])
-        (detector,) = fit_detectors(run.model, *splits, run_args.detector_keep, [run_args.detector])
+        splits, keep = (outputs["train"], outputs["validation"]), run_args.detector_keep
+        incomplete = predict_masked(run.model, run.seen["validation"], AMESSDataCollator(run.processor))
+        masked = [outputs for _, outputs in incomplete]
+        (detector,) = fit_detectors(run.model, *splits, keep, [run_args.detector], masked)
         detector.save_pretrained(folder)
         return detector
     if not run.training_args.do_train:

@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers.utils import ModelOutput
 
+from amess_hf.configuration_amess import MODALITIES
 from amess_hf.evaluation.metrics import compute_oos_metrics
 from amess_hf.oos_amess import DETECTOR_CONFIG_NAME, OOS_METHODS, OutOfScopeDetector
 
@@ -186,6 +188,43 @@ class TestThreshold:
             OutOfScopeDetector("energy").calibrate({"logits": logits}, **options)
 
 
+def with_modalities(outputs, given):
+    """Features that are the weaker the fewer modalities they come from, of clips that have only these."""
+    strength = len(given) / 3
+    mask = torch.tensor([name in given for name in MODALITIES]).expand(len(outputs.logits), 3)
+    return ModelOutput(
+        {
+            **outputs,
+            "logits": strength * outputs.logits,
+            "pooler_output": strength * outputs.pooler_output + 1 - strength,
+        },
+        modality_mask=mask,
+    )
+
+
+@pytest.mark.parametrize("method", ["energy", "mahalanobis", "knn_energy"])
+def test_each_set_of_modalities_has_its_threshold(method, model, tmp_path):
+    sets = [MODALITIES, ("text", "audio"), ("text",)]
+    labels, test_labels = clips(80, 1), clips(300, 5, out_of_scope=100)
+    train, dev = model.outputs(labels, 2), model.outputs(clips(200, 3), 4)
+    detector = OutOfScopeDetector(method).fit(train, labels, model)
+    dev = [with_modalities(dev, given) for given in sets]
+    test = [with_modalities(model.outputs(test_labels, 6), given) for given in sets]
+    before = detector.calibrate(dev[0]).predict(test)
+    assert before[:300][100:].float().mean() > 0.85 > 0.3 > before[700:].float().mean()
+    complete = detector.score(test[0])
+    detector.calibrate(dev[0], 0.95, masked=dev[1:]).save_pretrained(tmp_path)
+    detector = OutOfScopeDetector.from_pretrained(tmp_path)
+    assert set(detector.thresholds) == {"text+audio", "text"}
+    kept = detector.predict(test)  # of all sets at once
+    for number, outputs in enumerate(test):
+        alone = detector.predict(outputs)
+        assert torch.equal(kept[300 * number :][:300], alone) and alone[100:].float().mean() > 0.85
+    assert torch.equal(detector.score(test[0]), complete)
+    assert kept[:100].float().mean() < 0.85
+    assert not detector.fit(train, labels, model).thresholds
+
+
 class TestFit:
     @pytest.mark.parametrize("method", ["mahalanobis", "residual", "vim"])
     def test_few_clips_and_missing_classes_stay_finite(self, method, model, tmp_path):
@@ -214,6 +253,12 @@ class TestFit:
             OutOfScopeDetector("label_similarity").score({"logits": torch.ones(2, 3)})
         with pytest.raises(ValueError, match="`method` is 'odin'.*label_similarity"):
             OutOfScopeDetector("odin")
+        labels = clips(60, 1)
+        detector = OutOfScopeDetector("mahalanobis").fit(model.outputs(labels, 2), labels, model)
+        with pytest.raises(
+            ValueError, match="7 wide, but this detector was fitted on 12; it belongs to another model"
+        ):
+            detector.score({"pooler_output": torch.ones(2, 7)})
 
 
 class TestFiles:
@@ -227,20 +272,44 @@ class TestFiles:
 
     @pytest.mark.parametrize(
         "change",
-        ["{", "[]", "{}", {"method": "odin"}, {"threshold": "0.5"}, {"method": "residual"}, "weights"],
-        ids=str,
-    )
-    def test_damaged(self, change, model, tmp_path):
-        labels = clips(60, 1)
-        OutOfScopeDetector("knn").fit(model.outputs(labels, 2), labels, model).save_pretrained(tmp_path)
-        settings, weights = tmp_path / DETECTOR_CONFIG_NAME, tmp_path / "oos_detector.safetensors"
+        [
+            "{", "[]", "{}", "[" * 100_000, {"method": "odin"}, {"method": "residual"}, {"format_version": 99},
+            {"threshold": "0.5"}, {"threshold": float("nan")}, {"keep": float("inf")}, {"thresholds": {"text": None, "a": "b"}},
+            {"thresholds": {"text": float("nan")}}, {"thresholds": [1]},
+        ],
+        ids=lambda change: str(change)[:20],
+    )  # fmt: skip
+    def test_damaged_settings(self, change, fitted, tmp_path):
+        settings = tmp_path / DETECTOR_CONFIG_NAME
         if isinstance(change, dict):
             change = json.dumps(json.loads(settings.read_text()) | change)
-        if change == "weights":
-            weights.write_bytes(weights.read_bytes()[:-100])
-        else:
-            settings.write_text(change)
+        settings.write_text(change)
         with pytest.raises(
             ValueError, match=r"oos_detector\.(json|safetensors)` does not hold an out-of-scope detector"
         ):
             OutOfScopeDetector.from_pretrained(tmp_path)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"neighbors": torch.full((3, 4), torch.nan)}, {"neighbors": torch.ones(0, 4)}, {"neighbors": torch.ones(4)},
+            {"means": torch.ones(1)}, {"means": torch.ones(3)}, {"deviations": torch.tensor([1.0, torch.inf])},
+            {"text/means": torch.ones(4)}, {"video/means": torch.ones(2)}, {"loose": torch.ones(2)}, None,
+        ],
+        ids=lambda change: str(change)[:20],
+    )  # fmt: skip
+    def test_damaged_weights(self, change, fitted, tmp_path):
+        weights = tmp_path / "oos_detector.safetensors"
+        if change is None:
+            weights.write_bytes(weights.read_bytes()[:-100])
+        else:
+            save_file(load_file(weights) | change, weights)
+        with pytest.raises(ValueError, match="oos_detector.safetensors` does not hold an out-of-scope detector"):
+            OutOfScopeDetector.from_pretrained(tmp_path)
+
+    @pytest.fixture
+    def fitted(self, model, tmp_path):
+        labels = clips(60, 1)
+        outputs = with_modalities(model.outputs(labels, 2), MODALITIES)
+        detector = OutOfScopeDetector("knn_energy").fit(outputs, labels, model)
+        detector.calibrate(outputs, masked=[with_modalities(outputs, ("text",))]).save_pretrained(tmp_path)

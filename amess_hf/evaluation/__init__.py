@@ -3,7 +3,14 @@
 from .aggregation import aggregate_runs, paired_difference, write_aggregate
 from .metrics import compute_classification_metrics, compute_oos_metrics, compute_open_classification_metrics
 from .model_card import create_model_card, name_repository
-from .prediction import ClipOutputs, compute_anchor_metrics, modality_table, predict_clips, read_evidence_spans
+from .prediction import (
+    ClipOutputs,
+    compute_anchor_metrics,
+    modality_table,
+    predict_clips,
+    predict_masked,
+    read_evidence_spans,
+)
 from .reporting import fit_detectors, report
 
 
@@ -20,6 +27,7 @@ __all__ = [
     "name_repository",
     "paired_difference",
     "predict_clips",
+    "predict_masked",
     "read_evidence_spans",
     "report",
     "write_aggregate",

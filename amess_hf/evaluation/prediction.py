@@ -3,9 +3,9 @@
 import csv
 import os
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import chain, combinations
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from ..configuration_amess import FEATURE_MODALITIES, MODALITIES, OUT_OF_SCOPE_LABEL
 from ..processing_amess import written_aside
-from .metrics import compute_classification_metrics
+from .metrics import compute_classification_metrics, compute_oos_metrics
 from .tables import plain_cell
 
 
@@ -23,7 +23,7 @@ logger = logging.get_logger(__name__)
 
 _MASKS = {"text": "attention_mask", "audio": "audio_attention_mask", "video": "video_attention_mask"}
 # Fields of the model's output that have one row for each clip and are kept.
-CLIP_OUTPUTS = ("logits", "pooler_output", "multimodal_embeds", "anchor_indices", "anchor_scores")
+CLIP_OUTPUTS = ("logits", "pooler_output", "multimodal_embeds", "anchor_indices", "anchor_scores", "modality_mask")
 
 
 @dataclass
@@ -41,6 +41,7 @@ class ClipOutputs:
             float32; `None` if the model has no descriptions.
         anchor_indices, anchor_scores (`np.ndarray` of shape `(clips, 3, num_anchors)`, *optional*):
             `None` if the model chooses no anchors.
+        modality_mask (`np.ndarray` of shape `(clips, 3)`, bool, *optional*): Which modalities a clip has.
     """
 
     ids: list[str]
@@ -52,6 +53,7 @@ class ClipOutputs:
     label_embeds: np.ndarray | None = None
     anchor_indices: np.ndarray | None = None
     anchor_scores: np.ndarray | None = None
+    modality_mask: np.ndarray | None = None
 
     @classmethod
     def from_predictions(cls, dataset: Any, **outputs: Any) -> "ClipOutputs":
@@ -85,7 +87,7 @@ class ClipOutputs:
 
     def as_model_outputs(self) -> dict[str, np.ndarray]:
         """Return the same as a `dict`, as [`OutOfScopeDetector`] takes it."""
-        names = ("logits", "pooler_output", "multimodal_embeds", "label_embeds")
+        names = ("logits", "pooler_output", "multimodal_embeds", "label_embeds", "modality_mask")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     def select(self, rows: np.ndarray) -> "ClipOutputs":
@@ -150,12 +152,26 @@ def predict_clips(
     return ClipOutputs.from_predictions(dataset, label_embeds=result.get("label_embeds"), **arrays)
 
 
+def predict_masked(
+    model: Any, dataset: Any, data_collator: Callable, batch_size: int = 32
+) -> Iterator[tuple[tuple[str, ...], ClipOutputs]]:
+    """Yield each set of modalities but all and none, larger ones first, and the outputs with only these.
+
+    The arguments are those of [`predict_clips`].
+    """
+    modalities = model.config.modalities
+    for size in range(len(modalities) - 1, 0, -1):
+        for kept in combinations(modalities, size):
+            yield kept, predict_clips(model, dataset, data_collator, batch_size, kept, f"Only {' and '.join(kept)}")
+
+
 def modality_table(
     model: Any,
     dataset: Any,
     data_collator: Callable,
     batch_size: int = 32,
     complete: ClipOutputs | None = None,
+    detector: Any = None,
 ) -> list[dict]:
     """Measure what each modality adds: in-scope metrics with each non-empty set of modalities, the others masked.
 
@@ -163,28 +179,33 @@ def modality_table(
 
     Args:
         model ([`AMESSForIntentClassification`]): The model.
-        dataset (`datasets.Dataset`): Rows as for [`predict_clips`]; clips with label -1 are left out.
+        dataset (`datasets.Dataset`): Rows as for [`predict_clips`]; clips with label -1 count for the detector alone.
         data_collator (`Callable`): From a list of rows to a batch.
         batch_size (`int`, *optional*, defaults to 32): Clips at a time.
         complete ([`ClipOutputs`], *optional*): The outputs with all modalities, if they are already available.
+        detector ([`OutOfScopeDetector`], *optional*): A calibrated one, to measure too where `dataset` has out-of-scope clips.
 
     Returns:
         `list[dict]`: all modalities first, then by size, each with `modalities` (list of names), `accuracy`,
-        `weighted_f1`, and `changed`, the share of clips whose answer differs from that with all modalities.
+        `weighted_f1`, `changed`, the share of clips whose answer differs from that with all modalities, and of the detector
+        `oos_auroc`, `kept_in_scope` and `caught_out_of_scope`.
     """
-    modalities = model.config.modalities
     if complete is None:
         complete = predict_clips(model, dataset, data_collator, batch_size)
     in_scope = complete.labels >= 0
     table = []
-    for kept in (kept for size in range(len(modalities), 0, -1) for kept in combinations(modalities, size)):
-        outputs = complete
-        if kept != modalities:
-            outputs = predict_clips(model, dataset, data_collator, batch_size, kept, f"Only {' and '.join(kept)}")
+    masked = predict_masked(model, dataset, data_collator, batch_size)
+    for kept, outputs in chain([(model.config.modalities, complete)], masked):
         metrics = compute_classification_metrics(outputs.predictions[in_scope], complete.labels[in_scope])
         row = {"modalities": list(kept)} | {name: metrics[name] for name in ("accuracy", "weighted_f1")}
-        changed = (outputs.predictions != complete.predictions)[in_scope]
-        table.append(row | {"changed": float(changed.mean())})
+        row["changed"] = float((outputs.predictions != complete.predictions)[in_scope].mean())
+        if detector is not None and not in_scope.all():
+            found = outputs.as_model_outputs()
+            accepted = detector.predict(found).numpy()
+            row["oos_auroc"] = compute_oos_metrics(detector.score(found).numpy(), in_scope)["auroc"]
+            row["kept_in_scope"] = float(accepted[in_scope].mean())
+            row["caught_out_of_scope"] = float(1 - accepted[~in_scope].mean())
+        table.append(row)
     return table
 
 

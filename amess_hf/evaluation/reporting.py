@@ -38,6 +38,7 @@ def fit_detectors(
     dev_outputs: ClipOutputs,
     keep: float = 0.95,
     methods: Sequence[str] = OOS_METHODS,
+    masked: Sequence[ClipOutputs] = (),
 ) -> list[OutOfScopeDetector]:
     """Fit out-of-scope detectors on the training split and set their thresholds on the dev split.
 
@@ -47,14 +48,17 @@ def fit_detectors(
         dev_outputs ([`ClipOutputs`]): Clips with label -1 are ignored.
         keep (`float`, *optional*, defaults to 0.95): Share of the in-scope dev clips that the threshold keeps.
         methods (`Sequence[str]`, *optional*): Names; `label_similarity` is left out if the model has no descriptions.
+        masked (`Sequence[ClipOutputs]`, *optional*): The same dev clips as [`predict_masked`] gives them, for thresholds of
+            their own where modalities are missing.
 
     Returns:
         `list[OutOfScopeDetector]`: The detectors, in the order of `methods`.
     """
+    incomplete = [outputs.as_model_outputs() for outputs in masked]
     return [
         OutOfScopeDetector(method)
         .fit(train_outputs.as_model_outputs(), train_outputs.labels, model)
-        .calibrate(dev_outputs.as_model_outputs(), keep, dev_outputs.labels)
+        .calibrate(dev_outputs.as_model_outputs(), keep, dev_outputs.labels, incomplete)
         for method in methods
         if method != "label_similarity" or dev_outputs.label_embeds is not None
     ]
@@ -121,7 +125,8 @@ def report(
         raise ValueError(f"every clip of the split {name!r} is out of scope; load it with scope='in' or scope='all'")
     os.makedirs(output_dir, exist_ok=True)
     page = _Page(output_dir, outputs, model, dataset, data_collator.processor, name)
-    page.results["modalities"] = modality_table(model, page.clips, data_collator, batch_size, complete=page.known)
+    first = detectors[0] if detectors and detectors[0].threshold is not None else None
+    page.results["modalities"] = modality_table(model, dataset, data_collator, batch_size, outputs, first)
     page.write_classification()
     page.write_modalities()
     page.write_calibration(calibration_outputs)
@@ -203,9 +208,18 @@ class _Page:
             "The same clips with only the named modalities; the others are masked. *Changed*: the share of clips whose "
             "answer differs from that with all modalities.",
         )
-        keys = ("accuracy", "weighted_f1", "changed")
-        rows = [[" + ".join(row["modalities"]), *(percent(row[key]) for key in keys)] for row in table]
-        self.table(["modalities", "accuracy ↑", "weighted F1 ↑", "changed"], rows)
+        header = {"accuracy": "accuracy ↑", "weighted_f1": "weighted F1 ↑", "changed": "changed"}
+        if "oos_auroc" in table[0]:
+            self.add(
+                "*Unknown*: how well the detector tells out-of-scope clips, which it knows by the modalities given."
+            )
+            header |= {
+                "oos_auroc": "AUROC unknown ↑",
+                "caught_out_of_scope": "caught ↑",
+                "kept_in_scope": "known kept ↑",
+            }
+        rows = [[" + ".join(row["modalities"]), *(percent(row[key]) for key in header)] for row in table]
+        self.table(["modalities", *header.values()], rows)
         self.plot(self.plots.plot_modalities(table), "modalities.png", "Accuracy with some modalities masked")
 
     def write_calibration(self, fitted_on: ClipOutputs | None):
@@ -248,7 +262,7 @@ class _Page:
         first, accepted = detectors[0], None
         self.add("## Out of scope")
         if first.threshold is not None:
-            accepted = scores[first.method] >= first.threshold
+            accepted = first.predict(self.outputs.as_model_outputs()).numpy()
             results["kept_in_scope"] = float(accepted[in_scope].mean())
             self.add(
                 f"The threshold of `{first.method}` is {first.threshold:.4g}; it was set to keep {100 * first.keep:g} % of "

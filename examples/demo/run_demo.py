@@ -39,6 +39,7 @@ from amess_hf.evaluation import (
     fit_detectors,
     modality_table,
     predict_clips,
+    predict_masked,
     report,
 )
 from amess_hf.hub import save_for_hub
@@ -287,7 +288,8 @@ def run(arguments: DemoArguments) -> dict:
     print(f"\n{format_anchors(anchors)}")
 
     saved, reported = arguments.output_dir / "model", arguments.output_dir / "report"
-    detectors = fit_detectors(model, outputs["train"], outputs["validation"], methods=("mahalanobis",))
+    masked = [masked for _, masked in predict_masked(model, dataset["validation"], collator)]
+    detectors = fit_detectors(model, outputs["train"], outputs["validation"], methods=("mahalanobis",), masked=masked)
     reports = write_reports(model, dataset, collator, reported, outputs, detectors)
     save(saved, model, processor, detectors[0], reports, training_arguments)
     print(f"\n4. Saved in {saved}, and loaded back as the pipeline. Three clips:\n")
