@@ -165,6 +165,11 @@ class AMESSPreTrainedModel(PreTrainedModel):
     # Whether `save_pretrained` saves an adapter as part of the weights, unless told otherwise; set while pushing.
     _merge_adapter = False
 
+    @property
+    def input_modalities(self) -> tuple[str, ...]:
+        """The modalities that the model answers from, as transformers names this."""
+        return self.config.modalities
+
     @classmethod
     def from_pretrained(  # noqa: D417 (the arguments are transformers')
         cls, pretrained_model_name_or_path: str | os.PathLike, *model_args: Any, **kwargs: Any

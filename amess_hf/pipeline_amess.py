@@ -28,8 +28,20 @@ from .processing_amess import AMESSProcessor
 logger = logging.get_logger(__name__)
 
 INPUT_KEYS = ("text", "context", "clip", "audio", "video", "frames", "audio_features", "video_features")
-# Keys that go with them; all others are taken for unrelated columns of a data set.
-OTHER_KEYS = ("start", "end", "sampling_rate", "dialogue_id", "id", "label")
+# Keys that go with them, and what else rows of `load_mintrec` have.
+OTHER_KEYS = ("start", "end", "sampling_rate", "dialogue_id")
+ROW_KEYS = ("id", "label", "label_name", "in_scope", "speaker", "source", "utterance_id")
+KNOWN_KEYS = (*INPUT_KEYS, *OTHER_KEYS, *ROW_KEYS)
+# What other libraries call them.
+ALIASES = dict.fromkeys(("path", "bytes", "file", "filename", "url", "video_path"), "clip")
+ALIASES |= {
+    "image": "frames",
+    "images": "frames",
+    "audio_path": "audio",
+    "array": "audio",
+    "sentence": "text",
+    "utterance": "text",
+}
 # Lists from this length on get a progress bar.
 PROGRESS_FROM = 32
 # A speech recognizer gets at most this much of a clip: utterances are short, and Whisper takes no more at once.
@@ -90,13 +102,14 @@ class IntentRecognitionPipeline(Pipeline):
     - `start`, `end` (`float`): the span of the clip in seconds. In rows that name a `dialogue_id` (MIntRec2.0) these are
       times of the episode that the clip was cut from, and are not used.
 
-    Other keys, such as other columns of a data set, are ignored, but one that looks like a misspelt key is an error.
+    What rows of [`load_mintrec`] have besides is ignored; any other key is an error. Of a `datasets.Dataset`, other columns
+    are ignored too, unless one looks like a misspelt key.
 
     A plain string is what is said, unless it ends like a media file (`.mp4`, `.wav`, ...): then it is the path of a
     clip, as in other pipelines. Addresses, folders and anything else that looks like a path are refused as ambiguous.
     Pass untrusted texts as `{"text": ...}`: no file is opened then.
 
-    Inputs may also come as a list (a list of results), a `datasets.Dataset` (a list of results), a
+    Inputs may also come as a list, a `datasets.Dataset` or a column of it (a list of results), a
     `datasets.IterableDataset` or a generator (results one by one).
 
     Args:
@@ -139,10 +152,17 @@ class IntentRecognitionPipeline(Pipeline):
         asr_model: str | Pipeline | None = None,
         **kwargs: Any,
     ):
-        if processor is None:
-            if tokenizer is None:
-                raise ValueError("give `processor` or `tokenizer`, or load the model from a folder that holds them")
-            processor = AMESSProcessor.for_model(model.config, tokenizer)
+        if model.config.model_type != "amess":
+            place = model.config._name_or_path
+            raise ValueError(
+                f"`model` {place} is a {model.config.model_type} model; give an A-MESS model, as README trains"
+            )
+        if processor is None and tokenizer is None:
+            raise ValueError(
+                "give `processor` or `tokenizer` (after training, `processor=trainer.processing_class`), or load the model "
+                "from a folder that holds them"
+            )
+        processor = processor or AMESSProcessor.for_model(model.config, tokenizer)
         processor.check_model(model.config)
         super().__init__(model=model, tokenizer=processor.tokenizer, processor=processor, **kwargs)
         self.model.eval()
@@ -263,10 +283,11 @@ class IntentRecognitionPipeline(Pipeline):
         """
         if isinstance(inputs, (list, tuple)) and len(inputs) == 0:
             return []
-        if hasattr(inputs, "column_names") and hasattr(inputs, "__len__"):  # datasets.Dataset
-            return list(super().__call__(Subset(inputs, range(len(inputs))), **kwargs))
-        if hasattr(inputs, "column_names"):  # datasets.IterableDataset
-            return super().__call__((row for row in inputs), **kwargs)
+        if hasattr(inputs, "column_names") or hasattr(inputs, "column_name"):  # of `datasets`
+            rows = _rows_of(inputs)
+            if not hasattr(rows, "__len__"):
+                return super().__call__((row for row in rows), **kwargs)
+            return list(super().__call__(Subset(rows, range(len(rows))), **kwargs))
         return super().__call__(list(inputs) if isinstance(inputs, tuple) else inputs, **kwargs)
 
     def get_iterator(self, inputs: Any, num_workers: int, batch_size: int, *params: dict[str, Any]) -> Iterator[Any]:
@@ -453,24 +474,46 @@ class IntentRecognitionPipeline(Pipeline):
         return found
 
 
+def _rows_of(data: Any) -> Any:
+    """Return the rows of a data set with the columns that are inputs; of a column, rows or plain values.
+
+    Clips are left encoded: `datasets` decodes them with torchcodec, this package with PyAV.
+    """
+    column = getattr(data, "column_name", None)
+    if column is not None and (column not in INPUT_KEYS or not hasattr(data.source, "select_columns")):
+        return data
+    data, names = (data, data.column_names) if column is None else (data.source, [column])
+    if names is not None:  # an `IterableDataset` may not know
+        data = data.select_columns([name for name in names if name in KNOWN_KEYS or _meant_by(name)])
+    for name, feature in (data.features or {}).items():
+        if getattr(feature, "decode", False):
+            data = data.cast_column(name, dataclasses.replace(feature, decode=False))
+    return data
+
+
+def _meant_by(key: Any) -> str | None:
+    """Return the known key that an unknown one probably stands for."""
+    near = difflib.get_close_matches(str(key).lower(), KNOWN_KEYS, n=1, cutoff=0.8)
+    return ALIASES.get(key) or (near[0] if near else None)
+
+
 def _as_row(inputs: Any) -> dict[str, Any]:
-    """Make a dictionary of an input of any kind, and refuse what is ambiguous, misspelt or empty."""
-    known, row, wrong = (*INPUT_KEYS, *OTHER_KEYS), inputs, None
+    """Make a dictionary of an input of any kind, and refuse what is ambiguous, unknown or empty."""
+    row, wrong = inputs, None
     if isinstance(inputs, str):
         row = {_key_of(inputs): inputs}
-    elif not isinstance(inputs, dict) or ({"path", "bytes"} & set(inputs) and not set(INPUT_KEYS) & set(inputs)):
+    elif not isinstance(inputs, dict) or set(inputs) <= {"path", "bytes"}:
         row = {"clip": inputs}
-    # A key that is close to a known one would be ignored.
-    near = {
-        key: difflib.get_close_matches(str(key).lower(), known, n=1, cutoff=0.8) for key in row if key not in known
-    }
-    if "path or text" in row:
+    unknown = next((key for key in row if key not in KNOWN_KEYS), None)
+    if unknown == "path or text":
         wrong = (
             f"{inputs!r} looks like a path or an address; pass a clip as {{'clip': ...}} and text as {{'text': ...}}"
         )
-    elif any(near.values()):
-        key, meant = next((key, meant[0]) for key, meant in near.items() if meant)
-        wrong = f"has the key {key!r}; did you mean {meant!r}? (rename it, or leave it out)"
+    elif unknown is not None:
+        hint = (
+            f"did you mean {_meant_by(unknown)!r}?" if _meant_by(unknown) else f"the keys are {', '.join(INPUT_KEYS)}"
+        )
+        wrong = f"has the key {unknown!r}, which would be ignored; {hint} (rename it, or leave it out)"
     elif all(row.get(key) is None for key in INPUT_KEYS if key != "context"):
         wrong = f"has only {sorted(row)}; give at least one of {', '.join(INPUT_KEYS)}"
     if wrong:

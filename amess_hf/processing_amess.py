@@ -152,7 +152,7 @@ class AMESSProcessor(ProcessorMixin):
         if video is not None and video_frame_rate is None:
             video_frame_rate = encoder_class("video", video).default_frame_rate
         audio_source = feature_extractor or encoder_class("audio", audio)
-        return cls(
+        processor = cls(
             tokenizer,
             feature_extractor=feature_extractor,
             image_processor=_preprocessing("video", video),
@@ -160,12 +160,14 @@ class AMESSProcessor(ProcessorMixin):
             video_frame_rate=video_frame_rate,
             **fields,
         )
+        processor._check_vocabulary(config)
+        return processor
 
     def check_model(self, config: PreTrainedConfig) -> None:
         """Check that a model was trained with what this processor does.
 
         Raises:
-            ValueError: They differ; the message names the field and both values.
+            ValueError: They differ, or the tokenizer has tokens that the model lacks; the message names both values.
         """
         for name, models in _shared_fields(config).items():
             own = getattr(self, name)
@@ -174,6 +176,16 @@ class AMESSProcessor(ProcessorMixin):
                     f"`{name}` is {own!r} in the processor and {models!r} in the model; load both from the same place, "
                     "or make the processor with `AMESSProcessor.for_model(model.config, tokenizer)`"
                 )
+
+        self._check_vocabulary(config)
+
+    def _check_vocabulary(self, config: PreTrainedConfig) -> None:
+        known, own = len(self.tokenizer), getattr(config.text_config, "vocab_size", None)
+        if own is not None and known > own:
+            raise ValueError(
+                f"the tokenizer has {known} tokens and the model {own}; after adding tokens, call "
+                "`model.resize_token_embeddings(len(tokenizer))`"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Return what is saved: everything but the loaded encoders, which are models."""
@@ -355,6 +367,7 @@ class AMESSProcessor(ProcessorMixin):
         end: float | list[float] | None = None,
         device: Any = "cpu",
         return_tensors: str = "pt",
+        videos: Any = None,
     ) -> BatchFeature:
         """Make one batch. Each argument is for one clip, or a list for several; in a list, `None` means absent.
 
@@ -386,6 +399,8 @@ class AMESSProcessor(ProcessorMixin):
                 Where the encoders run.
             return_tensors (`str`, *optional*, defaults to `"pt"`):
                 `"pt"`, the only kind of tensors that the model takes.
+            videos (*optional*):
+                The same as `video`, as other processors of transformers call it.
 
         Returns:
             [`~transformers.BatchFeature`]: The model's inputs: `input_ids`, `attention_mask` (and what else the
@@ -398,6 +413,7 @@ class AMESSProcessor(ProcessorMixin):
         if return_tensors != "pt":
             raise ValueError(f"`return_tensors` is {return_tensors!r}; the model takes PyTorch tensors, 'pt'")
         given = {"text": text, "context": context, "sampling_rate": sampling_rate, "start": start, "end": end}
+        video = videos if video is None else video
         given |= {"audio": audio, "video": video, "clip": clip, "frames": frames}
         given |= {"audio_features": audio_features, "video_features": video_features}
         return self.collate(self.encode([self.read(row) for row in _rows(given)], device))

@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Audio, Dataset, Video
 from transformers import (
     AutoProcessor,
+    BertConfig,
+    BertForSequenceClassification,
     BertTokenizer,
     RobertaTokenizer,
     Wav2Vec2Config,
@@ -21,7 +23,16 @@ from transformers import (
 )
 from transformers import pipeline as make_pipeline
 from transformers.utils import logging
-from utils import DESCRIPTIONS, FRONT_ENDS, LABELS, save_clip_model, save_noise_clip, tiny_config, tiny_model
+from utils import (
+    DESCRIPTIONS,
+    FRONT_ENDS,
+    LABELS,
+    TEXT_SIZES,
+    save_clip_model,
+    save_noise_clip,
+    tiny_config,
+    tiny_model,
+)
 
 from amess_hf import AMESSProcessor, IntentRecognitionPipeline, OutOfScopeDetector, clips_amess
 from amess_hf.datasets_amess import merge_fields
@@ -119,8 +130,19 @@ class TestInputs:
             "end": 344,
         }
         agree(pipe(row), pipe({"text": TEXT, "clip": clip}))  # those seconds are the episode's, not the clip's
-        columns = {"speaker": "b", "dataset": "c", "video_id": "d", "clip_id": "e", "path": "f"}
-        agree(pipe({"text": TEXT, **columns}), pipe(TEXT))
+        data = Dataset.from_list([{**row, "mood": "b", "clip_id": "c"}])
+        agree(pipe(data)[0], pipe(row))
+        with pytest.raises(ValueError, match="has the key 'path', .*; did you mean 'clip'"):
+            pipe(data.add_column("path", [clip]))
+
+    def test_columns(self, pipe, clip):
+        data = Dataset.from_list([{"text": "hello/you", "clip": clip, "audio": clip}] * 2)
+        agree(pipe(data["text"])[1], pipe({"text": "hello/you"}))
+        agree(pipe(data["clip"])[1], pipe(clip))
+        decoded = data.cast_column("clip", Video()).cast_column("audio", Audio(sampling_rate=16000))
+        agree(pipe(decoded["clip"])[1], pipe(clip))
+        agree(pipe(decoded, batch_size=2)[1], pipe({"text": "hello/you", "clip": clip}))
+        agree(next(pipe(decoded.to_iterable_dataset())), pipe({"text": "hello/you", "clip": clip}))
 
     def test_span_and_context(self, pipe, clip):
         with torch.no_grad():
@@ -203,11 +225,15 @@ class TestWordsAndPaths:
 class TestKeys:
     @pytest.mark.parametrize(
         ("key", "meant"),
-        [("vido", "video"), ("Text", "text"), ("txt", "text"), ("audio_feature", "audio_features")],
+        [("vido", "video"), ("Text", "text"), ("txt", "text"), ("audio_feature", "audio_features")]
+        + [(name, "clip") for name in ("path", "bytes", "file", "video_path")]
+        + [("image", "frames")],
     )
-    def test_misspelt(self, pipe, clip, key, meant):
-        with pytest.raises(ValueError, match=f"the input has the key '{key}'; did you mean '{meant}'"):
-            pipe({"text": "hello", "clip": clip, key: clip})
+    def test_unknown(self, pipe, clip, key, meant):
+        with pytest.raises(ValueError, match=f"the input has the key '{key}', .*; did you mean '{meant}'"):
+            pipe({"text": "hello", key: clip})
+        with pytest.raises(ValueError, match="the input has the key 'mood', .*; the keys are text, "):
+            pipe({"text": "hello", "mood": "good"})
 
     @pytest.mark.parametrize("nothing", ["", {"text": ""}, {"text": " ", "audio_features": np.zeros((0, 80))}])
     def test_nothing_to_go_by(self, pipe, nothing):
@@ -464,8 +490,24 @@ class TestLoading:
     def test_from_objects(self, pipe, tokenizer, clip):
         built = make_pipeline("intent-recognition", model=pipe.model, tokenizer=tokenizer, device="cpu")
         agree(built({"clip": clip, "text": TEXT}), pipe({"clip": clip, "text": TEXT}))
-        with pytest.raises(ValueError, match="give `processor` or `tokenizer`"):
-            IntentRecognitionPipeline(pipe.model)
+        assert "('text', 'audio', 'video')" in repr(built)
+        with pytest.raises(ValueError, match="give `processor` or `tokenizer` .*`processor=trainer.processing_class`"):
+            make_pipeline("intent-recognition", model=pipe.model)
+
+    def test_another_model(self, tokenizer, tmp_path):
+        config = BertConfig(**TEXT_SIZES, intermediate_size=32)
+        BertForSequenceClassification(config).save_pretrained(tmp_path)
+        tokenizer.save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match="is a bert model; give an A-MESS model"):
+            make_pipeline("intent-recognition", model=str(tmp_path))
+
+    def test_a_new_token(self, tokenizer):
+        model, tokenizer = tiny_model(), copy.deepcopy(tokenizer)
+        tokenizer.add_tokens([f"new{number}" for number in range(40)])
+        with pytest.raises(ValueError, match=r"has 92 tokens and the model 64; .*resize_token_embeddings"):
+            IntentRecognitionPipeline(model, tokenizer=tokenizer)
+        model.resize_token_embeddings(len(tokenizer))
+        assert len(IntentRecognitionPipeline(model, tokenizer=tokenizer, device="cpu")("hello new39")) == 4
 
     def test_a_processor_of_another_model(self, pipe, tokenizer):
         other = AMESSProcessor.for_model(

@@ -80,6 +80,7 @@ class TestInputs:
         whole = processor(text="hello", clip=clip)
         same(whole, processor(text="hello", audio=clip, video=clip))
         same(whole, processor(text="hello", video=clip))
+        same(whole, processor(text="hello", videos=[clip]))
         with open(clip, "rb") as file:
             same(whole, processor(text="hello", clip=file.read()))
         sound = read_audio(clip, 16000)
