@@ -10,7 +10,6 @@ from amess_hf.descriptions_amess import (
     find_description_problems,
     load_label_descriptions,
     read_description_file,
-    starts_with_label,
     validate_label_descriptions,
 )
 
@@ -57,7 +56,7 @@ def test_shipped_descriptions_are_complete(name):
     assert list(descriptions) == LABELS[name]
     for label, sentences in descriptions.items():
         assert len(sentences) == 33, label
-        assert find_description_problems(label, sentences, LABELS[name], min_sentences=3) == []
+        assert find_description_problems(label, sentences, LABELS[name]) == []
         typical = [s for s in sentences if s.startswith("The speaker says something like: ")]
         utterances = [s for s in sentences if s == s.lower()]
         assert 5 <= len(typical) <= 6 and len(utterances) == 24 and len(sentences) - len(typical) - 24 >= 3, label
@@ -86,13 +85,6 @@ def test_shipped_origin_says_what_wrote_them(name):
     assert all(label in content["origin"]["prompt"] for label in LABELS[name])
 
 
-def test_labels_choose_and_order(tmp_path):
-    path = write(tmp_path / "own.json", {"descriptions": {"A": ["First. "], "B": ["Second."], "C": ["Third."]}})
-    assert load_label_descriptions(path, labels=["C", "A"]) == {"C": ["Third."], "A": ["First."]}
-    with pytest.raises(ValueError, match=r"own\.json: no description for `D`, `E`; add them"):
-        load_label_descriptions(path, labels=["A", "D", "E"])
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -100,12 +92,12 @@ def test_labels_choose_and_order(tmp_path):
         ([1, 2], "expected"),
         ({"origin": {}}, "expected"),
         ({"descriptions": {}}, "expected a mapping"),
-        ({"descriptions": {"A": "one sentence"}}, "`A` must have a list of sentences, got str"),
-        ({"descriptions": {"A": []}}, "`A` has 0 sentences"),
-        ({"descriptions": {"A": ["fine", "  "]}}, "`A`, sentence 2 is empty"),
-        ({"descriptions": {"A": ["fine", 3]}}, "`A`, sentence 2 is empty or not text: 3"),
+        ({"descriptions": {"A": []}}, "`A` must have a list of at least one sentence"),
+        ({"descriptions": {"A": ["fine", "  "]}}, "`A`, sentence 2 is not one line"),
+        ({"descriptions": {"A": ["fine", 3]}}, "`A`, sentence 2 is not one line of text: 3"),
+        ("[" * 100_000, "not valid JSON"),
         ({"descriptions": {"A": ["So it is.", "other", "so  IT is"]}}, "sentence 3 repeats sentence 1"),
-        ({"descriptions": {"A": ["one\ntwo"]}}, "more than one line"),
+        ({"descriptions": {"A": ["one\ntwo"]}}, "sentence 1 is not one line"),
         ({"descriptions": {"A": ["B: the other one."], "B": ["fine"]}}, "begins with the name of another intent, `B`"),
     ],
 )
@@ -122,21 +114,30 @@ def test_unknown_name_lists_the_shipped_ones():
 
 
 def test_all_problems_of_a_label_are_found():
-    problems = find_description_problems("Thank", ["", "Thanks.", "thanks", "Care is shown."], ["Thank", "Care"], 5)
-    assert len(problems) == 4
-    for word, problem in zip(["at least 5", "1 is empty", "3 repeats", "`Care`"], problems, strict=True):
+    problems = find_description_problems("Thank", ["", "Thanks.", "thanks", "Care is shown."], ["Thank", "Care"])
+    assert len(problems) == 3
+    for word, problem in zip(["1 is not one line", "3 repeats", "`Care`"], problems, strict=True):
         assert word in problem
 
 
-def test_label_as_first_words():
-    assert starts_with_label("Ask for help: the speaker ...", "Ask for help")
-    assert starts_with_label('"Warn" means', "warn")
-    assert not starts_with_label("Ask for a favour", "Ask for help")
-    assert not starts_with_label("Careful people", "Care")
-    # A label that begins like another one may name itself.
+@pytest.mark.parametrize(
+    ("sentence", "label", "begins"),
+    [
+        ("Ask for help: the speaker ...", "Ask for help", True),
+        ('"Warn" means', "warn", True),
+        ("Ask for a favor", "Ask for help", False),
+        ("Careful people", "Care", False),
+    ],
+)
+def test_label_as_first_words(sentence, label, begins):
+    problems = find_description_problems("Thank", [sentence], ["Thank", label])
+    assert bool(problems) == begins and all(f"`{label}`" in problem for problem in problems)
+
+
+def test_a_label_may_name_itself():
     assert find_description_problems("Ask for help", ["Ask for help, please."], ["Ask", "Ask for help"]) == []
 
 
 def test_validation_strips_and_keeps_every_label():
-    given = {"A": [" one ", "two"], "B": ("three",)}
+    given = {"A": [" one ", "two"], "B": "three"}
     assert validate_label_descriptions(given) == {"A": ["one", "two"], "B": ["three"]}
