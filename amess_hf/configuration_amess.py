@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub.dataclasses import as_validated_field, strict
 from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
 from transformers import AutoConfig, PreTrainedConfig
@@ -107,6 +108,11 @@ def text_positions(text_config: PreTrainedConfig) -> int | float:
 
 def check_text_config(config: PreTrainedConfig, name: str) -> None:
     """Raise a `ValueError` that begins with `name` if a configuration is not that of a text encoder."""
+    sizes = {"num_hidden_layers": 1024, "hidden_size": 2**16, "vocab_size": 2**24}
+    for field, largest in sizes.items():
+        value = getattr(config, field, 1)
+        if isinstance(value, int) and value > largest:
+            raise ValueError(f"{name} has a `{field}` of {value}; it must be at most {largest}")
     if config.model_type == "amess":
         raise ValueError(
             f"{name} is an A-MESS model, not a text encoder; load it with `from_pretrained` (`--model_name_or_path`) to "
@@ -119,15 +125,17 @@ def check_text_config(config: PreTrainedConfig, name: str) -> None:
         )
 
 
-_count = interval(min=1)
+# Upper limits keep a damaged or hostile checkpoint from taking all memory.
+_count = interval(min=1, max=2**20)
+_few = interval(min=1, max=1024)
 _share = interval(min=0, max=1)
 _non_negative = interval(min=0, max=math.inf, exclude_max=True)
 
 
 @as_validated_field
 def _optional_count(value: int | None):
-    if value is not None and value < 1:
-        raise ValueError(f"Value must be None, or greater or equal to 1, got {value}.")
+    if value is not None and not 1 <= value <= 2**20:
+        raise ValueError(f"Value must be None, or from 1 to {2**20}, got {value}.")
 
 
 def _plain_errors(cls: type) -> type:
@@ -161,9 +169,9 @@ def _require(config: PreTrainedConfig, name: str, holds: Any, allowed: str, valu
 
 def check_field_names(config_class: type, names: Iterable[str]) -> None:
     """Raise a `ValueError` that names the first of `names` which is no field of a configuration class, and the nearest one."""
-    allowed = config_class.__dataclass_fields__.keys() | {"num_labels", "torch_dtype", "transformers_version"}
+    allowed = config_class.__dataclass_fields__.keys() | {"transformers_version"}
     for name in names:
-        if name not in allowed and not name.startswith("_"):
+        if name not in allowed and not name.startswith("_") and not hasattr(PreTrainedConfig, name):
             near = difflib.get_close_matches(name, config_class.__annotations__, 1)
             raise ValueError(
                 f"`{name}` is no field of the configuration{f'; did you mean `{near[0]}`?' if near else ''}"
@@ -211,9 +219,9 @@ class AMESSFeatureConfig(PreTrainedConfig):
     max_length: int | None = _optional_count(default=None)
     norm: str = "frame"
     num_conv_layers: int = interval(min=0, max=8)(default=0)
-    conv_kernel_size: int = _count(default=5)
+    conv_kernel_size: int = _few(default=5)
     grid_side: int | None = _optional_count(default=None)
-    max_shift: int = interval(min=0)(default=0)
+    max_shift: int = interval(min=0, max=1024)(default=0)
     pooling: str = "logsumexp"
     encoder: str | None = None
     encoder_layer: int | None = _optional_count(default=None)
@@ -366,12 +374,12 @@ class AMESSConfig(PreTrainedConfig):
     max_text_length: int = _count(default=30)
     hidden_size: int = _count(default=128)
     intermediate_size: int = _count(default=256)
-    num_attention_heads: int = _count(default=4)
-    num_fusion_layers: int = _count(default=2)
-    num_anchors: int = _count(default=8)
+    num_attention_heads: int = _few(default=4)
+    num_fusion_layers: int = _few(default=2)
+    num_anchors: int = _few(default=8)
     fusion_type: str = "anchor"
     modality_loss_weight: float | int = _non_negative(default=1.0)
-    projection_dim: int = interval(min=0)(default=256)
+    projection_dim: int = interval(min=0, max=2**20)(default=256)
     dropout: float | int = _share(default=0.3)
     modality_dropout: float | int = _share(default=0.1)
     layer_norm_eps: float | int = _non_negative(default=1e-5)
@@ -391,7 +399,7 @@ class AMESSConfig(PreTrainedConfig):
     text_prefix: str | None = None
     description_prefix: str | None = None
     text_adapter: dict | None = None
-    context_turns: int = interval(min=0)(default=0)
+    context_turns: int = interval(min=0, max=1024)(default=0)
     id2label: dict | None = None
     label2id: dict | None = None
     label_descriptions: dict | None = None
@@ -407,6 +415,10 @@ class AMESSConfig(PreTrainedConfig):
             kwargs = {name: value for name, value in kwargs.items() if name not in REMOTE_CODE}
         if self.id2label is None and self.label2id:
             self.id2label = {index: name for name, index in self.label2id.items()}
+        known = not isinstance(self.dtype, str) or isinstance(getattr(torch, self.dtype, None), torch.dtype)
+        _require(self, "dtype", known, "a type of torch, such as 'float32'")
+        named = all(isinstance(name, str) for name in (self.id2label or {}).values())
+        _require(self, "id2label", named, "a name, which is text, for each id")
         for modality in FEATURE_MODALITIES:
             self._make_feature_config(modality)
         try:
@@ -468,6 +480,34 @@ class AMESSConfig(PreTrainedConfig):
             features = fields[f"{modality}_config"]
             fields[f"{modality}_config"] = {name: features[name] for name in AMESSFeatureConfig.__annotations__}
         return {**fields, "format_version": FORMAT_VERSION, **copy.deepcopy(REMOTE_CODE)}
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "AMESSConfig":  # noqa: D417
+        """Make a configuration as [`~transformers.PreTrainedConfig.from_dict`] does, and check what `kwargs` changed."""
+        made = super().from_dict(config_dict, **kwargs)
+        (made[0] if isinstance(made, tuple) else made).validate()
+        return made
+
+    def rename_labels(self, names: dict[str, str]) -> None:
+        """Rename intents in `id2label`, `label2id`, `label_descriptions` and `described_labels`, which have to agree.
+
+        Args:
+            names (`dict[str, str]`): The new name of each intent that gets one.
+
+        Raises:
+            `ValueError`: If an intent is unknown, or two would have the same name.
+        """
+        for name in names:
+            _require(self, "id2label", name in self.label2id, f"a label set that has {name!r}, to rename it")
+        renamed = [names.get(self.id2label[index], self.id2label[index]) for index in sorted(self.id2label)]
+        if len(set(renamed)) < len(renamed):
+            raise ValueError(f"`names` would give two intents the same name: {', '.join(renamed)}")
+        self.id2label = dict(enumerate(renamed))
+        self.label2id = {name: index for index, name in enumerate(renamed)}
+        if self.label_descriptions is not None:
+            self.label_descriptions = {names.get(name, name): s for name, s in self.label_descriptions.items()}
+        if self.described_labels is not None:
+            self.described_labels = [names.get(name, name) for name in self.described_labels]
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Save the configuration with the model's code, so that the folder loads where the package is not installed.

@@ -392,6 +392,10 @@ class AMESSFusion(nn.Module):
             }
         )
 
+    def _dtype(self):
+        # `"late"` has no weights where there is text alone.
+        return next((weight.dtype for weight in self.parameters()), torch.float32)
+
     def _shift(self, features: dict[str, torch.Tensor]):
         """The features with bands and grids moved, as far as the configuration says so."""
         shifted = {}
@@ -403,7 +407,7 @@ class AMESSFusion(nn.Module):
 
     def _read_features(self, features: dict[str, torch.Tensor]):
         """The features, augmented in training, with grids replaced by what a convolution makes of them."""
-        dtype = next(self.parameters()).dtype
+        dtype = self._dtype()
         features = self._shift(features) if self.training else features
         return features | {
             name: grid(features[name].to(dtype)) for name, grid in self.grids.items() if name in features
@@ -411,7 +415,7 @@ class AMESSFusion(nn.Module):
 
     def _normalize(self, features: dict[str, torch.Tensor], masks: dict[str, torch.Tensor]):
         """Normalize each frame over its numbers or, where the configuration says so, each number over the clip's frames."""
-        dtype, eps = next(self.parameters()).dtype, self.config.layer_norm_eps
+        dtype, eps = self._dtype(), self.config.layer_norm_eps
         normalized = {}
         for name, frames in features.items():
             frames = frames.to(dtype)

@@ -312,6 +312,12 @@ class AMESSModel(AMESSPreTrainedModel):
             `tuple`: token states `(batch_size, text_length, width)`, the summary of the utterance's `(batch_size, width)`
             (zero where there is no text), and the utterance's mask as `torch.BoolTensor`.
         """
+        vocabulary = self.config.text_config.vocab_size
+        if _can_look_at(input_ids) and input_ids.numel() and int(input_ids.max()) >= vocabulary:
+            raise ValueError(
+                f"`input_ids` has {int(input_ids.max())}, but the text encoder has {vocabulary} tokens; after adding tokens to "
+                "the tokenizer call `model.resize_token_embeddings(len(tokenizer))`"
+            )
         mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         states = encode_tokens(self.text_encoder, input_ids, mask, token_type_ids)
         if utterance_mask is not None:

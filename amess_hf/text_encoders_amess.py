@@ -210,6 +210,7 @@ def _pooling_of(settings: dict[str, Any]) -> dict[str, str]:
 _ADAPTER_WEIGHT = re.compile(r"\.lora_[A-Za-z_]+\.")
 _WRAPPED = ".base_layer."
 _NAME = "default"
+MAX_RANK = 4096
 FINGERPRINT = "base_fingerprint"
 
 
@@ -235,8 +236,10 @@ def inject_adapter(text_encoder: nn.Module, settings: dict[str, Any]) -> None:
     peft = _import_peft()
     fields = {name: value for name, value in settings.items() if name not in ("peft_type", FINGERPRINT)}
     try:
+        if not 1 <= fields.get("r", 8) <= MAX_RANK:
+            raise ValueError(f"`r` is {fields['r']}; it must be from 1 to {MAX_RANK}")
         peft.inject_adapter_in_model(peft.LoraConfig(**fields), text_encoder, _NAME)
-    except (ValueError, TypeError) as error:
+    except Exception as error:  # whatever peft makes of fields that came with a checkpoint
         raise ValueError(
             f"`text_adapter` does not fit a {type(text_encoder).__name__}: {' '.join(str(error).split())}"
         ) from error

@@ -28,9 +28,14 @@ class TestValues:
         [
             ("hidden_size", 0, "greater or equal to 1"),
             ("hidden_size", 30.0, "expected int"),
+            ("num_anchors", 10**9, "smaller or equal to 1024"),
+            ("num_fusion_layers", 10**7, "smaller or equal to 1024"),
+            ("text_config", {"model_type": "bert", "num_hidden_layers": 10**7}, "`num_hidden_layers` of 10000000"),
+            ("dtype", "float8", "a type of torch"),
+            ("id2label", {0: ["Greet"]}, "which is text"),
             ("hidden_size", 15, "multiple of `num_attention_heads`"),
             ("num_anchors", True, "expected int"),
-            ("audio_config", {"feature_size": -3}, "`feature_size`: value must be None, or greater or equal to 1"),
+            ("audio_config", {"feature_size": -3}, "`feature_size`: value must be None, or from 1 to"),
             ("audio_config", {"max_length": 3, "feature_size": None}, "the width of a frame's features"),
             ("video_config", {"grid_sides": 5}, "did you mean `grid_side`?"),
             ("fusion_type", "concat", "anchor, cross_modal, late, mean, text"),
@@ -116,3 +121,32 @@ class TestRoundTrip:
         assert loaded == config
         loaded.dropout = 0.1
         assert loaded != config
+
+    def test_what_arguments_change_is_checked_too(self, tmp_path):
+        tiny_config().save_pretrained(tmp_path)
+        assert AMESSConfig.from_pretrained(tmp_path, audio_config={"max_length": 7}).audio_config.max_length == 7
+        names = {0: "Hello", 1: "Thank", 2: "Complain", 3: "Ask for help"}
+        with pytest.raises(ValueError, match="`label_descriptions`"):
+            AMESSConfig.from_pretrained(tmp_path, id2label=names, label2id={name: i for i, name in names.items()})
+
+
+class TestRenaming:
+    def test_labels_and_descriptions(self, tmp_path):
+        config = tiny_config(described_labels=["Thank"])
+        config.rename_labels({"Greet": "Hello", "Thank": "Greet"})
+        config.save_pretrained(tmp_path)
+        loaded = AMESSConfig.from_pretrained(tmp_path)
+        assert loaded.id2label == {0: "Hello", 1: "Greet", 2: "Complain", 3: "Ask for help"}
+        assert loaded.label2id["Greet"] == 1 and loaded.described_labels == ["Greet"]
+        assert loaded.label_descriptions["Hello"] == ["the speaker says hello", "hello you"]
+
+    @pytest.mark.parametrize(("names", "message"), [({"Dance": "Sing"}, "'Dance'"), ({"Greet": "Thank"}, "same name")])
+    def test_what_cannot_be(self, names, message):
+        with pytest.raises(ValueError, match=message):
+            tiny_config().rename_labels(names)
+
+    def test_half_a_renaming_is_not_saved(self, tmp_path):
+        config = tiny_config()
+        config.id2label = {0: "Hello", 1: "Thank", 2: "Complain", 3: "Ask for help"}
+        with pytest.raises(ValueError, match="`label2id`"):
+            config.save_pretrained(tmp_path)

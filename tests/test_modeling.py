@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from transformers import AutoModel, AutoModelForSequenceClassification, BertModel
 from utils import DESCRIPTIONS, LABELS, random_batch, text_config, tiny_config, tiny_model
 
@@ -608,3 +609,45 @@ def test_inputs_that_are_no_numbers(value):
         batch["audio_features"][1, 2] = value
         with pytest.raises(ValueError, match="`audio_features` holds NaN or infinite values where its mask is 1"):
             model(**batch)
+
+
+@pytest.mark.parametrize("fusion_type", FUSION_TYPES)
+def test_offloaded_weights(fusion_type):
+    """Each weight is read in the forward of its own module, where accelerate brings it back."""
+    model = tiny_model(fusion_type=fusion_type)
+    batch = random_batch(model.config)
+    expected = model(**batch)
+    cpu_offload(model, execution_device=torch.device("cpu"))
+    assert next(model.parameters()).is_meta
+    outputs = model(**batch)
+    close(outputs.loss, expected.loss)
+    close(outputs.logits, expected.logits)
+
+
+class TestVocabulary:
+    def test_a_new_token_needs_an_embedding(self, tmp_path):
+        model = tiny_model()
+        with pytest.raises(ValueError, match=r"`input_ids` has 69, but .* 64 tokens; .*resize_token_embeddings"):
+            model(input_ids=torch.tensor([[2, 69]]))
+        model.resize_token_embeddings(70)
+        model.save_pretrained(tmp_path)
+        loaded = AMESSForIntentClassification.from_pretrained(tmp_path)
+        assert loaded.config.text_config.vocab_size == 70
+        close(loaded(input_ids=torch.tensor([[2, 69]])).logits, model(input_ids=torch.tensor([[2, 69]])).logits)
+
+
+def test_late_fusion_of_text_alone():
+    model = tiny_model(fusion_type="late", audio_config=None, video_config=None)
+    text = tiny_model(fusion_type="text", audio_config=None, video_config=None)
+    text.load_state_dict(model.state_dict())
+    batch = random_batch(model.config)
+    close(model(**batch).logits, text(**batch).logits)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"r": "x"}, {"r": 10**9}, {"target_modules": 5}, {"bogus": 5}, {"init_lora_weights": "no such way"}]
+)
+def test_adapter_fields_that_peft_does_not_take(fields):
+    pytest.importorskip("peft")
+    with pytest.raises(ValueError, match="`text_adapter` does not fit"):
+        tiny_model(text_adapter=fields)
