@@ -203,15 +203,3 @@ def in_labels_of(config: AMESSConfig, dataset: DatasetDict, dataset_name: str) -
     require(not unknown, f"the model does not know {unknown}; its labels are {', '.join(names)}. {next_step}")
     own = dataset_name if dataset_name in DATASETS else None
     return DatasetDict({name: _in_labels(split, names, own) for name, split in dataset.items()})
-
-
-__all__ = [
-    "few_clips",
-    "hold_out_intents",
-    "in_labels_of",
-    "intents_to_hold_out",
-    "labels_of",
-    "merge_datasets",
-    "with_labels",
-    "words_of",
-]

@@ -313,7 +313,8 @@ def write_features(
     with FileLock(_lock_of(partial)):
         try:
             partial.mkdir()
-            _write_shards(entries, partial, source, np.dtype(dtype), shard_bytes, metadata or {})
+            shards, facts = _write_shards(entries, partial, np.dtype(dtype), shard_bytes, source)
+            _write_index(partial, shards, {**facts, **(metadata or {})})
             if replace and out.exists():
                 os.rename(out, _old(out))
             os.replace(partial, out)
@@ -351,38 +352,34 @@ def recover_folder(folder: Path) -> None:
 
 
 def _write_shards(
-    entries: Iterable[tuple[str, np.ndarray]],
-    folder: Path,
-    source: Path,
-    dtype: np.dtype,
-    shard_bytes: int,
-    metadata: dict[str, str],
-) -> None:
+    entries: Iterable[tuple[str, np.ndarray]], folder: Path, dtype: np.dtype, shard_bytes: int, source: Path
+) -> tuple[list[list[str]], dict[str, Any]]:
+    """Write numbered shards; return the clips of each and facts about all."""
     shards: list[list[str]] = []
     pending: dict[str, np.ndarray] = {}
-    width = None
-    total = size = 0
+    facts = {"total_size": 0, "feature_size": None, "dtype": dtype.name, "source": source.name}
 
     def flush() -> None:
+        facts["total_size"] += sum(frames.nbytes for frames in pending.values())
         save_file(pending, folder / f"{len(shards):05d}.safetensors")
         shards.append(list(pending))
         pending.clear()
 
+    size = 0
     for clip_id, frames in entries:
-        width = width or (frames.shape[1] if len(frames) else None)
-        _check_width(frames, width, clip_id, source)
+        facts["feature_size"] = facts["feature_size"] or (frames.shape[1] if len(frames) else None)
+        _check_width(frames, facts["feature_size"], clip_id, source)
         pending[clip_id] = cast_frames(frames, dtype, clip_id, source)
         size += pending[clip_id].nbytes
         if size >= shard_bytes:
             flush()
-            total, size = total + size, 0
+            size = 0
     if pending or not shards:
         flush()
-    facts = {"total_size": total + size, "feature_size": width, "dtype": dtype.name, "source": source.name}
-    _write_index(shards, folder, {**facts, **metadata})
+    return shards, facts
 
 
-def _write_index(shards: list[list[str]], folder: Path, metadata: dict[str, Any]) -> None:
+def _write_index(folder: Path, shards: list[list[str]], metadata: dict[str, Any]) -> None:
     """Give the shards of `folder` their final names and write an index of the clips in each."""
     index_path = folder / INDEX_NAME
     weight_map = {}
