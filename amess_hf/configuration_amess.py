@@ -41,6 +41,9 @@ CLIP_SUFFIXES = (
 )
 
 # Parts of the loss, as the classifier's outputs and the training log name them.
+# The clips that the losses are means over: `outlier_exposure_loss` over those out of scope, the losses of a modality over
+# those with a label that have it, the others over those with a label.
+LOSS_ITEMS = ("labelled", "out_of_scope", *MODALITIES)
 LOSS_PARTS = (
     "classification_loss",
     "text_loss",

@@ -20,7 +20,15 @@ from .anchor_embedding_amess import (
     AMESSVotes,
     modality_loss_terms,
 )
-from .configuration_amess import LOSS_PARTS, MODALITIES, NO_ANCHOR, OUT_OF_SCOPE_ID, AMESSConfig, check_field_names
+from .configuration_amess import (
+    LOSS_ITEMS,
+    LOSS_PARTS,
+    MODALITIES,
+    NO_ANCHOR,
+    OUT_OF_SCOPE_ID,
+    AMESSConfig,
+    check_field_names,
+)
 from .datasets_amess import config_fields_for, front_end_fields, label_names, merge_fields
 from .descriptions_amess import describe_labels
 from .fusion_amess import FUSIONS, AMESSLateClassifier
@@ -568,6 +576,7 @@ class AMESSForIntentClassification(AMESSSynchronization, AMESSPreTrainedModel):
         description_input_ids: torch.LongTensor | None = None,
         description_attention_mask: torch.Tensor | None = None,
         description_indices: torch.LongTensor | None = None,
+        num_items_in_batch: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
     ) -> AMESSClassifierOutput:
@@ -589,6 +598,11 @@ class AMESSForIntentClassification(AMESSSynchronization, AMESSPreTrainedModel):
                 1 for tokens, 0 for padding.
             description_indices (`torch.LongTensor` of shape `(descriptions,)`, *optional*):
                 The label of each description.
+            num_items_in_batch (`torch.Tensor` of shape `(5,)`, *optional*):
+                How many clips the losses are means over, in the order of `LOSS_ITEMS`, where gradients are accumulated:
+                the means over the batches and processes of an update, as
+                [`~amess_hf.training.batches.count_loss_items`] counts them. By default, what all processes hold in this
+                batch. `batch_triplet_loss` compares the clips of a batch, and is a mean over them either way.
 
         Returns:
             [`AMESSClassifierOutput`] with one row for each clip, or with `return_dict=False` a `tuple` of what it holds.
@@ -624,7 +638,8 @@ class AMESSForIntentClassification(AMESSSynchronization, AMESSPreTrainedModel):
         if labels is not None:
             self._check_labels(labels, class_logits.shape[0] // passes)
             given = (_repeat(value, passes) for value in (labels, candidate_mask, teacher_logits))
-            losses = self._losses(outputs, label_embeds, class_logits, similarity_logits, *given)
+            items = None if num_items_in_batch is None else num_items_in_batch * passes
+            losses = self._losses(outputs, label_embeds, class_logits, similarity_logits, *given, items)
         logits = self._answer(outputs, class_logits, similarity_logits)
         if passes > 1:
             count = logits.shape[0] // passes
@@ -668,6 +683,7 @@ class AMESSForIntentClassification(AMESSSynchronization, AMESSPreTrainedModel):
         labels: torch.Tensor,
         candidate_mask: torch.Tensor | None,
         teacher_logits: torch.Tensor | None,
+        num_items: torch.Tensor | None,
     ):
         """Compute `loss` and its parts; each is a mean over the clips of all processes that count for it."""
         config, labelled = self.config, labels >= 0
@@ -699,7 +715,7 @@ class AMESSForIntentClassification(AMESSSynchronization, AMESSPreTrainedModel):
             answers = self.combine_logits(class_logits, similarity_logits, 0.0 if evidence is None else evidence)
             values = distillation_loss(answers, teacher_logits, config.distillation_temperature, candidate_mask)
             terms.append(("distillation_loss", weight, values, labelled))
-        means = {name: self._mean(values, counts) for name, _, values, counts in terms}
+        means = {name: self._mean(name, values, counts, num_items) for name, _, values, counts in terms}
         loss = sum(weight * means[name] for name, weight, _, _ in terms)
         return {"loss": loss, **{name: mean.detach() for name, mean in means.items()}}
 
@@ -708,7 +724,11 @@ class AMESSForIntentClassification(AMESSSynchronization, AMESSPreTrainedModel):
         with torch.autocast(like.device.type, enabled=False):
             return self.classifier(torch.zeros_like(like[:1], dtype=self.dtype)).float()
 
-    def _mean(self, values: torch.Tensor, mask: torch.Tensor):
+    def _mean(self, name: str, values: torch.Tensor, mask: torch.Tensor, num_items: torch.Tensor | None):
+        if num_items is not None and name != "batch_triplet_loss":
+            item = {"outlier_exposure_loss": "out_of_scope"}.get(name, name.removesuffix("_loss"))
+            count = num_items[LOSS_ITEMS.index(item if item in LOSS_ITEMS else "labelled")]
+            return values.where(mask, 0.0).sum() / count.where(count > 0, 1.0)
         if self.training:
             return mean_over_processes(values, mask)
         return values.where(mask, 0.0).sum() / mask.sum().clamp(min=1)

@@ -5,7 +5,8 @@ that has only text), and d_y is their mean direction. A clip x and a description
 
 1. *Triplet*: max(0, margin + max_{j != y} s(x, j) - s(x, y)); FaceNet (Schroff et al., CVPR 2015, eq. 2).
 2. *Contrastive*: cross-entropy of s(x, ·) / temperature; InfoNCE (van den Oord et al., arXiv 1807.03748, eq. 4).
-3. *Batch triplet*: the same margin between clips, with the batch gathered over all processes, gradient included.
+3. *Batch triplet*: the same margin between clips, with the batch gathered over all processes, gradient included; where
+   gradients are accumulated, between those of each part.
 4. *Answer*: (1 - w) classifier + w s / temperature + evidence, where w is `label_similarity_weight`.
 5. *Described intents*, which the classifier was not trained on, are scored by s alone, plus a constant that balances them
    with trained ones: the largest for which most sentences about trained intents keep their answer (calibrated stacking;

@@ -33,6 +33,7 @@ from amess_hf.modeling_amess import LOSS_PARTS
 from amess_hf.training import WeightAverage, parameter_groups
 from amess_hf.training.batches import (
     LabelDescriptionSampler,
+    count_loss_items,
     mark_dynamic_lengths,
     training_dataloader,
     update_label_embeds,
@@ -128,12 +129,14 @@ class Training:
         """One step of the optimizer."""
         descriptions = self.descriptions(self.state.global_step)
         descriptions = {name: value.to(self.accelerator.device) for name, value in descriptions.items()}
+        num_items = count_loss_items(batches, self.accelerator)
         for batch in batches:
             # Processes exchange gradients once, with the last batch.
             last = batch is batches[-1]
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
                 with self.accelerator.autocast():
-                    outputs = self.wrapped(**mark_dynamic_lengths({**batch, **descriptions}, self.accelerator))
+                    inputs = mark_dynamic_lengths({**batch, **descriptions}, self.accelerator)
+                    outputs = self.wrapped(**inputs, num_items_in_batch=num_items)
                 loss = outputs.loss / len(batches)
                 self.accelerator.backward(loss)
             self.total_loss += loss.detach().double()

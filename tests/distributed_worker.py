@@ -60,9 +60,9 @@ def make_clips(count, seed):
     )
 
 
-def make_model():
+def make_model(**fields):
     """A model with every loss, and nothing drawn at random in training."""
-    return tiny_model(
+    values = dict(
         text_config=BertConfig(
             **TEXT_SIZES, intermediate_size=48, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
         ),
@@ -73,11 +73,12 @@ def make_model():
         outlier_exposure_loss_weight=0.2,
         label_smoothing=0.1,
     )
+    return tiny_model(**{**values, **fields})
 
 
 def make_arguments(folder, world, **values):
     """Batches of four clips, whatever the number of processes."""
-    return AMESSTrainingArguments(
+    defaults = dict(
         output_dir=str(folder),
         per_device_train_batch_size=4 // world,
         per_device_eval_batch_size=4,
@@ -93,8 +94,8 @@ def make_arguments(folder, world, **values):
         load_best_model_at_end=False,
         use_cpu=True,
         disable_tqdm=True,
-        **values,
     )
+    return AMESSTrainingArguments(**{**defaults, **values})
 
 
 def sharded(model, world):
@@ -155,6 +156,21 @@ def with_trainer(folder, world, **values):
     return from_training(model, trainer.state.log_history, trainer.predict(clips).predictions, train_loss)
 
 
+def one_update(folder, world, in_parts, **fields):
+    """The weights after one step on sixteen clips with uneven labels and modalities, in one batch or in four."""
+    model, clips = make_model(batch_triplet_loss_weight=0.0, **fields), make_clips(16, seed=7)
+    parts = {"gradient_accumulation_steps": 4, "per_device_train_batch_size": 4 // world} if in_parts else {}
+    parts = parts or {"gradient_accumulation_steps": 1, "per_device_train_batch_size": 16 // world}
+    none = {"eval_strategy": "no", "weight_averaging": 0, "lr_scheduler_type": "constant", "warmup_steps": 0}
+    arguments = make_arguments(
+        folder, world, **{**parts, **none, "max_steps": 1, "max_grad_norm": 0, "label_update": "1"}
+    )
+    trainer = AMESSTrainer(model, arguments, train_dataset=clips, processing_class=make_tokenizer())
+    trainer.train()
+    line = trainer.state.log_history[0]
+    return {**model.state_dict(), **{name: torch.tensor(line[name]) for name in ("loss", *PARTS) if name in line}}
+
+
 def with_loop(folder, world, **values):
     """The same with the loop of `run_mir_no_trainer.py`."""
     model, clips = make_model(), make_clips(9, seed=2)
@@ -173,6 +189,8 @@ def scenarios(folder, world=1, rank=0):
         "trainer": with_trainer(folder, world),
         "trainer, grouped by length": with_trainer(folder, world, train_sampling_strategy="group_by_length"),
         "loop": with_loop(folder, world),
+        "one update": one_update(folder, world, in_parts=False),
+        "one update in parts": one_update(folder, world, in_parts=True),
         "one step": one_step(world, rank, lambda model, world: DistributedDataParallel(model)),
         "one step, FSDP": one_step(world, rank, sharded),
     }

@@ -18,7 +18,15 @@ from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedTokenizerBase
 
-from ..configuration_amess import FEATURE_MODALITIES, IGNORED_LABEL_ID, TRAINING_SENTENCES, AMESSConfig, text_positions
+from ..configuration_amess import (
+    FEATURE_MODALITIES,
+    IGNORED_LABEL_ID,
+    MODALITIES,
+    OUT_OF_SCOPE_ID,
+    TRAINING_SENTENCES,
+    AMESSConfig,
+    text_positions,
+)
 from ..modeling_amess import AMESSForIntentClassification
 from ..processing_amess import encode_texts
 from .arguments import AMESSTrainingArguments
@@ -203,6 +211,35 @@ def mark_dynamic_lengths(batch: dict[str, torch.Tensor], accelerator: Accelerato
             for axis in range(min(2, value.dim())):
                 torch._dynamo.maybe_mark_dynamic(value, axis)
     return batch
+
+
+def count_loss_items(batches: list[dict[str, torch.Tensor]], accelerator: Accelerator) -> torch.Tensor | None:
+    """Count the clips that the losses of an update are means over, as the model's `num_items_in_batch`.
+
+    With them, batches whose gradients are accumulated weigh each clip as one batch of all would.
+
+    Args:
+        batches (`list[dict[str, torch.Tensor]]`): The batches of this process; every process must call it.
+        accelerator (`accelerate.Accelerator`): The run's processes.
+
+    Returns:
+        `torch.Tensor` of shape `(5,)`, the means over batches and processes in the order of `LOSS_ITEMS`; `None` for a
+        single batch, whose clips the model counts itself.
+    """
+    if len(batches) < 2 or "labels" not in batches[0]:
+        return None
+    counts = torch.stack([_loss_items(batch) for batch in batches]).mean(0)
+    return accelerator.reduce(counts.to(accelerator.device), "mean")
+
+
+def _loss_items(batch: dict[str, torch.Tensor]):
+    labels = batch["labels"]
+    masks = {name: batch.get(f"{name}_attention_mask") for name in FEATURE_MODALITIES}
+    masks["text"] = batch.get("utterance_mask", batch.get("attention_mask"))
+    nowhere = torch.zeros_like(labels, dtype=torch.bool)
+    present = [nowhere if masks[name] is None else masks[name].bool().any(1) for name in MODALITIES]
+    items = [labels >= 0, labels == OUT_OF_SCOPE_ID, *((labels >= 0) & there for there in present)]
+    return torch.stack([item.sum() for item in items]).float()
 
 
 def label_turns(num_labels: int, period: int) -> list[int]:

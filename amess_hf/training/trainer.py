@@ -1,5 +1,6 @@
 """Trainer for A-MESS."""
 
+import itertools
 import os
 from collections import defaultdict
 from collections.abc import Iterator
@@ -23,7 +24,13 @@ from ..modeling_amess import LOSS_PARTS, AMESSClassifierOutput, AMESSForIntentCl
 from ..processing_amess import AMESSProcessor
 from . import run_state
 from .arguments import AMESSTrainingArguments
-from .batches import LabelDescriptionSampler, mark_dynamic_lengths, training_dataloader, update_label_embeds
+from .batches import (
+    LabelDescriptionSampler,
+    count_loss_items,
+    mark_dynamic_lengths,
+    training_dataloader,
+    update_label_embeds,
+)
 from .standardization import standardize_statistics
 from .weights import WeightAverage, averaged_weights, encoder_weights, mix_encoder_weights, parameter_groups
 
@@ -267,6 +274,13 @@ class AMESSTrainer(PushesToHub, Trainer):
             callback for callback in self.callback_handler.callbacks if isinstance(callback, run_state.TrainLoss)
         )
 
+    def get_batch_samples(
+        self, epoch_iterator: Any, num_batches: int, device: Any
+    ) -> tuple[list, torch.Tensor | None]:
+        """Take the batches of an update, and count the clips of all of them for the losses."""
+        batches = list(itertools.islice(epoch_iterator, num_batches))
+        return batches, count_loss_items(batches, self.accelerator)
+
     def training_step(self, *args, **kwargs) -> torch.Tensor:
         """Run a batch's part of a step, and record its loss."""
         loss = super().training_step(*args, **kwargs)
@@ -279,6 +293,7 @@ class AMESSTrainer(PushesToHub, Trainer):
         """Compute the loss of a batch, with the sampled descriptions, and keep its parts for the log."""
         if model.training:
             inputs = mark_dynamic_lengths({**inputs, **self._descriptions()}, self.accelerator)
+            inputs["num_items_in_batch"] = num_items_in_batch
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         if model.training:
             self._guard.add(loss, self.state.global_step + 1)

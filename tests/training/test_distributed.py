@@ -67,7 +67,18 @@ def alone(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scenario", ["one step", "one step, FSDP", "trainer", "trainer, grouped by length", "loop"])
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        "one step",
+        "one step, FSDP",
+        "trainer",
+        "trainer, grouped by length",
+        "loop",
+        "one update",
+        "one update in parts",
+    ],
+)
 def test_two_processes_are_one(together, alone, scenario):
     expected, given = alone[scenario], together[scenario]
     assert expected.keys() == given.keys()
@@ -77,6 +88,20 @@ def test_two_processes_are_one(together, alone, scenario):
         torch.testing.assert_close(
             given[name], value, atol=1e-5 * scale, rtol=0, msg=lambda text, name=name: name + text
         )
+
+
+@pytest.mark.slow
+def test_accumulated_gradients_weigh_clips_alike(alone):
+    """16 x 1 is 4 x 4, and by the test above 2 x 2 x 4, for every loss but the one between the clips of a batch."""
+    whole, parts = alone["one update"], alone["one update in parts"]
+    start = distributed_worker.make_model(batch_triplet_loss_weight=0.0).state_dict()
+    assert {"outlier_exposure_loss", "audio_loss", "consistency_loss"} <= whole.keys()
+    for name, value in whole.items():
+        scale = max(1.0, float(value.abs().max()))
+        torch.testing.assert_close(
+            parts[name], value, atol=1e-6 * scale, rtol=0, msg=lambda text, name=name: name + text
+        )
+    assert max(float((whole[name] - value).abs().max()) for name, value in start.items()) > 1e-3
 
 
 @pytest.mark.slow
