@@ -249,6 +249,7 @@ class OutOfScopeDetector:
         thresholds (`dict[str, float]`): The same for each set of modalities, e.g. `"text+audio"`, as far as they were set.
         keep (`float`, *optional*): The share of in-scope dev clips that each threshold keeps.
         calibration_clips (`int`, *optional*): The number of in-scope dev clips that the threshold was set on.
+        spread (`float`, *optional*): The standard deviation of their scores.
         state (`dict[str, torch.Tensor]`): What the method learned from the training split.
 
     Raises:
@@ -273,6 +274,7 @@ class OutOfScopeDetector:
         self.threshold: float | None = None
         self.keep: float | None = None
         self.calibration_clips: int | None = None
+        self.spread: float | None = None
         self.thresholds: dict[str, float] = {}
         self.adapted: dict[str, State] = {}
 
@@ -370,6 +372,7 @@ class OutOfScopeDetector:
         known = torch.ones(len(scores), dtype=torch.bool) if labels is None else _in_scope(labels)[1]
         self.threshold, self.keep = self._lowest(scores[known], keep), keep
         self.calibration_clips = int(known.sum())
+        self.spread = scores[known].std(correction=0).item()
         score = SCORES[self.method]()
         for part in masked:
             given = _Fields(part).modality_sets(len(known))
@@ -387,14 +390,14 @@ class OutOfScopeDetector:
         # 1e-9: rounding may put the product just above a whole number.
         return scores.sort(descending=True).values[math.ceil(keep * len(scores) - 1e-9) - 1].item()
 
-    def predict(self, outputs: Outputs) -> torch.Tensor:
-        """Decide which clips are in scope, each by the threshold of the modalities that it has.
+    def margins(self, outputs: Outputs) -> torch.Tensor:
+        """Return how far each clip is above the threshold of the modalities that it has, in deviations of the dev scores.
 
         Args:
             outputs (`ModelOutput`, or a list of them): The model's output, or one for each batch.
 
         Returns:
-            `torch.BoolTensor` of shape `(clips,)`: True for a clip that is in scope.
+            `torch.DoubleTensor` of shape `(clips,)`: Negative for a clip that is out of scope.
 
         Raises:
             `ValueError`: If no threshold is set.
@@ -403,9 +406,16 @@ class OutOfScopeDetector:
             raise ValueError("this detector has no threshold; call `calibrate` on the dev split first")
         scores = self.score(outputs)
         given = _Fields(outputs).modality_sets(len(scores))
-        return scores >= torch.tensor(
-            [self.thresholds.get(name, self.threshold) for name in given], dtype=torch.float64
-        )
+        thresholds = [self.thresholds.get(name, self.threshold) for name in given]
+        return (scores - torch.tensor(thresholds, dtype=torch.float64)) / (self.spread or 1.0)
+
+    def predict(self, outputs: Outputs) -> torch.Tensor:
+        """Decide which clips are in scope; arguments and errors are those of [`margins`].
+
+        Returns:
+            `torch.BoolTensor` of shape `(clips,)`: True for a clip that is in scope.
+        """
+        return self.margins(outputs) >= 0
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
         """Write `oos_detector.json` and `oos_detector.safetensors` into a folder, which is created if it does not exist.
@@ -452,7 +462,13 @@ class OutOfScopeDetector:
             detector = cls(settings["method"])
             for name in _SETTINGS:
                 setattr(detector, name, settings[name])
-            numbers = [detector.threshold, detector.keep, detector.calibration_clips, *detector.thresholds.values()]
+            numbers = [
+                detector.threshold,
+                detector.keep,
+                detector.calibration_clips,
+                detector.spread,
+                *detector.thresholds.values(),
+            ]
             if not all(number is None or math.isfinite(number) for number in numbers):
                 raise ValueError("a threshold is not finite")
         with _reading(weights_file):
@@ -469,7 +485,7 @@ class OutOfScopeDetector:
         return detector
 
 
-_SETTINGS = ("method", "threshold", "keep", "calibration_clips", "thresholds")
+_SETTINGS = ("method", "threshold", "keep", "calibration_clips", "thresholds", "spread")
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Subset
 from transformers import Pipeline, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
@@ -42,6 +43,10 @@ ALIASES |= {
     "sentence": "text",
     "utterance": "text",
 }
+# What `candidate_labels` leave to the model's other intents.
+NONE_OF_THESE = "none of these"
+# A detector's margin counts to here: beyond, the probability is 1 in floating point.
+MAX_MARGIN = 30.0
 # Lists from this length on get a progress bar.
 PROGRESS_FROM = 32
 # A speech recognizer gets at most this much of a clip: utterances are short, and Whisper takes no more at once.
@@ -69,6 +74,7 @@ _PARAMETERS = {
         lambda value: isinstance(value, (dict, list, tuple, str)),
         "{name: description, ...}, a list of names, or names with commas between them",
     ),
+    "extra_labels": (lambda value: isinstance(value, dict), "{name: description, ...}, without `candidate_labels`"),
 }
 
 
@@ -209,34 +215,46 @@ class IntentRecognitionPipeline(Pipeline):
         given = {name: value for name, value in given.items() if value is not None or name == "top_k"}
         for name, value in given.items():
             is_valid, what = _PARAMETERS[name]
-            if not is_valid(value) or (name == "stride_s" and value > given.get("window_s", 0.0)):
+            is_late = name == "stride_s" and is_valid(value) and value > given.get("window_s", 0.0)
+            if not is_valid(value) or is_late or (name == "extra_labels" and "candidate_labels" in given):
                 raise ValueError(f"`{name}` is {value!r}; it must be {what}")
         if "window_s" in given:
             given.setdefault("stride_s", given["window_s"])
-        if "candidate_labels" in given:
-            given["candidate_labels"] = self._descriptions(given["candidate_labels"])
-        steps = [{"on_error", "window_s", "stride_s"}, {"candidate_labels"}, {"top_k", "threshold", "return_anchors"}]
+        for name in ("candidate_labels", "extra_labels"):
+            if name in given:
+                given[name] = self._descriptions(name, given[name])
+        steps = [{"on_error", "window_s", "stride_s"}, {"candidate_labels", "extra_labels"}]
+        steps.append({"top_k", "threshold", "return_anchors"})
         return tuple({name: value for name, value in given.items() if name in step} for step in steps)
 
-    def _descriptions(self, given: dict[str, Any] | list[str] | str) -> dict[str, list[str]]:
-        """Return sentences for each candidate; a name alone stands for the model's own description, or for itself."""
-        candidates = given
+    def _descriptions(self, parameter: str, given: dict[str, Any] | list[str] | str) -> dict[str, list[str]]:
+        """Return sentences for each label; a name alone stands for the model's own description, or for itself."""
+        labels = given
         if isinstance(given, str):  # comma-separated names, as in other zero-shot pipelines
-            candidates = [name.strip() for name in given.split(",") if name.strip()]
-        if not isinstance(candidates, dict) and all(isinstance(name, str) for name in candidates):
+            labels = [name.strip() for name in given.split(",") if name.strip()]
+        if not isinstance(labels, dict) and all(isinstance(name, str) for name in labels):
             own = self.model.config.label_descriptions or {}
-            candidates = {name: own.get(name, name) for name in candidates}
-        if not isinstance(candidates, dict) or not candidates or not all(map(_is_described, candidates.items())):
+            labels = {name: own.get(name, name) for name in labels}
+        if not isinstance(labels, dict) or not labels or not all(map(_is_described, labels.items())):
             raise ValueError(
-                f"`candidate_labels` is {given!r}; give one name or more, each with a sentence or a list of them"
+                f"`{parameter}` is {given!r}; give one name or more, each with a sentence or a list of them"
             )
-        unknown = [name for name in candidates if name not in self.model.config.label2id]
+        unknown = [name for name in labels if name not in self.model.config.label2id]
         if unknown and not self.model.knows_descriptions():
             raise ValueError(
-                f"`candidate_labels` has {', '.join(map(repr, unknown))}, but this model was trained without descriptions "
+                f"`{parameter}` has {', '.join(map(repr, unknown))}, but this model was trained without descriptions "
                 f"and knows only {', '.join(self.model.config.label2id)}; train with `label_descriptions`"
             )
-        return {name: [texts] if isinstance(texts, str) else list(texts) for name, texts in candidates.items()}
+        return {name: [texts] if isinstance(texts, str) else list(texts) for name, texts in labels.items()}
+
+    def set_label_descriptions(self, label_descriptions: dict[str, str | list[str]]) -> None:
+        """Answer with described intents from now on; see the model's method. Calls of other threads are not disturbed.
+
+        An out-of-scope detector is dropped: it was calibrated on the former intents.
+        """
+        described = self._descriptions("label_descriptions", label_descriptions)
+        self.detector = None
+        self.model = self._with_labels(self.model, described)
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
         """Name the intent of one input or of several.
@@ -247,14 +265,16 @@ class IntentRecognitionPipeline(Pipeline):
             kwargs:
                 The parameters below, which may also be given to the constructor.
 
-                - `top_k` (`int`, *optional*, defaults to 5): Number of intents to give, `None` for all.
-                - `threshold` (`float`, *optional*): Probability below which the answer is `UNK`; replaces the
-                  detector.
+                - `top_k` (`int`, *optional*, defaults to 5): Number of answers to give, `None` for all.
+                - `threshold` (`float`, *optional*): Probability of the best intent below which the answer is `UNK`;
+                  replaces the detector.
                 - `candidate_labels` (`dict[str, str | list[str]]`, `list[str]` or `str`, *optional*): Choose among
-                  these intents instead of the model's own, each described in one sentence or several. Names alone, in
-                  a list or a comma-separated string, stand for the model's own descriptions, or else for themselves.
-                  Intents that the model was trained on keep their classifier. The detector, which was calibrated on
-                  the model's own intents, is then ignored.
+                  these intents, each described in one sentence or several. Names alone, in a list or a comma-separated
+                  string, stand for the model's own descriptions, or else for themselves. Intents that the model was
+                  trained on keep their classifier. `none of these` gets the probability of the model's other intents.
+                  The detector, which was calibrated on the model's own intents, is ignored.
+                - `extra_labels` (`dict[str, str | list[str]]`, *optional*): Choose among these intents and the model's
+                  own. The detector has its say where the answer is one of the model's own.
                 - `return_anchors` (`bool`, *optional*): Also return which words, sounds and frames decided.
                 - `window_s` (`float`, *optional*): Split each clip into windows of this many seconds and answer for
                   each.
@@ -264,12 +284,12 @@ class IntentRecognitionPipeline(Pipeline):
                 - `batch_size`, `num_workers` (`int`, *optional*): As for any pipeline; workers decode.
 
         Returns:
-            `list[dict]`: For each input the intents as `{"label", "score"}`, the best first; scores are probabilities. An
-            input that is out of scope has `{"label": "UNK", "score"}` before the intents, whose score is the
-            probability that the best intent is wrong.
+            `list[dict]`: For each input the intents as `{"label", "score"}`, the best first; scores are probabilities, whose
+            sum over all is one. For an input that is out of scope, `{"label": "UNK", "score"}` comes first, whose score is
+            how sure of that the detector is, at least 0.5; the intents share the rest.
 
-            With `return_anchors`, a `dict` instead: `label`, `score`; `predictions` (the list without `UNK`); `in_scope`
-            (`None` where neither a detector nor `threshold` says); `text` (as given or recognised); and `anchors`: for
+            With `return_anchors`, a `dict` instead: `label`, `score` of the answer; `predictions` (the list); `in_scope`
+            (`None` where neither a detector nor `threshold` says); `text` (as given or recognized); and `anchors`: for
             `text` a list of `{"word", "start", "end", "score"}` with `start` and `end` in characters, for `audio` and
             `video` of `{"frame", "start", "end", "score"}` in seconds of the clip (without `start` and `end` for ready
             features, whose rate is not known).
@@ -393,29 +413,38 @@ class IntentRecognitionPipeline(Pipeline):
             audio = example["clip"].read_audio(rate, MAX_SPEECH_SECONDS)
         return None if audio is None else audio[: round(MAX_SPEECH_SECONDS * rate)]
 
-    def _forward(self, inputs: dict[str, Any], candidate_labels: dict[str, list[str]] | None = None) -> dict[str, Any]:
+    def _forward(
+        self,
+        inputs: dict[str, Any],
+        candidate_labels: dict[str, list[str]] | None = None,
+        extra_labels: dict[str, list[str]] | None = None,
+    ) -> dict[str, Any]:
         examples = [example for example in inputs["examples"] if "error" not in example]
-        results = iter(self._answers(examples, candidate_labels) if examples else ())
+        results = iter(self._answers(examples, candidate_labels, extra_labels or {}) if examples else ())
         return {"results": [one if "error" in one else next(results) for one in inputs["examples"]]}
 
-    def _answers(self, examples: list[dict[str, Any]], candidates: dict[str, Any] | None) -> list[dict[str, Any]]:
-        """Return the model's outputs for each of a batch of decoded clips."""
+    def _answers(
+        self, examples: list[dict[str, Any]], candidates: dict[str, Any] | None, extra: dict[str, Any]
+    ) -> list[dict[str, Any]]:
+        """Return what the model says of each of a batch of decoded clips."""
         for example in examples:
             if example["speech"] is not None and len(example["speech"]):
                 heard = {"raw": example["speech"], "sampling_rate": self.asr_model.feature_extractor.sampling_rate}
                 example["text"] = self.asr_model(heard)["text"].strip()
         batch = self.processor.collate(self.processor.encode(examples, self.device))
-        model = self.model if candidates is None else self._model_for(candidates)
-        outputs = model(**batch.to(self.device, self.model.dtype))
-        in_scope = None
-        if self.detector is not None and self.detector.threshold is not None and candidates is None:
-            in_scope = self.detector.predict(outputs)
+        own, detector = self.model, self.detector  # one model for all of this, whatever other threads do
+        model = own if not (candidates or extra) else self._model_for(own, candidates or extra)
+        batch = batch.to(self.device, own.dtype)
+        outputs = model(**batch)
+        margins = None
+        if detector is not None and candidates is None and detector.threshold is not None:
+            margins = detector.margins(outputs if model is own else own(**batch)).tolist()
         anchors = None if outputs.anchor_indices is None else (outputs.anchor_indices, outputs.anchor_scores.float())
         return [
             {
-                "labels": model.config.id2label,
-                "probabilities": outputs.logits[row].float().softmax(-1).cpu(),
-                "in_scope": None if in_scope is None else bool(in_scope[row]),
+                "scores": _scores(outputs.logits[row], model.config.id2label, candidates),
+                "extra": extra,
+                "margin": margins and margins[row],
                 "text": example["text"] or "",
                 "encoding": batch.encodings and batch.encodings[row],
                 "offset": example["clip"].start,
@@ -425,15 +454,25 @@ class IntentRecognitionPipeline(Pipeline):
             for row, example in enumerate(examples)
         ]
 
-    def _model_for(self, candidates: dict[str, list[str]]) -> Any:
-        """Return the model with another label set; it shares all weights but those of the labels with the pipeline's own."""
-        key, described = repr(candidates), self._described  # read as one pair: other threads may use other candidates
+    def _model_for(self, model: PreTrainedModel, labels: dict[str, list[str]]) -> PreTrainedModel:
+        """Return the model with more intents than its own: itself where there are none, else made once for a set."""
+        own = model.config.label_descriptions or {}
+        if all(name in model.config.label2id and own.get(name, labels[name]) == labels[name] for name in labels):
+            return model
+        # As long as nothing of the model is changed or moved.
+        tensors = [*model.parameters(), *model.buffers()]
+        state = [(tensor.data_ptr(), tensor.dtype, tensor.is_inference() or tensor._version) for tensor in tensors]
+        key, described = (labels, state), self._described  # read as one pair: other threads may use other labels
         if described[0] != key:
-            shared = {id(parameter): parameter for parameter in self.model.parameters()}
-            model = copy.deepcopy(self.model, shared)  # other modules, the same weights
-            model.set_label_descriptions(candidates, self.processor.tokenizer)
-            self._described = described = key, model
+            own = own or {name: [name] for name in model.config.label2id}
+            described = self._described = key, self._with_labels(model, {**own, **labels})
         return described[1]
+
+    def _with_labels(self, model: PreTrainedModel, labels: dict[str, list[str]]) -> PreTrainedModel:
+        """Return a copy with another label set, which shares all weights but those of the labels."""
+        copied = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+        copied.set_label_descriptions(labels, self.processor.tokenizer)
+        return copied
 
     def postprocess(
         self,
@@ -442,25 +481,35 @@ class IntentRecognitionPipeline(Pipeline):
         threshold: float | None = None,
         return_anchors: bool = False,
     ) -> list[dict[str, Any]] | dict[str, Any]:
-        """Turn the model's outputs for one input into the answer; see `__call__`."""
+        """Turn what the model says of one input into the answer; see `__call__`."""
         if "error" in result:
             return result
-        probabilities, order = result["probabilities"].sort(descending=True)
-        pairs = zip(probabilities.tolist(), order.tolist(), strict=True)
-        predictions = [{"label": result["labels"][index], "score": score} for score, index in pairs]
-        in_scope = result["in_scope"] if threshold is None else predictions[0]["score"] >= threshold
-        unknown = {"label": OUT_OF_SCOPE_LABEL, "score": 1.0 - predictions[0]["score"]}
-        answer = unknown if in_scope is False else predictions[0]
-        predictions = predictions[:top_k]
+        predictions = [{"label": name, "score": score} for name, score in result["scores"]]
+        doubt, in_scope = self._doubt(predictions[0], result, threshold), None
+        if doubt is not None:
+            in_scope = doubt < 0.5 and predictions[0]["label"] != NONE_OF_THESE
+        if doubt is not None and doubt >= 0.5:
+            shared = [{"label": one["label"], "score": (1 - doubt) * one["score"]} for one in predictions]
+            predictions = [{"label": OUT_OF_SCOPE_LABEL, "score": doubt}, *shared]
         if not return_anchors:
-            return [unknown, *predictions] if in_scope is False else predictions
+            return predictions[:top_k]
         return {
-            **answer,
-            "predictions": predictions,
+            **predictions[0],
+            "predictions": predictions[:top_k],
             "in_scope": in_scope,
             "text": result["text"],
             "anchors": self._anchors(result),
         }
+
+    def _doubt(self, best: dict[str, Any], result: dict[str, Any], threshold: float | None) -> float | None:
+        """Return how sure it is that the input is out of scope, from 0.5 on where it counts as such; `None` if unknown."""
+        if threshold is not None:
+            return 0.0 if best["score"] >= threshold else 1 - best["score"] / threshold / 2
+        if result["margin"] is None:
+            return 0.0 if best["label"] == NONE_OF_THESE else None
+        if result["margin"] >= 0 or best["label"] in result["extra"]:
+            return 0.0
+        return 1 / (1 + math.exp(max(result["margin"], -MAX_MARGIN)))
 
     def _anchors(self, result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
         if result["anchors"] is None:
@@ -495,6 +544,15 @@ def _meant_by(key: Any) -> str | None:
     """Return the known key that an unknown one probably stands for."""
     near = difflib.get_close_matches(str(key).lower(), KNOWN_KEYS, n=1, cutoff=0.8)
     return ALIASES.get(key) or (near[0] if near else None)
+
+
+def _scores(logits: torch.Tensor, names: dict[int, str], candidates: Iterable[str] | None) -> list[tuple[str, float]]:
+    """Return the names and probabilities of one clip, the best first; all but the candidates are `none of these`."""
+    probabilities = dict(zip(names.values(), logits.float().softmax(-1).tolist(), strict=True))
+    if candidates is not None and set(probabilities) - set(candidates):
+        others = sum(score for name, score in probabilities.items() if name not in candidates)
+        probabilities = {**{name: probabilities[name] for name in candidates}, NONE_OF_THESE: others}
+    return sorted(probabilities.items(), key=lambda pair: -pair[1])
 
 
 def _as_row(inputs: Any) -> dict[str, Any]:

@@ -110,7 +110,7 @@ def table(answer: dict) -> str:
     """The intents as bars, and the anchors that decided."""
     lines = [f"“{answer['text']}”"] if answer["text"] else []
     if answer["in_scope"] is False:
-        lines.append(f"{answer['label']}: none of the intents that the model knows. The nearest are:")
+        lines.append("None of the intents. The nearest are below.")
     width = max(len(prediction["label"]) for prediction in answer["predictions"])
     for prediction in answer["predictions"]:
         bar = "█" * round(30 * prediction["score"])
@@ -158,7 +158,8 @@ def _plot(args: argparse.Namespace, answer: dict) -> None:
     begin = args.start or 0.0
     end = args.end or max(*clip_durations(args.clip).values(), begin + 0.1)
     figure = Figure(figsize=(10, 3.9), layout="constrained")
-    note = "" if answer["in_scope"] is not False else f" (nearest: {answer['predictions'][0]['label']})"
+    nearest = [one["label"] for one in answer["predictions"][1:2]]
+    note = f" (nearest: {nearest[0]})" if answer["in_scope"] is False and nearest else ""
     title = f"{Path(args.clip).name}: {answer['label']} {answer['score']:.0%}{note}"
     figure.suptitle(readable(title), fontsize=13)
     rows = figure.subplots(3, 1, sharex=True, height_ratios=(3, 2, 1))

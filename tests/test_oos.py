@@ -220,6 +220,8 @@ def test_each_set_of_modalities_has_its_threshold(method, model, tmp_path):
     for number, outputs in enumerate(test):
         alone = detector.predict(outputs)
         assert torch.equal(kept[300 * number :][:300], alone) and alone[100:].float().mean() > 0.85
+    margins = detector.margins(dev[0])
+    assert torch.equal(margins >= 0, detector.predict(dev[0])) and margins.std().item() == pytest.approx(1, abs=0.02)
     assert torch.equal(detector.score(test[0]), complete)
     assert kept[:100].float().mean() < 0.85
     assert not detector.fit(train, labels, model).thresholds

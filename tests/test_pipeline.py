@@ -308,8 +308,12 @@ class TestAnswers:
     def test_threshold(self, pipe):
         plain = pipe(TEXT)
         assert pipe(TEXT, threshold=0.0) == plain
+        best = plain[0]["score"]
         unknown, *rest = pipe(TEXT, threshold=1.0)
-        assert unknown == {"label": "UNK", "score": 1 - plain[0]["score"]} and rest == plain
+        assert unknown == {"label": "UNK", "score": pytest.approx(1 - best / 2)}
+        agree(rest, [{**one, "score": one["score"] * best / 2} for one in plain])
+        assert pipe(TEXT, threshold=best - 1e-6)[0] == plain[0]
+        assert pipe(TEXT, threshold=best + 1e-6)[0] == {"label": "UNK", "score": pytest.approx(0.5, abs=1e-4)}
         with pytest.raises(ValueError, match="`threshold` is 7"):
             pipe(TEXT, threshold=7)
 
@@ -387,6 +391,16 @@ class TestAnswers:
 
 
 class TestCandidates:
+    INTENTS = {"Negotiate": ["help me with this box"], "Greet": ["hello there"], "Leave": ["never again", "no"]}
+
+    def expected(self, pipe, tokenizer, intents):
+        """The probabilities after `set_label_descriptions` of a copy of the model."""
+        model = copy.deepcopy(pipe.model)
+        model.set_label_descriptions(intents, tokenizer)
+        with torch.no_grad():
+            logits = model(**pipe.processor(text=TEXT).to(dtype=model.dtype)).logits[0]
+        return dict(zip(intents, logits.float().softmax(-1).tolist(), strict=True))
+
     def test_other_intents_leave_the_answers_with_the_own_ones_as_they_were(self, folder, clip):
         pipe = make_pipeline("intent-recognition", model=folder)
         for module in pipe.model.modules():
@@ -394,37 +408,84 @@ class TestCandidates:
                 torch.nn.init.normal_(module.weight)
         inputs = {"clip": clip, "text": "hello you"}
         before = pipe(inputs)
-        assert len(pipe(inputs, candidate_labels={"Negotiate": "no never", "Greet": "hello"})) == 2
+        assert len(pipe(inputs, candidate_labels={"Negotiate": "no never", "Greet": "hello"})) == 3
         agree(pipe(inputs), before)
 
-    def test_the_same_as_setting_the_descriptions(self, pipe, tokenizer):
-        intents = {
-            "Negotiate": ["help me with this box"],
-            "Greet": DESCRIPTIONS["Greet"],
-            "Leave": ["never again", "no"],
-        }
-        before = pipe(TEXT)
-        answer = pipe(TEXT, candidate_labels=intents)
-        model = copy.deepcopy(pipe.model)
-        model.set_label_descriptions(intents, tokenizer)
-        with torch.no_grad():
-            expected = model(**pipe.processor(text=TEXT)).logits[0].softmax(-1).tolist()
-        assert scores(answer) == pytest.approx(dict(zip(intents, expected, strict=True)), abs=1e-5)
+    def test_candidates_and_none_of_them(self, pipe, tokenizer):
+        before, answer = pipe(TEXT), pipe(TEXT, candidate_labels=self.INTENTS)
+        expected = self.expected(pipe, tokenizer, {**DESCRIPTIONS, **self.INTENTS})
+        rest = sum(score for name, score in expected.items() if name not in self.INTENTS)
+        wanted = {name: expected[name] for name in self.INTENTS} | {"none of these": rest}
+        assert scores(answer) == pytest.approx(wanted, abs=1e-5)
+        assert [one["score"] for one in answer] == sorted(wanted.values(), reverse=True)
         assert pipe(TEXT) == before  # the pipeline's own model is as it was
-        agree(pipe([TEXT] * 2, candidate_labels={name: s for name, s in intents.items()})[1], answer)
+        agree(pipe([TEXT] * 2, candidate_labels=dict(self.INTENTS))[1], answer)
+
+    def test_one_candidate_can_lose(self, pipe):
+        own = scores(pipe(TEXT))
+        best = max(own, key=own.get)
+        assert scores(pipe(TEXT, candidate_labels=best)) == pytest.approx(
+            {best: own[best], "none of these": 1 - own[best]}, abs=1e-5
+        )
+        worst = min(own, key=own.get)
+        full = pipe(TEXT, candidate_labels=[worst], return_anchors=True)
+        assert full["label"] == "none of these" and full["in_scope"] is False
 
     def test_names_alone(self, pipe):
         answer = pipe(TEXT, candidate_labels=["Greet", "Thank"])
         agree(answer, pipe(TEXT, candidate_labels={name: DESCRIPTIONS[name] for name in ("Greet", "Thank")}))
-        assert set(scores(pipe(TEXT, candidate_labels=["late", "kind"]))) == {"late", "kind"}
         agree(answer, pipe(TEXT, candidate_labels="Greet, Thank"))
-        assert [entry["label"] for entry in pipe(TEXT, candidate_labels="Thank")] == ["Thank"]
+        assert set(scores(pipe(TEXT, candidate_labels=["late", "kind"]))) == {"late", "kind", "none of these"}
+        assert set(scores(pipe(TEXT, candidate_labels=LABELS))) == set(LABELS)
+
+    def test_extra_labels(self, pipe, tokenizer):
+        extra = {"Negotiate": "help me with this box"}
+        expected = self.expected(pipe, tokenizer, {**DESCRIPTIONS, **extra})
+        assert scores(pipe(TEXT, extra_labels=extra)) == pytest.approx(expected, abs=1e-5)
+        with pytest.raises(ValueError, match="`extra_labels` is .* without `candidate_labels`"):
+            pipe(TEXT, extra_labels=extra, candidate_labels="Greet")
+
+    @pytest.mark.parametrize("change", ["weights", "dtype", "labels"])
+    def test_a_changed_model_answers_anew(self, folder, tokenizer, change):
+        pipe = make_pipeline("intent-recognition", model=folder, device="cpu")
+        before = scores(pipe(TEXT, extra_labels=self.INTENTS, top_k=None))
+        own = DESCRIPTIONS
+        if change == "weights":
+            with torch.no_grad():
+                pipe.model.classifier.bias += torch.tensor([2.0, -1.0, 0.0, 1.0])
+        elif change == "dtype":
+            pipe.model.double()
+        else:
+            own = {"Thank": DESCRIPTIONS["Thank"], "Late": ["late again"]}
+            pipe.set_label_descriptions(own)
+        after = scores(pipe(TEXT, extra_labels=self.INTENTS, top_k=None))
+        assert after == pytest.approx(self.expected(pipe, tokenizer, {**own, **self.INTENTS}), abs=1e-5)
+        assert change == "dtype" or after != pytest.approx(before, abs=1e-3)
+
+    def test_labels_change_while_others_ask(self, folder):
+        pipe = make_pipeline("intent-recognition", model=folder, device="cpu")
+        sets = [
+            {f"{name} {number}": f"{name} again" for name in ("late", "kind", "box")[: number + 2]}
+            for number in (0, 1)
+        ]
+        expected = []
+        for one in sets:
+            pipe.set_label_descriptions(one)
+            expected.append(scores(pipe(TEXT)))
+        with ThreadPoolExecutor(4) as pool:
+            asked = [pool.submit(pipe, TEXT) for _ in range(60)]
+            for number in range(10):
+                pipe.set_label_descriptions(sets[number % 2])
+        for answer in (one.result() for one in asked):
+            assert any(
+                set(scores(answer)) == set(one) and scores(answer) == pytest.approx(one, abs=1e-6) for one in expected
+            )
 
     def test_threads_keep_their_own(self, pipe):
         sets = [{f"{name} {number}": [f"{name} again"] for name in ("late", "kind")} for number in range(4)]
         expected = [scores(pipe(TEXT, candidate_labels=one)) for one in sets]
         with ThreadPoolExecutor(4) as pool:
-            answers = pool.map(lambda one: scores(pipe(TEXT, candidate_labels=one)), sets * 10)
+            answers = pool.map(lambda one: scores(pipe(TEXT, candidate_labels=one)), sets * 5)
             for number, answer in enumerate(answers):
                 assert answer == pytest.approx(expected[number % 4], abs=1e-6)
 
@@ -438,10 +499,9 @@ class TestCandidates:
             with pytest.raises(ValueError, match="`candidate_labels` has 'Negotiate', but this model was trained w"):
                 plain(TEXT, candidate_labels=others)
         answer = scores(plain(TEXT, candidate_labels=["Greet", "Thank"]))
-        with torch.no_grad():
-            logits = plain.model.classifier(plain.model(**plain.processor(text=TEXT)).pooler_output)[0, :2]
-        expected = dict(zip(["Greet", "Thank"], logits.softmax(-1).tolist(), strict=True))
-        assert answer == pytest.approx(expected, abs=1e-5)
+        expected = scores(plain(TEXT))
+        expected = {name: expected[name] for name in ("Greet", "Thank")}
+        assert answer == pytest.approx({**expected, "none of these": 1 - sum(expected.values())}, abs=1e-5)
 
 
 class TestOutOfScope:
@@ -462,16 +522,23 @@ class TestOutOfScope:
         place, known, unknown = guarded
         pipe = make_pipeline("intent-recognition", model=place, device="cpu")
         assert "UNK" not in scores(pipe(known))
-        answers = pipe([known, unknown], batch_size=2, top_k=2)
+        answers = pipe([known, unknown], batch_size=2, top_k=None)
         assert [answer[0]["label"] == "UNK" for answer in answers] == [False, True]
-        assert len(answers[1]) == 3 and answers[1][0]["score"] == pytest.approx(1 - answers[1][1]["score"])
+        for answer in answers:
+            values = [one["score"] for one in answer]
+            assert values == sorted(values, reverse=True) and sum(values) == pytest.approx(1)
+        assert answers[1][0]["score"] >= 0.5 and len(pipe(unknown, top_k=2)) == 2
         full = pipe(unknown, return_anchors=True)
-        assert full["label"] == "UNK" and full["in_scope"] is False
-        assert "UNK" not in scores(full["predictions"])
-        assert pipe(known, return_anchors=True)["in_scope"] is True
+        assert {name: full[name] for name in ("label", "score")} == full["predictions"][0]
+        assert full["label"] == "UNK" and full["score"] == pytest.approx(answers[1][0]["score"])
+        assert full["in_scope"] is False and pipe(known, return_anchors=True)["in_scope"] is True
         # a threshold replaces the detector, which is ignored for other intents
         assert "UNK" not in scores(pipe(unknown, threshold=0.0))
         assert "UNK" not in scores(pipe(unknown, candidate_labels=["late", "kind"]))
+        # and has its say next to extra ones, where the answer is one of the own
+        added = pipe(unknown, extra_labels={"late": "late again"}, return_anchors=True)
+        nearest = next(one["label"] for one in added["predictions"] if one["label"] != "UNK")
+        assert added["in_scope"] is (nearest == "late")
 
     def test_none(self, guarded, pipe):
         place, _, unknown = guarded

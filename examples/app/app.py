@@ -62,11 +62,6 @@ class Recognizer:
         self.pipeline = pipeline("intent-recognition", model=model)
         self.transcriber = pipeline("automatic-speech-recognition", model=asr_model) if asr_model else None
 
-    @property
-    def known(self) -> dict[str, list[str]]:
-        """The model's own intents with their descriptions."""
-        return self.pipeline.model.config.label_descriptions or {}
-
     def transcribe(self, clip: str) -> str:
         rate = self.transcriber.feature_extractor.sampling_rate
         samples = read_audio(clip, rate, end=MAX_SECONDS)
@@ -81,14 +76,9 @@ class Recognizer:
             `ValueError`: if there is neither a clip nor words, or the clip cannot be used.
         """
         inputs = {"text": text} | ({"clip": clip} if clip else {})
-        candidates = {**self.known, **added} if added else None
-        answer = self.pipeline(inputs, candidate_labels=candidates, return_anchors=True, top_k=None)
-        scores = {entry["label"]: entry["score"] for entry in answer["predictions"]}
-        in_scope = answer["in_scope"]
-        if added and in_scope is None and answer["predictions"][0]["label"] not in added:
-            # The detector only knows the model's own intents: a clip with none of them may have an added one.
-            in_scope = self.pipeline(inputs, return_anchors=True)["in_scope"]
-        return view.answer_html(scores, in_scope, set(added)), timeline(clip, text, answer["anchors"])
+        answer = self.pipeline(inputs, extra_labels=added or None, return_anchors=True, top_k=None)
+        scores = {entry["label"]: entry["score"] for entry in answer["predictions"] if entry["label"] != "UNK"}
+        return view.answer_html(scores, answer["in_scope"], set(added)), timeline(clip, text, answer["anchors"])
 
 
 def timeline(clip: str | None, text: str, anchors: dict) -> str:
