@@ -1,26 +1,27 @@
 #!/usr/bin/env python3
 """
-What A-MESS costs in addition to its text encoder: time, memory, padding, loading, latency and large label sets.
+What A-MESS costs in addition to its text encoder: time, memory, padding, latency, large label sets; where the time of raw
+clips goes; and how much memory features take.
 
-    python examples/benchmarks/benchmark.py --quick                    # under five minutes on two cores
-    python examples/benchmarks/benchmark.py --output_dir results       # more rounds
+    python examples/benchmarks/benchmark.py --quick                              # some four minutes on two cores
+    python examples/benchmarks/benchmark.py --sections clips,data                # raw clips; memory of stored features
+    python examples/benchmarks/benchmark.py --output_dir results                 # everything, more rounds
 
 Everything that is compared is measured in turns within one run, so that other load on the machine affects all alike;
 numbers are medians with their spread (half the distance between the quartiles), and ratios of medians with a bootstrap
 interval over the rounds. A ratio whose interval is too wide is reported as "not measured", and the page names what
-else kept the machine busy. Sizes are those of
-the published experiments on MIntRec: 30 tokens, 230 frames of picture (256 wide) and 480 of sound (768 wide), all full,
-batch 16, a BERT-base text encoder with random weights. A GPU is used when there is one: timed with events after a
-warm-up, also in bf16 and compiled, with the model FLOP utilisation of a training step at batch 64.
+else kept the machine busy. A column says what a ratio may be at most. Sizes are those of the published experiments on MIntRec:
+30 tokens, 230 frames of video (256 wide) and 480 of audio (768 wide), all full, batch 16, a BERT-base text encoder with
+random weights. A GPU is used when there is one, also in bf16 and compiled.
 
-Writes `benchmark.json`, `benchmark.md` and `benchmark.png` into `--output_dir`.
+A section is a function that returns title → row → measured values; `COLUMNS` says how a value is written. Writes
+`benchmark.json`, `benchmark.md` and `benchmark.png` into `--output_dir`.
 """
 
-import copy
 import gc
+import itertools
 import json
 import os
-import pickle
 import platform
 import random
 import statistics
@@ -28,42 +29,37 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import psutil
 import torch
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import BertConfig, BertTokenizer, HfArgumentParser, Qwen2Config
+from transformers import BertConfig, BertTokenizer, HfArgumentParser
 from transformers.utils import logging
 
-from amess_hf import (
-    AMESSConfig,
-    AMESSDataCollator,
-    AMESSForIntentClassification,
-    AMESSTrainingArguments,
-    load_mintrec,
-)
-from amess_hf.data.feature_files import SafetensorsFeatures, read_pickle, write_features
+from amess_hf import AMESSConfig, AMESSDataCollator, AMESSForIntentClassification, AMESSProcessor, load_mintrec
+from amess_hf.data.feature_files import write_features
 from amess_hf.datasets_amess import DATASETS
+from amess_hf.encoders_amess import load_encoder
 from amess_hf.evaluation.tables import markdown_table
-from amess_hf.processing_amess import encode_texts, pad_features
+from amess_hf.training import AMESSTrainingArguments
 from amess_hf.training.batches import ClipBatchSampler, label_turns
-from amess_hf.training.weights import add_lora
 
 
-sys.path.append(str(Path(__file__).parents[1]))
+EXAMPLES = Path(__file__).parents[1]
+sys.path += [str(EXAMPLES), str(EXAMPLES / "demo")]
 
+from demo_clips import Scene, write_scene
 from command_line import ProgressArguments, hide_progress_bars
 
 
-TEXT_LENGTH, VIDEO_LENGTH, AUDIO_LENGTH = 30, 230, 480
-VIDEO_SIZE, AUDIO_SIZE = 256, 768
-BATCH_SIZE = 16
-GROWTH = ((120, 60), (240, 120), (480, 240), (960, 480))  # frames of sound and picture
-SECTIONS = ("step", "memory", "growth", "intents", "latency", "padding", "loading", "decoder", "gpu")
+TEXT_LENGTH, VIDEO_LENGTH, AUDIO_LENGTH, DESCRIPTION_LENGTH = 30, 230, 480, 22
+VIDEO_SIZE, AUDIO_SIZE, BATCH_SIZE = 256, 768, 16
+GROWTH = ((120, 60), (240, 120), (480, 240), (960, 480))  # frames of audio and video
+INTENTS = (30, 300, 3000)
+LABEL_UPDATE = int(AMESSTrainingArguments.label_update)
 
 # What a step or an inference is measured with.
 VARIANTS = {
@@ -73,61 +69,35 @@ VARIANTS = {
     "mean": {"fusion_type": "mean"},
     "cross_modal": {"fusion_type": "cross_modal"},
 }
-# Described intents with which the memory of a training step is compared.
-INTENTS = (30, 3000)
-# A ratio is given if the width of its 95 % interval is at most this share of it.
-WIDEST_INTERVAL = 0.25
+# Ratios to text alone that A-MESS is to keep; a doubling of the frames must not take more than double the time.
+BOUNDS = {
+    "Training step": {"anchor": 1.12, "anchor + SS": 1.25},
+    "Inference": {"anchor": 1.12, "anchor + SS": 1.12},
+    "Peak memory of a training step": {"anchor": 1.15},
+}
+DOUBLING = 2.0
+# A ratio is given if the width of its 95 % interval is at most this share of it; other programs are named from this many cores on.
+WIDEST_INTERVAL, RESAMPLES, BUSY_CORES = 0.25, 2000, 0.05
 NOT_MEASURED = "not measured"
-RESAMPLES = 2000
-# Other processes are named from this many cores on.
-BUSY_CORES = 0.05
-
-LABEL_UPDATE = int(AMESSTrainingArguments.label_update)
-DESCRIPTION_LENGTH = 22
-
-# Dense bf16 peak of a device, in FLOP per second, by a part of its name (from the manufacturers' data sheets).
-PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "T4": 65e12}
 
 
-@dataclass
-class BenchmarkArguments:
-    """What to measure and where to write it."""
-
-    output_dir: str = field(default="benchmark_output", metadata={"help": "Folder for the JSON, Markdown and plots."})
-    quick: bool = field(default=False, metadata={"help": "Fewer rounds: under five minutes on two cores."})
-    sections: str = field(default=",".join(SECTIONS), metadata={"help": "What to measure, separated by commas."})
-    threads: int = field(default=2, metadata={"help": "CPU threads of torch."})
-    peak_of: str | None = field(
-        default=None, metadata={"help": "Used by the memory section: the variant to run once."}
-    )
-
-
-# ---------------------------------------------------------------------------------------------------- how to measure
+# How to measure
 
 
 def timed(function, device):
     """Seconds that one call takes on `device`."""
-    if device.type == "cuda":
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize()
-        start.record()
-        function()
-        end.record()
-        torch.cuda.synchronize()
-        return start.elapsed_time(end) / 1000
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
     begin = time.perf_counter()
     function()
+    wait()
     return time.perf_counter() - begin
 
 
 def in_turns(functions, rounds, device, description, warm_up=1):
     """
     Time functions one after another, in a new order in each round; the time of one with several `steps` is divided by
-    them.
-
-    Returns:
-        `dict`: for each name `seconds` (median), `spread` (half the distance between the quartiles), `rounds`, and the
-        `times` of all rounds.
+    them. Returns what `summary` makes of each.
     """
     times = {name: [] for name in functions}
     draw = random.Random(0)
@@ -139,26 +109,14 @@ def in_turns(functions, rounds, device, description, warm_up=1):
     return {name: summary(values) for name, values in times.items()}
 
 
-def summary(values):
-    quartiles = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
-    return {
-        "seconds": statistics.median(values),
-        "spread": (quartiles[2] - quartiles[0]) / 2,
-        "rounds": len(values),
-        "times": values,
-    }
+def summary(times):
+    """Median, and half the distance between the quartiles."""
+    low, _, high = statistics.quantiles(times, n=4) if len(times) > 1 else times * 3
+    return {"seconds": statistics.median(times), "spread": (high - low) / 2, "rounds": len(times), "times": times}
 
 
 def ratio_of(record, reference):
-    """
-    The ratio of two medians, and the interval in which it lies in 95 of 100 resamples of the rounds.
-
-    Args:
-        record, reference (`dict`): What [`in_turns`] returned for two functions of the same call.
-
-    Returns:
-        `dict`: `ratio`, or `None` where the interval is too wide to say; `low` and `high`.
-    """
+    """The `ratio` of two medians (`None` where its interval is too wide), and its 95 % interval over the rounds."""
     above, below = np.array(record["times"]), np.array(reference["times"])
     rounds = np.random.default_rng(0).integers(0, len(above), (RESAMPLES, len(above)))
     low, high = np.quantile(np.median(above[rounds], axis=1) / np.median(below[rounds], axis=1), (0.025, 0.975))
@@ -174,37 +132,66 @@ def with_ratios(records, reference):
     return records
 
 
+def with_shares(records):
+    """Add to each record its share of the time of all."""
+    total = sum(record["seconds"] for record in records.values())
+    return {name: record | {"share": record["seconds"] / total} for name, record in records.items()}
+
+
 class OtherWork:
     """Measures other processes' CPU time from now on; those that end meanwhile are not counted."""
 
     def __init__(self):
-        self.begin = time.perf_counter()
-        self.before = self.processor_seconds()
+        self.begin, self.before = time.perf_counter(), self.processor_seconds()
 
     @staticmethod
     def processor_seconds():
         """Process (its id and start time) → name and CPU seconds, for all processes but this one's own."""
         own = {process.pid for process in [psutil.Process(), *psutil.Process().children(recursive=True)]}
-        seconds = {}
-        for process in psutil.process_iter(["name", "create_time", "cpu_times"]):
-            times = process.info["cpu_times"]
-            if process.pid not in own and times is not None:
-                key = (process.pid, process.info["create_time"])
-                seconds[key] = (process.info["name"], times.user + times.system)
-        return seconds
+        return {
+            (process.pid, process.info["create_time"]): (process.info["name"], sum(process.info["cpu_times"][:2]))
+            for process in psutil.process_iter(["name", "create_time", "cpu_times"])
+            if process.pid not in own and process.info["cpu_times"] is not None
+        }
 
     def cores(self):
         """Name of a program → average number of cores used, the busiest first."""
-        passed = time.perf_counter() - self.begin
-        taken = {}
+        passed, taken = time.perf_counter() - self.begin, {}
         for key, (name, seconds) in self.processor_seconds().items():
-            before = self.before.get(key, (name, 0.0))[1]
-            taken[name] = taken.get(name, 0.0) + (seconds - before) / passed
+            taken[name] = taken.get(name, 0.0) + (seconds - self.before.get(key, (name, 0.0))[1]) / passed
         busy = {name: round(cores, 2) for name, cores in taken.items() if cores >= BUSY_CORES}
         return dict(sorted(busy.items(), key=lambda item: -item[1]))
 
 
-# ------------------------------------------------------------------------------------------------------- what to measure
+def peaks_of(tasks, arguments, folder="."):
+    """Task → peak bytes of a process of its own, sampled: `own`, and `bytes` with the pages of mapped files."""
+    peaks = {}
+    for task in tasks:
+        options = ["--peak_of", task, "--folder", str(folder), "--threads", str(arguments.threads)]
+        process = psutil.Popen([sys.executable, __file__, *options], stdout=subprocess.PIPE, text=True)
+        own = peak = 0
+        while process.poll() is None:
+            with suppress(psutil.NoSuchProcess):
+                memory = process.memory_info()
+                own, peak = max(own, memory.rss - getattr(memory, "shared", 0)), max(peak, memory.rss)
+            time.sleep(0.005)
+        if process.returncode:
+            raise OSError(f"the process that measures {task} ended with status {process.returncode}")
+        peaks[task] = {"own": own, "bytes": int(process.stdout.read() or peak)}
+    return peaks
+
+
+def run_task(task, folder, device):
+    """Take a variant's or a number of intents' training steps, or a task on stored features; print a GPU's peak bytes."""
+    if task in DATA_TASKS:
+        DATA_TASKS[task](folder)
+    else:
+        take_steps(task, device)
+        if device.type == "cuda":
+            print(torch.cuda.max_memory_allocated())
+
+
+# What to measure
 
 
 def make_config(fusion_type="anchor", semantic_synchronization=False, num_labels=20, **values):
@@ -221,17 +208,19 @@ def make_config(fusion_type="anchor", semantic_synchronization=False, num_labels
     )
 
 
-def make_models(device, variants=tuple(VARIANTS)):
-    """One model for each variant; they share one text encoder, so that memory holds it once."""
+def make_models(device, configs):
+    """One model for each configuration; they share one text encoder, so that memory holds it once."""
     models, text_encoder = {}, None
-    for name in variants:
+    for name, config in configs.items():
         torch.manual_seed(0)
-        model = AMESSForIntentClassification(make_config(**VARIANTS[name]))
-        if text_encoder is not None:
-            model.amess.text_encoder = text_encoder
-        text_encoder = model.amess.text_encoder
+        model = AMESSForIntentClassification(config)
+        text_encoder = model.amess.text_encoder = text_encoder or model.amess.text_encoder
         models[name] = model.to(device)
     return models
+
+
+def variant_models(device, names=tuple(VARIANTS)):
+    return make_models(device, {name: make_config(**VARIANTS[name]) for name in names})
 
 
 def make_batch(device, batch_size=BATCH_SIZE):
@@ -240,37 +229,27 @@ def make_batch(device, batch_size=BATCH_SIZE):
     batch = {
         "input_ids": torch.randint(1000, 20000, (batch_size, TEXT_LENGTH), generator=generator),
         "attention_mask": torch.ones(batch_size, TEXT_LENGTH, dtype=torch.long),
-        "audio_features": torch.randn(batch_size, AUDIO_LENGTH, AUDIO_SIZE, generator=generator),
-        "audio_attention_mask": torch.ones(batch_size, AUDIO_LENGTH, dtype=torch.long),
-        "video_features": torch.randn(batch_size, VIDEO_LENGTH, VIDEO_SIZE, generator=generator),
-        "video_attention_mask": torch.ones(batch_size, VIDEO_LENGTH, dtype=torch.long),
         "labels": torch.randint(0, 20, (batch_size,), generator=generator),
     }
+    for name, length, size in (("audio", AUDIO_LENGTH, AUDIO_SIZE), ("video", VIDEO_LENGTH, VIDEO_SIZE)):
+        batch[f"{name}_features"] = torch.randn(batch_size, length, size, generator=generator)
+        batch[f"{name}_attention_mask"] = torch.ones(batch_size, length, dtype=torch.long)
     return {name: value.to(device) for name, value in batch.items()}
-
-
-def add_descriptions(batch, indices):
-    """The batch of a step at which the labels `indices` are encoded."""
-    device, shape = batch["input_ids"].device, (len(indices), DESCRIPTION_LENGTH)
-    if not indices:
-        return batch
-    return {
-        **batch,
-        "description_input_ids": torch.randint(1000, 20000, shape, device=device),
-        "description_attention_mask": torch.ones(shape, dtype=torch.long, device=device),
-        "description_indices": torch.tensor(indices, device=device),
-    }
 
 
 def batches_of_cycle(model, batch):
     """The batches of the steps until the labels are encoded again; only the batch if the model has no descriptions."""
     if model.config.label_descriptions is None:
         return [batch]
-    turns = label_turns(model.config.num_labels, LABEL_UPDATE)
-    at_step = [[index for index, turn in enumerate(turns) if turn == step] for step in range(LABEL_UPDATE)]
-    # a cycle repeats one pattern: a step that encodes labels, and the steps before the next one
-    length = LABEL_UPDATE // len(set(turns))
-    return [add_descriptions(batch, indices) for indices in at_step[:length]]
+    turns, batches = torch.tensor(label_turns(model.config.num_labels, LABEL_UPDATE)), []
+    # A cycle repeats one pattern: a step that encodes labels, and the steps before the next one.
+    for step in range(LABEL_UPDATE // len(turns.unique())):
+        indices = (turns == step).nonzero().flatten()
+        words = torch.randint(1000, 20000, (len(indices), DESCRIPTION_LENGTH))
+        values = {"input_ids": words, "attention_mask": torch.ones_like(words), "indices": indices}
+        given = {f"description_{name}": value.to(batch["labels"].device) for name, value in values.items()}
+        batches.append({**batch, **given} if len(indices) else batch)
+    return batches
 
 
 def training_step(model, optimizer, batch, autocast=nullcontext):
@@ -293,6 +272,15 @@ def training_step(model, optimizer, batch, autocast=nullcontext):
     return step
 
 
+def take_steps(name, device):
+    """Three training steps of a variant, or with a number of described intents."""
+    config = VARIANTS.get(name) or {"semantic_synchronization": True, "num_labels": int(name.split()[0])}
+    models = make_models(device, {name: make_config(**config)})
+    step = training_step(models[name], make_optimizer(models), make_batch(device))
+    for _ in range(3):
+        step()
+
+
 def inference(model, batch):
     batch = {name: value for name, value in batch.items() if name != "labels"}
 
@@ -311,342 +299,245 @@ def make_optimizer(models):
 
 
 def section_step(arguments, device):
-    """Training step and inference of the text encoder alone and with each fusion."""
-    models = make_models(device)
-    batch = make_batch(device)
-    # Separately: the text padded to the longest of a batch of MIntRec-like lengths instead of to 30 tokens.
-    shorter = {name: value[:, :18] if value.dim() == 2 and name in ("input_ids", "attention_mask") else value
-               for name, value in batch.items()}  # fmt: skip
-    optimizer = make_optimizer(models)
-    rounds = 6 if arguments.quick else 15
-    steps = {name: training_step(model, optimizer, batch) for name, model in models.items()}
-    steps["text, batch's longest"] = training_step(models["text"], optimizer, shorter)
-    training = with_ratios(in_turns(steps, rounds, device, "Training steps"), "text")
-    calls = {name: inference(model, batch) for name, model in models.items() if name != "anchor + SS"}
-    calls["text, batch's longest"] = inference(models["text"], shorter)
-    calls["anchor + SS"] = inference(models["anchor + SS"], batch)
+    """Training step and inference with each fusion, as ratios to the text encoder alone, all clips full."""
+    models, batch = variant_models(device), make_batch(device)
+    # The text padded to the longest of a batch of MIntRec-like lengths instead of to 30 tokens.
+    shorter = batch | {name: batch[name][:, :18] for name in ("input_ids", "attention_mask")}
+    optimizer, rounds = make_optimizer(models), 6 if arguments.quick else 15
+    given = {name: (model, batch) for name, model in models.items()}
+    given["text, batch's longest"] = models["text"], shorter
+    steps = {name: training_step(model, optimizer, its_batch) for name, (model, its_batch) in given.items()}
+    calls = {name: inference(model, its_batch) for name, (model, its_batch) in given.items()}
     return {
-        "training": training,
-        "inference": with_ratios(in_turns(calls, 2 * rounds, device, "Inference"), "text"),
+        "Training step": with_ratios(in_turns(steps, rounds, device, "Training steps"), "text"),
+        "Inference": with_ratios(in_turns(calls, 2 * rounds, device, "Inference"), "text"),
     }
 
 
 def section_memory(arguments, device):
-    """Peak memory of a training step, each in its own process."""
-    peaks = {}
-    intents = [f"{count} described intents" for count in INTENTS]
-    for name in ("text", "anchor", *(() if arguments.quick else ("anchor + SS", "cross_modal", *intents))):
-        command = [sys.executable, __file__, "--peak_of", name, "--threads", str(arguments.threads)]
-        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        peaks[name] = json.loads(output.splitlines()[-1])
-    return {name: {"bytes": peak, "ratio": peak / peaks["text"]} for name, peak in peaks.items()}
-
-
-def peak_of(name, device):
-    """Peak bytes of a process that takes three training steps of a variant."""
-    if name in VARIANTS:
-        models = make_models(device, [name])
-    else:
-        config = make_config(semantic_synchronization=True, num_labels=int(name.split()[0]))
-        models = {name: AMESSForIntentClassification(config).to(device)}
-    step = training_step(models[name], make_optimizer(models), make_batch(device))
-    for _ in range(3):
-        step()
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise OSError("/proc/self/status has no VmHWM: peak memory is measured on Linux or on a GPU")
+    """AdamW included, each in a process of its own."""
+    more = ["anchor + SS", "cross_modal", *(f"{count} described intents" for count in (INTENTS[0], INTENTS[-1]))]
+    peaks = peaks_of(["text", "anchor", *(() if arguments.quick else more)], arguments)
+    ratios = {name: {"bytes": p["bytes"], "ratio": p["bytes"] / peaks["text"]["bytes"]} for name, p in peaks.items()}
+    return {"Peak memory of a training step": ratios}
 
 
 def section_growth(arguments, device):
-    """Time of the fusion alone, forward and backward, as sound and picture double three times."""
+    """Forward and backward of the fusion alone; frames of audio / video, ratios to the line above."""
     results = {}
     for fusion_type in ("anchor", "cross_modal"):
         config = make_config(fusion_type)
         config.text_config.num_hidden_layers = 0
         fusion = AMESSForIntentClassification(config).amess.fusion.to(device).train()
-        functions = {}
+        is_anchor = fusion_type == "anchor"
         # The pairwise fusion's last doubling takes longer than everything else.
-        for audio, video in GROWTH[:-1] if fusion_type == "cross_modal" and arguments.quick else GROWTH:
-            features = {
-                "audio": torch.randn(BATCH_SIZE, audio, AUDIO_SIZE, device=device),
-                "video": torch.randn(BATCH_SIZE, video, VIDEO_SIZE, device=device),
-                "text": torch.randn(BATCH_SIZE, TEXT_LENGTH, config.text_config.hidden_size, device=device),
-            }
-            masks = {
-                name: torch.ones(value.shape[:2], dtype=torch.bool, device=device) for name, value in features.items()
-            }
-            functions[f"{audio}/{video}"] = fusion_step(fusion, features, masks)
-        rounds = (3 if fusion_type == "cross_modal" else 9) if arguments.quick else 15
-        records = in_turns(functions, rounds, device, f"Growth, {fusion_type}")
-        previous = None
-        for record in records.values():
-            record["growth"] = None if previous is None else ratio_of(record, previous)
-            previous = record
-        results[fusion_type] = records
+        frames = GROWTH if is_anchor or not arguments.quick else GROWTH[:-1]
+        steps = {f"{audio}/{video}": fusion_step(fusion, audio, video, config, device) for audio, video in frames}
+        rounds = (9 if is_anchor else 3) if arguments.quick else 15
+        records = in_turns(steps, rounds, device, f"Growth, {fusion_type}")
+        for before, record in itertools.pairwise(records.values()):
+            record |= ratio_of(record, before) | ({"bound": DOUBLING} if is_anchor else {})
+        results[f"Growth of the fusion: {fusion_type}"] = records
     return results
 
 
-def fusion_step(fusion, features, masks):
-    summary_of_text = features["text"].mean(1)
+def fusion_step(fusion, audio, video, config, device):
+    """Forward and backward of the fusion with so many frames."""
+    text_size = config.text_config.hidden_size
+    sizes = {"audio": (audio, AUDIO_SIZE), "video": (video, VIDEO_SIZE), "text": (TEXT_LENGTH, text_size)}
+    features = {name: torch.randn(BATCH_SIZE, *size, device=device) for name, size in sizes.items()}
+    masks = {name: torch.ones(value.shape[:2], dtype=torch.bool, device=device) for name, value in features.items()}
 
     def step():
-        fusion(features, masks, summary_of_text).state.sum().backward()
+        fusion(features, masks, features["text"].mean(1)).state.sum().backward()
         fusion.zero_grad()
 
     return step
 
 
 def section_intents(arguments, device):
-    """Inference with 30, 300 and 3,000 described intents, scored by classifier and descriptions together."""
-    calls, text_encoder = {}, None
-    batch = make_batch(device)
-    for count in (30, 300, 3000):
-        config = make_config("anchor", True, num_labels=count, label_similarity_weight=0.5)
-        model = AMESSForIntentClassification(config)
-        if text_encoder is not None:
-            model.amess.text_encoder = text_encoder
-        text_encoder = model.amess.text_encoder
-        model.label_embeds.copy_(torch.nn.functional.normalize(torch.randn(model.label_embeds.shape), dim=-1))
-        calls[str(count)] = inference(model.to(device), batch)
-    return with_ratios(in_turns(calls, 5 if arguments.quick else 15, device, "Described intents"), "30")
+    """Classifier and stored descriptions together; ratios to 30 intents."""
+    configs = {str(n): make_config("anchor", True, num_labels=n, label_similarity_weight=0.5) for n in INTENTS}
+    calls = {}
+    for count, model in make_models(device, configs).items():
+        model.label_embeds.copy_(torch.nn.functional.normalize(torch.randn_like(model.label_embeds), dim=-1))
+        calls[count] = inference(model, make_batch(device))
+    records = in_turns(calls, 5 if arguments.quick else 15, device, "Described intents")
+    return {"Inference with described intents": with_ratios(records, str(INTENTS[0]))}
 
 
 def section_latency(arguments, device):
-    """One clip at a time: where the time goes."""
-    model = make_models(device, ["anchor + SS"])["anchor + SS"].eval()
-    tokenizer = BertTokenizer(vocab={word: number for number, word in enumerate(vocabulary())})
-    text = " ".join(vocabulary()[-TEXT_LENGTH + 2 :])
-    audio = np.random.default_rng(0).standard_normal((AUDIO_LENGTH, AUDIO_SIZE), dtype=np.float32)
-    video = np.random.default_rng(0).standard_normal((VIDEO_LENGTH, VIDEO_SIZE), dtype=np.float32)
-    parts = {"input": [], "text encoder": [], "fusion": [], "rest of the model": [], "answer": []}
-    clock = PartClock(device, {"text encoder": model.amess.text_encoder, "fusion": model.amess.fusion})
-    rounds = 15 if arguments.quick else 50
-    for turn in range(3 + rounds):
-        clock.start()
-        batch = dict(encode_texts(tokenizer, [text], max_length=TEXT_LENGTH))
-        for name, frames, size in (("audio", audio, AUDIO_SIZE), ("video", video, VIDEO_SIZE)):
-            batch[f"{name}_features"], batch[f"{name}_attention_mask"] = pad_features([frames], size, AUDIO_LENGTH)
-        batch = {name: value.to(device) for name, value in batch.items()}
-        made = clock.lap()
-        with torch.no_grad():
-            logits = model(**batch).logits
-        whole = clock.lap()
-        logits.softmax(-1).topk(5)[0].tolist()
-        answered = clock.lap()
-        if turn >= 3:
-            inner = {name: clock.inside[name] for name in ("text encoder", "fusion")}
-            times = {"input": made, **inner, "rest of the model": whole - sum(inner.values()), "answer": answered}
-            for name, seconds in times.items():
-                parts[name].append(seconds)
-    clock.remove()
-    records = {name: summary(values) for name, values in parts.items()}
-    total = sum(record["seconds"] for record in records.values())
-    for record in records.values():
-        record["share"] = record["seconds"] / total
-    return records
-
-
-class PartClock:
-    """A stopwatch with laps, and the time inside some modules of a model."""
-
-    def __init__(self, device, modules):
-        self.device, self.inside, self.begun, self.handles = device, {}, {}, []
-        for name, module in modules.items():
-            self.handles.append(module.register_forward_pre_hook(lambda *_, name=name: self._enter(name)))
-            self.handles.append(module.register_forward_hook(lambda *_, name=name: self._leave(name)))
-
-    def _now(self):
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    def _enter(self, name):
-        self.begun[name] = self._now()
-
-    def _leave(self, name):
-        self.inside[name] = self._now() - self.begun[name]
-
-    def start(self):
-        self.last = self._now()
-
-    def lap(self):
-        last, self.last = self.last, self._now()
-        return self.last - last
-
-    def remove(self):
-        for handle in self.handles:
-            handle.remove()
-
-
-def vocabulary():
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    return ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(first + second for first in letters for second in letters)]
-
-
-def clip_frames(count):
-    """Frames of sound and picture of `count` clips: 2.4 s in the median, as in MIntRec, at 50 and 25 frames a second."""
-    seconds = np.random.default_rng(0).lognormal(np.log(2.2), 0.45, count)
-    audio = np.clip((seconds * 50).astype(int), 1, AUDIO_LENGTH)
-    return audio, np.clip((seconds * 25).astype(int), 1, VIDEO_LENGTH)
+    """One clip at a time, as a page or a server answers; ratios to the text encoder alone."""
+    calls = {name: inference(model, make_batch(device, 1)) for name, model in variant_models(device).items()}
+    return {"One clip": with_ratios(in_turns(calls, 15 if arguments.quick else 50, device, "One clip", 3), "text")}
 
 
 def section_padding(arguments, device):
-    """Share of padding among the frames: to the maximum, to the batch's longest, and grouped by length."""
-    audio, video = clip_frames(1334)
-    held = audio.sum() * AUDIO_SIZE + video.sum() * VIDEO_SIZE
-    results = {"to the maximum": len(audio) * (AUDIO_LENGTH * AUDIO_SIZE + VIDEO_LENGTH * VIDEO_SIZE)}
+    """Share of padding among all numbers of the frames, 1,334 clips with lengths drawn as in MIntRec."""
+    seconds = np.random.default_rng(0).lognormal(np.log(2.2), 0.45, 1334)
+    audio, video = (seconds * 50).astype(int).clip(1, AUDIO_LENGTH), (seconds * 25).astype(int).clip(1, VIDEO_LENGTH)
+
+    def size(audio_frames, video_frames):
+        return audio_frames * AUDIO_SIZE + video_frames * VIDEO_SIZE
+
+    padded = {"to the maximum": len(audio) * size(AUDIO_LENGTH, VIDEO_LENGTH)}
     for name, lengths in (("to the batch's longest", None), ("grouped by length", audio + video)):
-        sampler = ClipBatchSampler(len(audio), BATCH_SIZE, 0, lengths=lengths)
-        results[name] = sum(
-            len(batch) * (audio[batch].max() * AUDIO_SIZE + video[batch].max() * VIDEO_SIZE) for batch in sampler
-        )
-    return {name: {"padding": float(1 - held / padded)} for name, padded in results.items()}
+        batches = ClipBatchSampler(len(audio), BATCH_SIZE, 0, lengths=lengths)
+        padded[name] = sum(len(batch) * size(audio[batch].max(), video[batch].max()) for batch in batches)
+    held = size(audio.sum(), video.sum())
+    return {"Padding": {name: {"share": float(1 - held / numbers)} for name, numbers in padded.items()}}
 
 
-def section_loading(arguments, device):
-    """Clips per second turned into batches, from each form of the features."""
-    count = 300 if arguments.quick else 1334
-    audio, _ = clip_frames(count)
-    draw = np.random.default_rng(0)
-    features = {f"S01_E01_{n}": draw.standard_normal((frames, AUDIO_SIZE), dtype=np.float32)
-                for n, frames in enumerate(audio)}  # fmt: skip
-    ids = list(features)
-    tokenizer = BertTokenizer(vocab={word: number for number, word in enumerate(vocabulary())})
-    config = make_config()
-    config.video_config = None
-    collator = AMESSDataCollator(tokenizer, config)
-    sampler = list(ClipBatchSampler(count, BATCH_SIZE, 0))
+# Raw clips
+
+CLIPS = 8
+WORDS = "we they you can not will see that this now here open close the a door window well and or".split()
+
+
+def make_tokenizer():
+    return BertTokenizer(
+        vocab={word: n for n, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])}
+    )
+
+
+def section_clips(arguments, device):
+    """Clips of 3 s (640 x 360, H.264 and AAC), one at a time, with `--audio_encoder` and `--video_encoder` as they are."""
+    encoders = {"audio": arguments.audio_encoder, "video": arguments.video_encoder}
+    configs = {
+        f"{name}_config": {"encoder": encoder, "feature_size": load_encoder(name, encoder, device).feature_size}
+        for name, encoder in encoders.items()
+    }
+    config = AMESSConfig(text_config=BertConfig(), id2label=dict(enumerate("abcd")), **configs)
+    model = AMESSForIntentClassification(config).eval().to(device)
+    processor = AMESSProcessor.for_model(config, make_tokenizer())
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        (root / "audio_data").mkdir()
-        labels = DATASETS["mintrec"].labels
-        lines = ["season\tepisode\tclip\ttext\tlabel"]
-        lines += [f"S01\tE01\t{n}\tab cd ef\t{labels[n % 20]}" for n in range(count)]
-        (root / "train.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        official = root / "audio_data" / "wavlm_feats.pkl"
-        official.write_bytes(pickle.dumps(features))
-        write_features(features.items(), root / "safetensors", source=official)
-        stored = SafetensorsFeatures(root / "safetensors")
-        built = load_mintrec(root, "mintrec", cache_dir=root / "cache")["train"]
+        scenes = [Scene(n, 3.0, None, (0, 1), None, (0, 1), seed=n) for n in range(CLIPS)]
+        clips = [write_scene(Path(folder, f"{n}.mp4"), scene, (640, 360), 25) for n, scene in enumerate(scenes)]
+        made = {}
 
-        def from_safetensors():
-            for batch in sampler:
-                collator([{"text": "ab cd ef", "label": 0, "audio_features": stored[ids[n]]} for n in batch])
+        def decode():
+            made["decoded"] = [processor.read({"clip": clip, "text": "we can see that now"}) for clip in clips]
 
-        def from_arrow():
-            for batch in sampler:
-                collator(built.__getitems__(batch))
+        def encode():
+            made["rows"] = [processor.encode([row], device)[0] for row in made["decoded"]]
 
-        def from_pickle():
-            everything = dict(read_pickle(official))
-            for batch in sampler:
-                collator([{"text": "ab cd ef", "label": 0, "audio_features": everything[ids[n]]} for n in batch])
+        @torch.no_grad()
+        def answer():
+            for row in made["rows"]:
+                model(**processor.collate([row]).to(device)).logits.cpu()
 
-        sources = {"safetensors": from_safetensors, "Arrow": from_arrow, "official pickle": from_pickle}
-        records = in_turns(sources, 3 if arguments.quick else 7, torch.device("cpu"), "Loading")
-    for record in records.values():
-        record["clips_per_second"] = count / record["seconds"]
-    return records
+        records = {name: [] for name in ("decode", "encode", "answer")}
+        for _ in logging.tqdm(range(4), desc="Clips", unit="round"):
+            for call in (decode, encode, answer):
+                records[call.__name__].append(timed(call, device) / CLIPS)
+    return {"From clips to intents": with_shares({name: summary(times[1:]) for name, times in records.items()})}
 
 
-def decoder_config():
-    """A decoder of half a billion weights, as in Qwen2.5-0.5B."""
-    return Qwen2Config(
-        vocab_size=151936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14,
-        num_key_value_heads=2, tie_word_embeddings=True,
-    )  # fmt: skip
+# Memory of stored features
+
+FEATURES = Path("data") / "audio_data" / "wavlm_feats"
 
 
-def section_decoder(arguments, device):
-    """Training step and inference with a decoder as text encoder, in bf16; `None` with `--quick`."""
-    if arguments.quick:
-        return None
-    config = make_config(text_pooling="last")
-    config.text_config = decoder_config()
-    batch = {
-        name: value.bfloat16() if value.is_floating_point() else value for name, value in make_batch(device).items()
-    }
-    model = AMESSForIntentClassification(config).to(device, torch.bfloat16)
-    model.get_input_embeddings().requires_grad_(False)
-    adapted = add_lora(copy.deepcopy(model), rank=16)
-    calls = {
-        "all weights": decoder_step(model, batch, False),
-        "LoRA, rank 16": decoder_step(adapted, batch, False),
-        "LoRA, gradient checkpointing": decoder_step(adapted, batch, True),
-        "inference": inference(model, batch),
-    }
-    return with_ratios(in_turns(calls, 6, device, "Decoder"), "all weights")
+def write_data(folder, num_clips):
+    """Write a MIntRec folder of noise with so many training clips of 3 s on average; returns the bytes of its features."""
+    draw, labels = np.random.default_rng(0), DATASETS["mintrec"].labels
+    rows = [f"S01\tE01\t{n}\twe can see that now\t{labels[n % len(labels)]}\n" for n in range(num_clips)]
+    (folder / "data").mkdir(parents=True)
+    (folder / "data" / "train.tsv").write_text("season\tepisode\tclip\ttext\tlabel\n" + "".join(rows))
+    lengths = np.clip(50 * draw.lognormal(np.log(3.0) - 0.1, 0.45, num_clips), 25, AUDIO_LENGTH).astype(int)
+    noise = (draw.standard_normal((length, AUDIO_SIZE), dtype=np.float32) for length in lengths)
+    write_features(((f"S01_E01_{n}", clip) for n, clip in enumerate(noise)), folder / FEATURES, source=folder)
+    return sum(path.stat().st_size for path in (folder / FEATURES).iterdir())
 
 
-def decoder_step(model, batch, checkpointing):
-    """A training step, with gradient checkpointing or without."""
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
-    step = training_step(model, optimizer, batch)
+def load_data(folder, **options):
+    return load_mintrec(Path(folder) / "data", cache_dir=Path(folder) / "cache", **options)["train"]
 
-    def run():
-        (model.gradient_checkpointing_enable if checkpointing else model.gradient_checkpointing_disable)()
-        step()
 
-    run.steps = step.steps
-    return run
+def train_small(rows, audio=True):
+    """Train a small model for one epoch."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64}
+    config = AMESSConfig(
+        text_config=BertConfig(**sizes, num_hidden_layers=1, num_attention_heads=2),
+        audio_config={"feature_size": AUDIO_SIZE, "max_length": 400} if audio else None,
+        **sizes,
+        num_fusion_layers=1,
+        id2label=dict(enumerate(DATASETS["mintrec"].labels)),
+    )
+    collator = AMESSDataCollator(make_tokenizer(), config)
+    model = AMESSForIntentClassification(config).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for batch in torch.utils.data.DataLoader(rows, BATCH_SIZE, shuffle=True, collate_fn=collator):
+        training_step(model, optimizer, batch)()
+
+
+DATA_TASKS = {
+    "train on text alone": lambda folder: train_small(load_data(folder, audio_features="none"), audio=False),
+    "build the data set from safetensors": load_data,
+    "train from the built data set (Arrow)": lambda folder: train_small(load_data(folder)),
+}
+
+
+def section_data(arguments, device):
+    """Peak of a process each, without and with the pages of mapped files, which the system reclaims when memory is short."""
+    with tempfile.TemporaryDirectory() as folder:
+        size = write_data(Path(folder), arguments.clips)
+        peaks = peaks_of(DATA_TASKS, arguments, folder)
+    text = peaks["train on text alone"]["own"]
+    rows = {task: {"own": p["own"], "above": p["own"] - text, "mapped": p["bytes"]} for task, p in peaks.items()}
+    return {f"Memory of features, {size / 2**20:,.0f} MiB on disk": rows}
+
+
+# On a GPU
 
 
 def section_gpu(arguments, device):
-    """bf16 against float32, compiled against eager, and FLOP utilisation; `None` without a GPU."""
-    if device.type != "cuda":
-        return None
-    results = {}
-    for precision, autocast in (
-        ("float32", nullcontext),
-        ("bf16", lambda: torch.autocast("cuda", torch.bfloat16)),
-    ):
-        for batch_size in (BATCH_SIZE, 64):
-            batch = make_batch(device, batch_size)
-            models = make_models(device, ["text", "anchor", "anchor + SS"])
-            optimizer = make_optimizer(models)
-            compiled = {f"{name}, compiled": torch.compile(model) for name, model in models.items()}
-            steps = {
-                name: training_step(model, optimizer, batch, autocast)
-                for name, model in {**models, **compiled}.items()
-            }
-            records = with_ratios(in_turns(steps, 20, device, f"{precision}, batch {batch_size}", warm_up=5), "text")
-            for name, model in models.items():
-                flops = flops_of_step(model, batch)
-                for variant in (name, f"{name}, compiled"):
-                    rate = flops / records[variant]["seconds"]
-                    peak = next((v for k, v in PEAK_FLOPS.items() if k in torch.cuda.get_device_name()), None)
-                    records[variant]["tflops"] = rate / 1e12
-                    if precision == "bf16" and peak:
-                        records[variant]["utilisation"] = rate / peak
-            results[f"{precision}, batch {batch_size}"] = records
-            del models, optimizer, compiled, steps
-            gc.collect()
-            torch.cuda.empty_cache()
+    """bf16 next to float32, and compiled next to eager; ratios to the text encoder alone."""
+    results, precisions = {}, {"float32": nullcontext, "bf16": lambda: torch.autocast("cuda", torch.bfloat16)}
+    for precision, batch_size in itertools.product(precisions, (BATCH_SIZE, 64) if device.type == "cuda" else ()):
+        batch, models = make_batch(device, batch_size), variant_models(device, ["text", "anchor", "anchor + SS"])
+        compiled = {f"{name}, compiled": torch.compile(model) for name, model in models.items()}
+        optimizer, autocast = make_optimizer(models), precisions[precision]
+        steps = {name: training_step(model, optimizer, batch, autocast) for name, model in (models | compiled).items()}
+        title = f"{precision}, batch {batch_size}"
+        results[f"Training step on the GPU: {title}"] = with_ratios(in_turns(steps, 20, device, title, 5), "text")
+        del models, compiled, optimizer, steps
+        torch.cuda.empty_cache()
     return results
 
 
-def flops_of_step(model, batch):
-    """Floating-point operations of the matrix products of a training step."""
-    step = training_step(model, torch.optim.SGD(model.parameters(), lr=0.0), batch)
-    with FlopCounterMode(display=False) as counter:
-        step()
-    return counter.get_total_flops() / step.steps
+QUICK = ("step", "memory", "growth", "intents", "latency", "padding", "gpu")
+SECTIONS = {name: globals()[f"section_{name}"] for name in (*QUICK, "clips", "data")}
 
 
-# --------------------------------------------------------------------------------------------------------- what to write
-
-
-def milliseconds(record):
-    return f"{1000 * record['seconds']:,.1f} ± {1000 * record['spread']:,.1f}"
+# What to write
 
 
 def ratio_text(record):
-    """The ratio with its interval, or "not measured"."""
-    interval = f"{record['low']:.2f} to {record['high']:.2f}"
-    return f"{NOT_MEASURED} ({interval})" if record["ratio"] is None else f"{record['ratio']:.2f} ({interval})"
+    """The ratio with its interval where it has one, or "not measured"."""
+    ratio = NOT_MEASURED if record["ratio"] is None else f"{record['ratio']:.2f}"
+    return f"{ratio} ({record['low']:.2f} to {record['high']:.2f})" if "low" in record else ratio
+
+
+def bound_text(record):
+    """What the ratio may be at most, and whether it is."""
+    if record.get("ratio") is None:
+        return f"{record['bound']:.2f}"
+    return f"{record['bound']:.2f}" + (" (held)" if record["ratio"] <= record["bound"] else " **(exceeded)**")
+
+
+# Value → its column, and how it is written.
+COLUMNS = {
+    "seconds": ("ms", lambda r: f"{1000 * r['seconds']:,.1f} ± {1000 * r['spread']:,.1f}"),
+    "bytes": ("GiB", lambda r: f"{r['bytes'] / 2**30:.2f}"),
+    "own": ("peak, MiB", lambda r: f"{r['own'] / 2**20:,.0f}"),
+    "above": ("above text, MiB", lambda r: f"{r['above'] / 2**20:,.0f}"),
+    "mapped": ("with mapped files, MiB", lambda r: f"{r['mapped'] / 2**20:,.0f}"),
+    "ratio": ("ratio", ratio_text),
+    "bound": ("at most", bound_text),
+    "share": ("share", lambda r: f"{r['share']:.0%}"),
+}
 
 
 def other_work_text(cores):
@@ -659,145 +550,75 @@ def other_work_text(cores):
 
 def as_markdown(results):
     """The results as a page of tables."""
-    lines = ["# Benchmark", "", f"{results['device']}; {results['software']}; {results['settings']}.", ""]
-    lines += [
+    lines = [
+        f"# Benchmark\n\n{results['device']}; {results['software']}; {results['settings']}.\n",
         f"{other_work_text(results['other_processes'])} Ratios are given with their 95 % interval over the rounds; one whose "
-        f"interval is wider than {WIDEST_INTERVAL:.0%} of it is {NOT_MEASURED}.",
-        "",
+        f"interval is wider than {WIDEST_INTERVAL:.0%} of it is {NOT_MEASURED}.\n",
     ]
-
-    def table(title, note, head, rows):
-        lines.extend([f"## {title}", "", note, "", markdown_table(head, rows)])
-
-    sections = results["sections"]
-    for kind in ("training", "inference") if "step" in sections else ():
-        table(
-            f"{kind.capitalize()}, batch {BATCH_SIZE}",
-            f"Text {TEXT_LENGTH}, picture {VIDEO_LENGTH}, sound {AUDIO_LENGTH}, all full; ratios to the text encoder alone.",
-            ("", "ms", "ratio"),
-            [(name, milliseconds(r), ratio_text(r)) for name, r in sections["step"][kind].items()],
-        )
-    if "memory" in sections:
-        table(
-            "Peak memory of a training step",
-            "AdamW included; each in its own process.",
-            ("", "GiB", "ratio"),
-            [(name, f"{r['bytes'] / 2**30:.2f}", f"{r['ratio']:.2f}") for name, r in sections["memory"].items()],
-        )
-    for fusion, records in sections.get("growth", {}).items():
-        table(
-            f"Growth of the fusion: {fusion}",
-            "Forward and backward of the fusion alone; frames of sound / picture.",
-            ("", "ms", "to the line above"),
-            [
-                (name, milliseconds(r), "" if r["growth"] is None else ratio_text(r["growth"]))
-                for name, r in records.items()
-            ],
-        )
-    if "intents" in sections:
-        table(
-            "Described intents, inference",
-            "Classifier and stored descriptions together; ratios to 30.",
-            ("intents", "ms", "ratio"),
-            [(name, milliseconds(r), ratio_text(r)) for name, r in sections["intents"].items()],
-        )
-    if "latency" in sections:
-        table(
-            "One clip at a time",
-            "From text and features to the five best intents.",
-            ("part", "ms", "share"),
-            [(name, milliseconds(r), f"{r['share']:.0%}") for name, r in sections["latency"].items()],
-        )
-    if "padding" in sections:
-        table(
-            "Padding",
-            "Share of padding among all numbers of the frames, 1,334 clips with lengths drawn as in MIntRec.",
-            ("", "padding"),
-            [(name, f"{r['padding']:.0%}") for name, r in sections["padding"].items()],
-        )
-    if "loading" in sections:
-        table(
-            "Loading",
-            "From stored features (sound, 768 wide) to padded batches, in random order; the pickle is read whole each time.",
-            ("", "clips per second"),
-            [(name, f"{r['clips_per_second']:,.0f}") for name, r in sections["loading"].items()],
-        )
-    if "decoder" in sections:
-        table(
-            "A decoder of half a billion weights as text encoder",
-            f"bf16, batch {BATCH_SIZE}, last token; ratios to the training step of all weights but the word embeddings'.",
-            ("", "ms", "ratio"),
-            [(name, milliseconds(r), ratio_text(r)) for name, r in sections["decoder"].items()],
-        )
-    for setting, records in (sections.get("gpu") or {}).items():
-        table(
-            f"Training step on the GPU: {setting}",
-            "Utilisation: FLOP of the matrix products over the device's dense bf16 peak.",
-            ("", "ms", "ratio", "TFLOP/s", "utilisation"),
-            [
-                (
-                    name,
-                    milliseconds(r),
-                    ratio_text(r),
-                    f"{r['tflops']:.1f}",
-                    f"{r['utilisation']:.0%}" if "utilisation" in r else "",
-                )
-                for name, r in records.items()
-            ],
-        )
+    for title, table in results["tables"].items():
+        chosen = [name for name in COLUMNS if any(name in record for record in table["rows"].values())]
+        cells = [
+            [row, *(COLUMNS[name][1](record) if name in record else "" for name in chosen)]
+            for row, record in table["rows"].items()
+        ]
+        header = ["", *(COLUMNS[name][0] for name in chosen)]
+        lines.append(f"## {title}\n\n{table['note']}\n\n{markdown_table(header, cells)}")
     return "\n".join(lines)
 
 
-def draw(results, path):
+def draw(tables, path):
     """The main numbers as bars and lines."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    sections = results["sections"]
-    figure, axes = pyplot.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
-    if "step" in sections:
-        names = [name for name in VARIANTS if name in sections["step"]["training"]]
-        for offset, (kind, colour) in enumerate((("training", "#0072B2"), ("inference", "#E69F00"))):
-            ratios = [sections["step"][kind][name]["ratio"] for name in names]
-            places = np.arange(len(names)) + 0.4 * offset
-            bars = axes[0].bar(places, [ratio or 0 for ratio in ratios], 0.38, label=kind, color=colour)
-            labels = [NOT_MEASURED if ratio is None else f"{ratio:.2f}" for ratio in ratios]
-            axes[0].bar_label(bars, labels, fontsize=9, padding=2)
-        axes[0].set_xticks(np.arange(len(names)) + 0.2, names)
-        axes[0].set(title=f"Time compared with the text encoder's, batch {BATCH_SIZE}", ylabel="ratio to text alone")
-        axes[0].margins(y=0.15)
-        axes[0].legend()
-    for (fusion, records), marker, colour in zip(
-        sections.get("growth", {}).items(), "os", ("#0072B2", "#D55E00"), strict=False
-    ):
-        frames = [int(name.split("/")[0]) for name in records]
-        axes[1].plot(
-            frames, [1000 * r["seconds"] for r in records.values()], marker=marker, color=colour, label=fusion
-        )
-        axes[1].set(
-            title="The fusion alone, forward and backward", xlabel="frames of sound (picture: half)", ylabel="ms"
-        )
-        axes[1].set_xscale("log", base=2)
-        axes[1].set_yscale("log")
-        axes[1].set_xticks(frames, frames)
-        axes[1].legend()
-    if "latency" in sections:
-        shares = {name: 100 * record["share"] for name, record in sections["latency"].items()}
-        bars = axes[2].barh(list(shares), list(shares.values()), color="#009E73")
-        axes[2].bar_label(bars, [f"{share:.0f} %" for share in shares.values()], padding=3)
-        axes[2].invert_yaxis()
-        axes[2].margins(x=0.15)
-        axes[2].set(title="One clip at a time", xlabel="share of the time, per cent")
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    bars, lines = figure.subplots(1, 2)
+    for place, kind in enumerate(kind for kind in ("Training step", "Inference", "One clip") if kind in tables):
+        ratios = [tables[kind]["rows"][name]["ratio"] for name in VARIANTS]
+        drawn = bars.bar(np.arange(len(ratios)) + 0.3 * place, [ratio or 0 for ratio in ratios], 0.28, label=kind)
+        labels = [NOT_MEASURED if ratio is None else f"{ratio:.2f}" for ratio in ratios]
+        bars.bar_label(drawn, labels, fontsize=8, padding=2)
+    bars.set_xticks(np.arange(len(VARIANTS)) + 0.3, VARIANTS)
+    bars.set(title=f"Batch {BATCH_SIZE}, and one clip", ylabel="time, as a ratio to text alone")
+    for fusion, style in (("anchor", "o-"), ("cross_modal", "s--")):
+        if table := tables.get(f"Growth of the fusion: {fusion}"):
+            frames = [int(name.split("/")[0]) for name in table["rows"]]
+            lines.loglog(frames, [1000 * row["seconds"] for row in table["rows"].values()], style, label=fusion)
+    lines.set(title="The fusion alone, forward and backward", xlabel="frames of audio (video: half)", ylabel="ms")
+    for axes in (bars, lines):
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend()
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)
 
 
-def machine(device, threads):
-    if device.type == "cuda":
-        return torch.cuda.get_device_name()
-    return f"CPU ({platform.machine()}, {threads} threads of {os.cpu_count()} cores)"
+@dataclass
+class BenchmarkArguments:
+    """What to measure and where to write it."""
+
+    output_dir: str = field(default="benchmark_output", metadata={"help": "Folder for the JSON, Markdown and plots."})
+    quick: bool = field(default=False, metadata={"help": f"Fewer rounds, of {', '.join(QUICK)}."})
+    sections: str | None = field(default=None, metadata={"help": f"Separated by commas: {', '.join(SECTIONS)}."})
+    clips: int = field(default=450, metadata={"help": "Clips of the section `data`; MIntRec2.0 has 9,304, 4 GB."})
+    audio_encoder: str = field(default="log-mel", metadata={"help": "For the section `clips`."})
+    video_encoder: str = field(default="hog", metadata={"help": "For the section `clips`."})
+    threads: int = field(default=2, metadata={"help": "CPU threads of torch."})
+    peak_of: str | None = field(default=None, metadata={"help": "Only run this task, whose memory is measured."})
+    folder: str | None = field(default=None, metadata={"help": "Of the data of the task."})
+
+
+def measure(arguments, device):
+    """Title → note and rows of each table, of the chosen sections."""
+    names = arguments.sections.split(",") if arguments.sections else QUICK if arguments.quick else list(SECTIONS)
+    if unknown := set(names) - set(SECTIONS):
+        sys.exit(f"benchmark.py: no section {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
+    tables = {}
+    for name in names:
+        for title, rows in SECTIONS[name](arguments, device).items():
+            for row, bound in BOUNDS.get(title, {}).items():
+                if row in rows:
+                    rows[row]["bound"] = bound
+            tables[title] = {"note": SECTIONS[name].__doc__, "rows": rows}
+        gc.collect()
+    return tables
 
 
 def main(arguments=None):
@@ -808,31 +629,21 @@ def main(arguments=None):
     torch.set_num_threads(arguments.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if arguments.peak_of is not None:
-        print(peak_of(arguments.peak_of, device))
-        return None
-    chosen = [name.strip() for name in arguments.sections.split(",")]
-    unknown = set(chosen) - set(SECTIONS)
-    if unknown:
-        sys.exit(f"benchmark.py: no section {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
+        return run_task(arguments.peak_of, arguments.folder, device)
     begin, others = time.perf_counter(), OtherWork()
+    cpu = f"CPU ({platform.machine()}, {arguments.threads} threads of {os.cpu_count()} cores)"
     results = {
-        "device": machine(device, arguments.threads),
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else cpu,
         "software": f"torch {torch.__version__}, Python {platform.python_version()}",
         "settings": "quick" if arguments.quick else "full",
-        "sections": {},
+        "tables": measure(arguments, device),
     }
-    for name in chosen:
-        measured = globals()[f"section_{name}"](arguments, device)
-        if measured is not None:
-            results["sections"][name] = measured
-        gc.collect()
-    results["seconds"] = time.perf_counter() - begin
-    results["other_processes"] = others.cores()
+    results |= {"seconds": time.perf_counter() - begin, "other_processes": others.cores()}
     folder = Path(arguments.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "benchmark.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     (folder / "benchmark.md").write_text(as_markdown(results), encoding="utf-8")
-    draw(results, folder / "benchmark.png")
+    draw(results["tables"], folder / "benchmark.png")
     print(as_markdown(results))
     return results
 

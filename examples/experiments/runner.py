@@ -45,6 +45,7 @@ class RunArguments(DataArguments):
     """Arguments of run_mir.py that an experiment reads too."""
 
     seeds: str = field(default="0,1,2", metadata={"help": "Train once with each of these, separated by commas."})
+    config_overrides: str | None = field(default=None, metadata={"help": "Fields of the model's configuration."})
 
 
 def parse(kinds, description, arguments=None, is_run=False):
@@ -75,7 +76,8 @@ def train(run_args, rest, folder, config=None, **options):
     Returns:
         `dict[int, dict]`: seed → metrics.
     """
-    overrides = ",".join(f"{name}={value}" for name, value in (config or {}).items())
+    fields = [f"{name}={value}" for name, value in (config or {}).items()]
+    overrides = ",".join([run_args.config_overrides, *fields] if run_args.config_overrides else fields)
     options = {**vars(run_args), **options, "output_dir": folder, "config_overrides": overrides or None}
     given = [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
     command = [sys.executable, str(EXAMPLES / "run_mir.py"), "--do_train", "--do_eval", *rest, *given]
