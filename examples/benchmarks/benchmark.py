@@ -51,8 +51,8 @@ from amess_hf.training.batches import ClipBatchSampler, label_turns
 EXAMPLES = Path(__file__).parents[1]
 sys.path += [str(EXAMPLES), str(EXAMPLES / "demo")]
 
-from demo_clips import Scene, write_scene
 from command_line import ProgressArguments, hide_progress_bars
+from demo_clips import Scene, write_scene
 
 
 TEXT_LENGTH, VIDEO_LENGTH, AUDIO_LENGTH, DESCRIPTION_LENGTH = 30, 230, 480, 22

@@ -19,14 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas
-from runner import (
-    SCORED_ONCE,
-    RunArguments,
-    one_line_errors,
-    parse,
-    train,
-    write_results,
-)
+from runner import SCORED_ONCE, RunArguments, one_line_errors, parse, train, write_results
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
 from sklearn.model_selection import GroupKFold
@@ -96,17 +89,10 @@ def write_fold(rows, kept_aside, folder):
 
 def load_frames(folder, frame_args):
     """A folder data set with features: of the encoders where they are given, else those of its files."""
-    of_files = {
-        f"{name}_features": NO_FEATURES for name in ("audio", "video") if getattr(frame_args, f"{name}_encoder")
-    }
+    encoders = {"audio_encoder": frame_args.audio_encoder, "video_encoder": frame_args.video_encoder}
+    of_files = {f"{name[:5]}_features": NO_FEATURES for name, encoder in encoders.items() if encoder is not None}
     dataset = load_mintrec(folder, name="folder", **of_files)
-    return add_clip_features(
-        dataset,
-        frame_args.audio_encoder,
-        frame_args.video_encoder,
-        folder,
-        audio_encoder_layer=frame_args.audio_encoder_layer,
-    )
+    return add_clip_features(dataset, **encoders, data_dir=folder, audio_encoder_layer=frame_args.audio_encoder_layer)
 
 
 def statistics_of_frames(split):

@@ -205,9 +205,8 @@ class Signer(Actor):
 
     def __init__(self, clip: SpokenSign, sound: np.ndarray):
         seconds = len(sound) / SAMPLING_RATE
-        super().__init__(
-            Scene(clip.person, seconds, None, (0, seconds), None, (0, seconds), seed=clip.seed), sound, SIZE
-        )
+        scene = Scene(clip.person, seconds, None, (0, seconds), None, (0, seconds), seed=clip.seed)
+        super().__init__(scene, sound, SIZE)
         self.fingers = clip.fingers
         who, random = np.random.default_rng([5, clip.person]), np.random.default_rng([6, clip.seed])
         self.finger_width, self.finger_length = who.uniform(0.15, 0.21), who.uniform(0.75, 1.05)

@@ -1,4 +1,4 @@
-"""predict_clip.py and benchmark_clips.py from the command line."""
+"""predict_clip.py from the command line."""
 
 import json
 
@@ -10,7 +10,6 @@ from utils import LABELS, save_clip_model, save_noise_clip
 
 av = pytest.importorskip("av")
 
-import benchmark_clips
 import predict_clip
 from clip_writer import write_clip
 
@@ -149,15 +148,3 @@ def test_merged_spans():
     anchors = [{"frame": n, "start": n / 10, "end": (n + 1) / 10, "score": 0.5} for n in (7, 2, 3, 1)]
     assert predict_clip.merged_spans(anchors) == [(0.1, 0.4), (0.7, 0.8)]
     assert predict_clip.merged_spans([{"frame": 3, "score": 0.5}]) == []
-
-
-@pytest.mark.slow
-def test_benchmark(tmp_path, capsys):
-    arguments = ["--small", "--num_clips", "1", "--seconds", "0.3", "--repeats", "1", "--output_dir", str(tmp_path)]
-    figures = benchmark_clips.main(arguments)
-    assert figures == json.loads((tmp_path / "clips.json").read_text())
-    assert sum(figures["share"].values()) == pytest.approx(1)
-    assert figures["decoding_share"] == pytest.approx(
-        figures["share"]["decode sound"] + figures["share"]["decode picture"]
-    )
-    assert "Decoding takes" in (tmp_path / "clips.md").read_text() == capsys.readouterr().out.rstrip("\n") + "\n"
