@@ -445,7 +445,8 @@ class AMESSModel(AMESSPreTrainedModel):
             if frames is not None and 0 not in frames.shape[1:2]:
                 features[name], masks[name] = _check_frames(name, frames, mask, config.feature_size)
         sizes = {name: size for name, size in sizes.items() if name == "text" or name in features} or sizes
-        if len(set(sizes.values())) > 1:
+        first = next(iter(sizes.values()))
+        if any(size != first for size in sizes.values()):  # not as a set: an exported batch has no fixed size
             raise ValueError(
                 f"the modalities have different numbers of clips: {sizes}; give all of them the same number"
             )

@@ -17,8 +17,11 @@ attention mask). Outputs: `logits`
 `anchor_scores`.
 """
 
+import logging as stdlib_logging
 import os
 import sys
+import warnings
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -116,6 +119,22 @@ def dynamic_axes(inputs, arguments):
     return axes if any(axes.values()) else None
 
 
+@contextmanager
+def exporter_silenced():
+    """What torch's exporter says of its own code is not for the user; errors are raised all the same."""
+    loggers = [stdlib_logging.getLogger(name) for name in ("torch.onnx", "torch._dynamo", "torch._guards")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(stdlib_logging.CRITICAL)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
 def export(model, arguments):
     """
     Write the ONNX file, and check that onnxruntime agrees with the model.
@@ -129,22 +148,23 @@ def export(model, arguments):
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ImportError(f'exporting needs {error.name}: pip install "amess_hf[onnx]"') from error
-    model = model.float().eval()
+    model, wrapped = model.float().eval(), ForONNX(model).eval()
     inputs = example_inputs(model.config, arguments.batch_size or 3, input_sizes(model.config, arguments))
     names = ["logits"] if model.config.fusion_type != "anchor" else ["logits", "anchor_indices", "anchor_scores"]
     with written_aside(arguments.output_file) as partial:
-        torch.onnx.export(
-            ForONNX(model),
-            kwargs=inputs,
-            f=partial,
-            input_names=list(inputs),
-            output_names=names,
-            dynamic_shapes=dynamic_axes(inputs, arguments),
-            opset_version=OPSET,
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-        )
+        with exporter_silenced():
+            torch.onnx.export(
+                wrapped,
+                kwargs=inputs,
+                f=partial,
+                input_names=list(inputs),
+                output_names=names,
+                dynamic_shapes=dynamic_axes(inputs, arguments),
+                opset_version=OPSET,
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
         difference = largest_difference(model, partial, arguments)
         if difference > TOLERANCE:
             raise ValueError(

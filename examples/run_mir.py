@@ -299,7 +299,10 @@ def find_label_descriptions(data_args, labels) -> dict[str, list[str]] | None:
     try:
         return describe_labels(labels, shipped)
     except ValueError:
-        logger.warning("no label descriptions: semantic synchronization is off (give `--label_descriptions FILE`)")
+        logger.warning(
+            "no label descriptions (`--label_descriptions FILE`): of semantic synchronization, only the triplets between "
+            "clips are trained"
+        )
         return None
 
 

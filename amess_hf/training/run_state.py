@@ -320,7 +320,7 @@ def checkpoint_to_resume(
     checkpoint, choice = resume_from_checkpoint, str(resume_from_checkpoint).lower()
     if choice == "true":
         checkpoint = last_complete_checkpoint(folder)
-        if checkpoint is None:
+        if checkpoint is None and _checkpoints(folder):
             logger.warning(f"{folder} has no complete checkpoint yet: training starts from the beginning")
     if checkpoint is None or choice == "false":
         return None

@@ -18,13 +18,16 @@ def run(path, batch):
 
 
 @pytest.mark.slow
-def test_free_lengths(tmp_path):
+@pytest.mark.filterwarnings("error")
+def test_free_lengths(tmp_path, capfd):
     """From the command line; then with batches of other sizes, and clips that lack a modality."""
     model = tiny_model(label_similarity_weight=0.4)
     model.save_pretrained(tmp_path / "model")
     path = tmp_path / "amess.onnx"
     export_onnx.main(["--model_name_or_path", str(tmp_path / "model"), "--output_file", str(path)])
     assert not list(tmp_path.glob("*.partial"))
+    printed = capfd.readouterr()
+    assert len(printed.out.splitlines()) == 1 and "torch" not in printed.err, "the exporter's own remarks"
     for seed, (text, audio, video) in enumerate(
         [
             ((5, 3, 7), (9, 4, 1), (6, 8, 2)),

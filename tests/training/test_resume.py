@@ -24,6 +24,7 @@ from amess_hf.training.run_state import (
     DivergenceGuard,
     Preemption,
     check_output_dir,
+    checkpoint_to_resume,
     last_complete_checkpoint,
     locked,
     model_request,
@@ -441,3 +442,11 @@ def test_sigterm_is_for_the_process_that_trains(forked):
         else:
             os.kill(os.getpid(), signal.SIGTERM)
             assert preemption.received
+
+
+def test_a_new_run_that_may_resume_says_nothing(tmp_path, caplog):
+    """Only a folder whose checkpoints are all damaged is worth a line."""
+    assert checkpoint_to_resume(True, tmp_path, {}) is None and not caplog.records
+    (tmp_path / "checkpoint-4").mkdir()
+    assert checkpoint_to_resume(True, tmp_path, {}) is None
+    assert "no complete checkpoint yet" in caplog.text
