@@ -2,7 +2,7 @@
 """
 Turn raw clips into feature files that `load_mintrec` reads, with frozen encoders, in parallel.
 
-    accelerate launch examples/extract_features.py --data_dir path/to/MIntRec --dataset_name mintrec \
+    python examples/extract_features.py --data_dir path/to/MIntRec --dataset_name mintrec \
         --audio_encoder microsoft/wavlm-base-plus --video_encoder microsoft/swin-tiny-patch4-window7-224
 
 Writes `audio_data/<encoder>/` and `video_data/<encoder>/` (safetensors shards with an index). If it is killed at any

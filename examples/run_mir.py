@@ -2,7 +2,7 @@
 """
 Train A-MESS on MIntRec, MIntRec2.0 or your own clips, evaluate it and name the intents of the test clips.
 
-    accelerate launch examples/run_mir.py --dataset_name mintrec --data_dir path/to/MIntRec \
+    python examples/run_mir.py --dataset_name mintrec --data_dir path/to/MIntRec \
         --text_model_name_or_path bert-base-uncased --output_dir runs/mintrec --do_train --do_eval --do_predict
 
 Arguments come from the command line, or from one JSON file: `run_mir.py arguments.json`.

@@ -2,7 +2,7 @@
 """
 The same as `run_mir.py`, with a plain accelerate loop in place of the Trainer: to see each step of training, or to change one.
 
-    accelerate launch examples/run_mir_no_trainer.py --dataset_name mintrec --data_dir path/to/MIntRec \
+    python examples/run_mir_no_trainer.py --dataset_name mintrec --data_dir path/to/MIntRec \
         --text_model_name_or_path bert-base-uncased --output_dir runs/mintrec --do_train --do_eval --do_predict
 
 The arguments and the result are the same. The model is saved once, at the end.

@@ -103,11 +103,11 @@ def test_python_snippets_on_raw_clips(folder):
 @pytest.mark.parametrize("command", [line for line in commands() if "…" not in line])
 def test_commands(folder, command):
     program, *arguments = shlex.split(command)
-    assert program == "accelerate" and arguments[0] == "launch"
+    assert program == "python"
     small = "--use_cpu --max_steps 2 --disable_tqdm True --eval_strategy no --save_strategy no".split()
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, *arguments[1:], *small, "--load_best_model_at_end", "False"],
+        [sys.executable, *arguments, *small, "--load_best_model_at_end", "False"],
         capture_output=True,
         text=True,
         env=environment,
