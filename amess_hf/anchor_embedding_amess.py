@@ -191,10 +191,23 @@ class AMESSStatisticsEvidence(nn.Module):
 EVIDENCE = {"logsumexp": AMESSFrameEvidence, "statistics": AMESSStatisticsEvidence}
 
 
+def _rank_keys(scores: torch.Tensor):
+    """Whole numbers in the order of float32 `scores` (batch, length), of which no two in a row are equal: the earlier is larger.
+
+    With the scores themselves, the choice of `topk` among equal ones (silence, a frozen picture, a new model) follows the
+    padded length.
+    """
+    if torch.onnx.is_in_onnx_export() or torch.compiler.is_exporting():
+        return scores  # the operator of ONNX takes the earlier by itself
+    bits = (scores + 0.0).view(torch.int32).long()  # of -0.0 and 0.0 the same
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # of negative numbers, the larger is the smaller
+    return (ordered << 32) - torch.arange(scores.shape[1], device=scores.device)
+
+
 def choose_anchors(
     scores: torch.Tensor, mask: torch.Tensor, num_anchors: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Choose the tokens with the highest scores (step 3).
+    """Choose the tokens with the highest scores (step 3), of equal ones the earlier.
 
     Args:
         scores (`torch.FloatTensor` of shape `(batch_size, length)`): Scores of the tokens of one modality.
@@ -208,7 +221,8 @@ def choose_anchors(
     shares = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(-1) * mask
     # With the padding, a clip shorter than `num_anchors` takes the same path as any other.
     ranks = nn.functional.pad(scores.masked_fill(~mask, float("-inf")), (0, num_anchors), value=float("-inf"))
-    ranks, indices = ranks.topk(num_anchors)
+    indices = _rank_keys(ranks).topk(num_anchors).indices
+    ranks = ranks.gather(1, indices)
     present = ranks > float("-inf")
     indices = indices.masked_fill(~present, 0)
     return indices, shares.gather(1, indices) * present, present

@@ -147,6 +147,32 @@ class TestAnchors:
         torch.testing.assert_close(shares[0], scores[0, :3].softmax(-1)[[1, 2]])
         assert (shares[1] == 0).all()
 
+    def test_of_equal_scores_the_earlier(self):
+        for length in (6, 16, 17, 400):
+            scores = torch.zeros(2, length)
+            scores[1, 4] = 1.0
+            indices, shares, _ = choose_anchors(scores, torch.ones(2, length, dtype=torch.bool), 3)
+            assert indices.tolist() == [[0, 1, 2], [4, 0, 1]]
+
+    def test_silence_is_answered_alike_beside_any_neighbor(self):
+        model = tiny_model()
+        batch = random_batch(model.config, audio=(9, 4, 1), video=(6, 8, 2))
+        batch["audio_features"][:1], batch["video_features"][:1] = 0.0, 0.5
+        alone = {name: value[:1] for name, value in batch.items()}
+        for name in ("audio", "video"):
+            keys = f"{name}_features", f"{name}_attention_mask"
+            length = int(alone[keys[1]].sum())
+            for key in keys:
+                alone[key] = alone[key][:, :length]
+        together = {name: torch.nn.functional.pad(value, (0, 0, 0, 300)) if value.dim() == 3 else value
+                    for name, value in batch.items()}  # fmt: skip
+        for name in ("audio", "video"):
+            mask = f"{name}_attention_mask"
+            together[mask] = torch.nn.functional.pad(batch[mask], (0, 300))
+        first, second = model(**alone), model(**together)
+        torch.testing.assert_close(first.logits, second.logits[:1], atol=1e-5, rtol=1e-5)
+        assert torch.equal(first.anchor_indices, second.anchor_indices[:1])
+
     def test_positions_are_those_of_frames(self):
         model = tiny_model(**TONE)
         indices = model(**random_batch(model.config, audio=(9, 4, 1))).anchor_indices[:, 1]
