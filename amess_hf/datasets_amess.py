@@ -145,8 +145,10 @@ def label_names(dataset: Any) -> list[str]:
         dataset (`datasets.Dataset`): Clips with the column `label`, a `ClassLabel`.
 
     Raises:
-        ValueError: If `label` is missing or is not a `ClassLabel`.
+        ValueError: If `label` is missing or is not a `ClassLabel`, or if these are several splits.
     """
+    if isinstance(dataset, dict):
+        raise ValueError(f"`dataset` has the splits {', '.join(dataset)}; give the one to train on")
     names = getattr(dataset.features.get("label"), "names", None)
     if names is None:
         raise ValueError(

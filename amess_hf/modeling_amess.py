@@ -6,6 +6,7 @@ A-ME is in `anchor_embedding_amess.py`, SS in `synchronization_amess.py`, what A
 import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,6 +44,7 @@ from .loss_amess import (
 
 # Not used here: what a model that was loaded with `trust_remote_code` takes along when it is saved again.
 from .pipeline_amess import IntentRecognitionPipeline  # noqa: F401
+from .processing_amess import give_usual_mode
 from .synchronization_amess import AMESSSynchronization
 from .text_encoders_amess import (
     base_of,
@@ -209,15 +211,15 @@ class AMESSPreTrainedModel(PreTrainedModel):
             kwargs: As for [`~transformers.PreTrainedModel.save_pretrained`].
         """
         adapter, ignored = self.config.text_adapter, self._keys_to_ignore_on_save
-        if adapter is None or not (self._merge_adapter if merge_adapter is None else merge_adapter):
-            super().save_pretrained(save_directory, *args, **kwargs)
-            return
-        kwargs["state_dict"] = merged_state_dict(self, kwargs.get("state_dict"))
         try:
-            self.config.text_adapter, self._keys_to_ignore_on_save = None, set()
+            if adapter is not None and (self._merge_adapter if merge_adapter is None else merge_adapter):
+                kwargs["state_dict"] = merged_state_dict(self, kwargs.get("state_dict"))
+                self.config.text_adapter, self._keys_to_ignore_on_save = None, set()
             super().save_pretrained(save_directory, *args, **kwargs)
         finally:
             self.config.text_adapter, self._keys_to_ignore_on_save = adapter, ignored
+        for path in Path(save_directory).glob("*.safetensors"):
+            give_usual_mode(path)
 
     def push_to_hub(self, *args: Any, merge_adapter: bool = True, **kwargs: Any) -> str:
         """Upload the model as [`~transformers.PreTrainedModel.push_to_hub`] does.

@@ -616,6 +616,13 @@ def encode_texts(
     return BatchEncoding(batch.data, encoding=encodings or None)
 
 
+def give_usual_mode(path: str | os.PathLike) -> None:
+    """Give a file the mode that the umask asks for; safetensors writes files that their owner alone can read."""
+    umask = os.umask(0)
+    os.umask(umask)
+    os.chmod(path, 0o666 & ~umask)
+
+
 @contextmanager
 def written_aside(path: str | os.PathLike) -> Iterator[str]:
     """Yield a temporary path in the folder of `path`; what is written there becomes `path` when the block ends.
@@ -632,6 +639,7 @@ def written_aside(path: str | os.PathLike) -> Iterator[str]:
     partial = os.path.join(folder, f".{name}.{uuid.uuid4().hex}.partial")
     try:
         yield partial
+        give_usual_mode(partial)
         os.replace(partial, path)
     finally:
         if os.path.exists(partial):

@@ -502,11 +502,11 @@ def what_is_asked(run, written_by) -> dict:
     return run_state.training_request(run.model, run.training_args, *splits, written_by)
 
 
-def another_run(run, request) -> str | None:
+def another_run(run, request, may_be_longer=False) -> str | None:
     """Why the run in the output folder is another one; `None` if it is not, or left neither checkpoint nor metrics."""
     folder = Path(run.training_args.output_dir)
     has_results = any(folder.glob("checkpoint-*")) or (folder / aggregation.ALL_RESULTS_NAME).is_file()
-    return run_state.record_changes(folder, request) if has_results else None
+    return run_state.record_changes(folder, request, may_be_longer) if has_results else None
 
 
 def claim_folder(run, request):
@@ -515,7 +515,8 @@ def claim_folder(run, request):
     folder = args.output_dir
     if not args.do_train and source is not None and os.path.realpath(source) == os.path.realpath(folder):
         return  # a model is scored in its own folder, whose record stays
-    reason = another_run(run, request)
+    may_be_longer = args.resume_from_checkpoint is not None and run.run_args.seeds is None
+    reason = another_run(run, request, may_be_longer)
     if reason is not None and not run.run_args.overwrite_run:
         raise ValueError(
             f"{folder} holds another run: {reason}; give another `--output_dir`, or `--overwrite_run` to start again"
@@ -701,7 +702,6 @@ def for_each_seed(run: Callable[..., dict], model_args, data_args, run_args, tra
             if seed is not None:
                 args.seed, args.output_dir = seed, aggregation.seed_folder(output_dir, seed)
                 args.resume_from_checkpoint = "True"
-            run_state.check_output_dir(args.output_dir)
             with run_state.locked(args.output_dir) if args.process_index == 0 else nullcontext():
                 results = run(model_args, data_args, run_args, args)
         if not seeds:

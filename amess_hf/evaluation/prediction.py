@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers.utils import logging
 
-from ..configuration_amess import FEATURE_MODALITIES, MODALITIES, OUT_OF_SCOPE_LABEL
+from ..configuration_amess import FEATURE_MODALITIES, IGNORED_LABEL_ID, MODALITIES, OUT_OF_SCOPE_LABEL
 from ..processing_amess import written_aside
 from .metrics import compute_classification_metrics, compute_oos_metrics
 from .tables import plain_cell
@@ -33,7 +33,7 @@ class ClipOutputs:
     Attributes:
         ids (`list[str]`): Clip ids.
         texts (`list[str]`): What is said in each clip.
-        labels (`np.ndarray` of shape `(clips,)`): Label ids, -1 for out of scope.
+        labels (`np.ndarray` of shape `(clips,)`): Label ids, -1 for out of scope, -100 where the clips have none.
         logits (`np.ndarray` of shape `(clips, num_labels)`): float32.
         pooler_output (`np.ndarray` of shape `(clips, width)`): float32; the classifier's input.
         multimodal_embeds (`np.ndarray` of shape `(clips, projection_dim)`): float32, unit length.
@@ -64,10 +64,11 @@ class ClipOutputs:
             outputs (`np.ndarray` or `torch.Tensor`): The other attributes, floating-point values of any type.
         """
         if not hasattr(dataset, "column_names") or not hasattr(dataset, "__len__"):  # a list, or a stream
-            rows = [(row["id"], row["text"], row["label"]) for row in dataset]
+            rows = [(row["id"], row["text"], row.get("label", IGNORED_LABEL_ID)) for row in dataset]
             ids, texts, labels = map(list, zip(*rows, strict=True))
         else:
-            ids, texts, labels = (list(dataset[name]) for name in ("id", "text", "label"))
+            ids, texts = list(dataset["id"]), list(dataset["text"])
+            labels = dataset["label"] if "label" in dataset.column_names else [IGNORED_LABEL_ID] * len(dataset)
         arrays = {name: _to_numpy(value) for name, value in outputs.items() if value is not None}
         return cls(ids, texts, np.array(labels), **arrays)
 

@@ -59,6 +59,7 @@ def _argument(default: Any, description: str, **metadata: Any):
 
 
 _AT_LEAST_ONE = (lambda value: value >= 1, "at least 1")
+_ZERO = (lambda value: value == 0, "0: the model has its own losses; set `label_smoothing` of its configuration")
 _SAMPLING = ("random", "sequential", "group_by_length")
 # Argument -> whether a value is allowed, and which are.
 _ALLOWED = {
@@ -77,6 +78,7 @@ _ALLOWED = {
         lambda value: value in ("step", "epoch") or value.isdigit() and int(value) > 0,
         "'step', 'epoch' or a number of steps of at least 1",
     ),
+    "label_smoothing_factor": _ZERO,
     "train_sampling_strategy": (lambda value: value in _SAMPLING, f"one of {', '.join(_SAMPLING)}"),
 }
 
@@ -171,10 +173,29 @@ class AMESSTrainingArguments(TrainingArguments):
         if choose_workers and not on_cpu:
             self.dataloader_num_workers = min(4, (os.cpu_count() or 1) // self.world_size)
         self.label_update = str(self.label_update)
+        self._check_values()
+
+    def _check_values(self):
         for name, (allows, allowed) in _ALLOWED.items():
             value = getattr(self, name)
             if value is not None and not allows(value):
                 raise ValueError(f"`{name}` is {value!r}; it must be {allowed}")
+        if self.fp16 and self.device.type == "cpu":
+            raise ValueError("`fp16` needs an accelerator; on a CPU, train in float32 or with `bf16`")
+
+    @classmethod
+    def of(cls, args: TrainingArguments | None) -> "AMESSTrainingArguments":
+        """Return the arguments as this class; plain ones keep their values, and have the defaults of what they lack.
+
+        Raises:
+            ValueError: Naming an argument whose value is not supported.
+        """
+        if args is not None and not isinstance(args, cls):
+            args, plain = cls.__new__(cls), args
+            # What it lacks are attributes of the class.
+            vars(args).update(vars(plain), restore_callback_states_from_checkpoint=True)
+            args._check_values()
+        return cls() if args is None else args
 
     def label_update_period(self, steps_per_epoch: int) -> int:
         """Return the steps between two encodings of the same label's description.
@@ -194,6 +215,7 @@ class AMESSTrainingArguments(TrainingArguments):
             ValueError: Naming the metric and the known ones.
         """
         name = (self.metric_for_best_model or "").removeprefix("eval_")
+        known = [metric for metric in known if metric.endswith("loss") or not self.prediction_loss_only]
         if name and self.eval_strategy != "no" and name not in known:
             raise ValueError(f"`metric_for_best_model` is {name!r}; it must be one of {', '.join(known)}")
 
@@ -202,7 +224,8 @@ class AMESSTrainingArguments(TrainingArguments):
     ) -> "AMESSTrainingArguments":
         """Return a copy for training a model on a data set.
 
-        It has a learning rate and a number of epochs, and evaluation is off where there is nothing to evaluate on.
+        It has a learning rate and a number of epochs, all columns, and evaluation is off where there is nothing to evaluate
+        on.
 
         Args:
             config ([`AMESSConfig`]): The model's configuration.
@@ -213,6 +236,7 @@ class AMESSTrainingArguments(TrainingArguments):
             ValueError: If early stopping is requested without clips to evaluate on.
         """
         args = copy.copy(self)
+        args.remove_unused_columns = False  # the collator reads the columns by name
         if args.learning_rate is None:
             args.learning_rate = default_learning_rate(config)
         if args.num_train_epochs is None:

@@ -5,6 +5,7 @@ files, so that training resumes only from a complete checkpoint that was created
 when a loss or weight is no longer finite ([`DivergenceGuard`]), and after SIGTERM ([`Preemption`]).
 """
 
+import errno
 import json
 import os
 import re
@@ -12,7 +13,6 @@ import shutil
 import signal
 import socket
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -27,6 +27,7 @@ from accelerate import Accelerator
 from datasets import Dataset
 from datasets.fingerprint import Hasher
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -51,9 +52,11 @@ RESULT_ARGUMENTS = """
     seed data_seed num_train_epochs max_steps gradient_accumulation_steps learning_rate head_learning_rate layer_decay
     weight_decay head_weight_decay freeze_word_embeddings lr_scheduler_type lr_scheduler_kwargs warmup_steps optim
     optim_args adam_beta1 adam_beta2 adam_epsilon max_grad_norm label_update weight_averaging pretrained_share
-    label_smoothing_factor neftune_noise_alpha train_sampling_strategy dataloader_drop_last bf16 fp16 tf32
+    neftune_noise_alpha train_sampling_strategy dataloader_drop_last bf16 fp16 tf32
     early_stopping_patience load_best_model_at_end
 """.split()
+# Those by which a run that goes on may be longer than it was.
+LENGTHS = ("num_train_epochs", "max_steps")
 # The same, where a run ends with its best checkpoint or stops by its evaluations.
 SELECTION_ARGUMENTS = """
     metric_for_best_model greater_is_better eval_strategy eval_steps save_strategy save_steps
@@ -69,20 +72,6 @@ _EXIT_CODE = 128 + signal.SIGTERM
 _STEPS_BETWEEN_QUESTIONS = 10
 
 _digests: dict[str, str] = {}
-
-
-def check_output_dir(folder: str | os.PathLike) -> None:
-    """Create the folder, and check that it is writable.
-
-    Raises:
-        ValueError: Naming the folder and what is wrong with it.
-    """
-    try:
-        os.makedirs(folder, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b"\0" * 4096)
-    except OSError as error:
-        raise ValueError(f"`--output_dir` {folder} cannot be written to ({error.strerror}); give another") from error
 
 
 def check_free_space(args: AMESSTrainingArguments, model: torch.nn.Module) -> None:
@@ -111,31 +100,36 @@ def locked(folder: str | os.PathLike) -> Iterator[None]:
     A process that already holds the lock may take it again.
 
     Raises:
-        ValueError: Naming the folder and the process that holds it.
+        ValueError: Naming the folder, and the process that holds it or why it cannot be written to.
     """
     folder = Path(os.path.realpath(folder))
-    folder.mkdir(parents=True, exist_ok=True)
     holder, lock = folder / HOLDER_NAME, FileLock(folder / LOCK_NAME, is_singleton=True)
-    nested = lock.is_locked
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        nested = lock.is_locked
         lock.acquire(timeout=0)
-    except Timeout:
-        who = holder.read_text(encoding="utf-8") if holder.exists() else "another process"
-        raise ValueError(f"`--output_dir` {folder} is in use by {who}; wait until it ends, or give another") from None
-    try:
         if not nested:
             began = time.strftime("%Y-%m-%d %H:%M:%S")
             write_text(holder, f"process {os.getpid()} on {socket.gethostname()} ({sys.argv[0]}, since {began})")
+    except Timeout:
+        who = holder.read_text(encoding="utf-8") if holder.exists() else "another process"
+        raise ValueError(f"`--output_dir` {folder} is in use by {who}; wait until it ends, or give another") from None
+    except OSError as error:
+        lock.release(force=True)
+        raise ValueError(f"`--output_dir` {folder} cannot be written to ({error.strerror}); give another") from error
+    try:
         yield
     finally:
         lock.release()
 
 
 def dataset_digest(dataset: Any) -> str | None:
-    """Return how many clips a split (a `datasets.Dataset` or a list) has, and a digest of their content.
+    """Return how many clips a split has, and a digest of their content.
 
-    `None` for what can only be streamed.
+    A split is a `datasets.Dataset`, a list, or a `dict` of several; `None` for what can only be streamed.
     """
+    if isinstance(dataset, dict):
+        return "; ".join(f"{name}: {dataset_digest(split)}" for name, split in dataset.items())
     if isinstance(dataset, Dataset):
         # Within a process, the data set's own fingerprint stands for its content.
         if dataset._fingerprint not in _digests:
@@ -211,13 +205,21 @@ def write_record(folder: str | os.PathLike, request: Mapping[str, Any]) -> None:
     write_json(os.path.join(folder, RUN_RECORD_NAME), request, sort_keys=True, default=str)
 
 
-def record_changes(folder: str | os.PathLike, request: Mapping[str, Any]) -> str | None:
-    """Return what makes the run in a folder another one than is asked for now, or `None` if nothing does."""
+def record_changes(folder: str | os.PathLike, request: Mapping[str, Any], may_be_longer: bool = False) -> str | None:
+    """Return what makes the run in a folder another one than is asked for now, or `None` if nothing does.
+
+    Args:
+        folder (`str` or `os.PathLike`): The folder of a run or of a checkpoint.
+        request (`Mapping[str, Any]`): What is asked for now.
+        may_be_longer (`bool`): Whether more epochs or steps make no difference, as for a run that goes on.
+    """
     before = _read_json(os.path.join(folder, RUN_RECORD_NAME))
     if before is None:
         return f"it has no {RUN_RECORD_NAME} that says how it was created"
     now, missing = json.loads(json.dumps(request, default=str)), "nothing"
     changed = [name for name in {**before, **now} if before.get(name, missing) != now.get(name, missing)]
+    longer = [name for name in LENGTHS if may_be_longer and 0 < before.get(name, 0) < now[name]]
+    changed = [name for name in changed if name not in longer]
     shown = [
         f"`{name}` ({_short(before.get(name, missing))} before, {_short(now.get(name, missing))} now)"
         for name in changed[:5]
@@ -253,8 +255,16 @@ def writing_checkpoint(checkpoint: str | os.PathLike, request: Mapping[str, Any]
     os.makedirs(checkpoint, exist_ok=True)
     if os.path.exists(manifest):
         os.remove(manifest)
-    write_record(checkpoint, request)
-    yield
+    try:
+        write_record(checkpoint, request)
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "writ" not in str(error):
+            raise
+        # On a full disk, torch and safetensors raise errors of their own.
+        free, reason = shutil.disk_usage(checkpoint).free / 2**20, " ".join(str(error).split())
+        code = getattr(error, "errno", None) or errno.ENOSPC
+        raise OSError(code, f"cannot be written, {free:,.0f} MiB are free: {reason}", str(checkpoint)) from error
     paths = [os.path.join(folder, name) for folder, _, names in os.walk(checkpoint) for name in names]
     write_json(manifest, {os.path.relpath(path, checkpoint): os.path.getsize(path) for path in paths}, sort_keys=True)
 
@@ -301,21 +311,18 @@ def last_complete_checkpoint(folder: str | os.PathLike) -> str | None:
     return None
 
 
-def checkpoint_to_resume(
-    resume_from_checkpoint: str | bool | None, folder: str | os.PathLike, request: Mapping[str, Any]
-) -> str | None:
+def checkpoint_to_resume(resume_from_checkpoint: str | bool | None, folder: str | os.PathLike) -> str | None:
     """Return the checkpoint for `resume_from_checkpoint`: a folder, or `True` (also as text) for the last of the run.
 
     Args:
         resume_from_checkpoint (`str` or `bool`, *optional*): The argument.
         folder (`str` or `os.PathLike`): The run's output folder.
-        request (`Mapping[str, Any]`): What the run was asked for.
 
     Returns:
         `str`, or `None` to start from the beginning, as `True` does if no checkpoint has been written yet.
 
     Raises:
-        ValueError: If the checkpoint is not complete, or was created with different arguments.
+        ValueError: If the checkpoint is not complete.
     """
     checkpoint, choice = resume_from_checkpoint, str(resume_from_checkpoint).lower()
     if choice == "true":
@@ -324,11 +331,23 @@ def checkpoint_to_resume(
             logger.warning(f"{folder} has no complete checkpoint yet: training starts from the beginning")
     if checkpoint is None or choice == "false":
         return None
-    reason = _damage(checkpoint) or record_changes(checkpoint, request)
-    if reason is not None:
-        advice = "give the same arguments, another checkpoint or another `--output_dir`"
-        raise ValueError(f"{checkpoint} cannot be resumed from: {reason}; {advice}")
+    _refuse(checkpoint, _damage(checkpoint))
     return str(checkpoint)
+
+
+def check_resumed(checkpoint: str, request: Mapping[str, Any]) -> None:
+    """See that a checkpoint was created with the same arguments, apart from more epochs.
+
+    Raises:
+        ValueError: Naming what differs.
+    """
+    _refuse(checkpoint, record_changes(checkpoint, request, may_be_longer=True))
+
+
+def _refuse(checkpoint: str | os.PathLike, reason: str | None):
+    advice = "give the same arguments, another checkpoint or another `--output_dir`"
+    if reason is not None:
+        raise ValueError(f"{checkpoint} cannot be resumed from: {reason}; {advice}")
 
 
 class TrainLoss(TrainerCallback, ExportableState):

@@ -5,12 +5,11 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import AutoTokenizer, EvalPrediction, ProcessorMixin, Trainer, TrainingArguments
+from transformers import AutoTokenizer, EvalPrediction, ProcessorMixin, Trainer, TrainingArguments, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, has_length
@@ -80,6 +79,10 @@ class _AfterStep(TrainerCallback):
         self.trainer = trainer
         self.ends = False
 
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        if self.trainer.average is not None and self.trainer._resumed is not None:
+            self.trainer.average.load(self.trainer._resumed)
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         if self.trainer.average is not None:
             self.trainer.average.update()
@@ -91,7 +94,7 @@ class _AfterStep(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         if self.ends:
-            self.trainer._preemption.stop(self.trainer._checkpoint())
+            self.trainer._preemption.stop(self.trainer._checkpoint(self.trainer._trial))
 
     def _check_and_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, may_end: bool):
         self.ends = may_end and self.trainer._preemption.is_due(self.trainer.accelerator, state.global_step)
@@ -143,23 +146,33 @@ class AMESSTrainer(PushesToHub, Trainer):
         processing_class: Any = None,
         **kwargs: Any,
     ):
+        args = AMESSTrainingArguments.of(args)
+        model_init = self.model_init = kwargs.pop("model_init", None) if model is None else None
+        if model_init is not None:
+            set_seed(args.seed)
+            model = super().call_model_init()
         if model is None or type(model).__name__.startswith("PeftModel"):
             given = "missing" if model is None else f"a {type(model).__name__}, without the label embeddings"
             raise ValueError(
                 f"`model` is {given}; give an `AMESSForIntentClassification`, adapted by `add_lora` if at all"
             )
         num_clips = len(train_dataset) if has_length(train_dataset) else None
-        args = (args or AMESSTrainingArguments()).for_model(model.config, eval_dataset is not None, num_clips)
-        if args.should_save:
-            run_state.check_output_dir(args.output_dir)
+        if isinstance(train_dataset, dict):
+            raise ValueError(f"`train_dataset` has the splits {', '.join(train_dataset)}; give one of them")
+        if kwargs.get("compute_loss_func") is not None:
+            raise ValueError("`compute_loss_func` would replace the model's losses; override `compute_loss` instead")
+        args = args.for_model(model.config, eval_dataset is not None, num_clips)
         if args.freeze_word_embeddings:
             model.get_input_embeddings().requires_grad_(False)
         processor = _processor_for(model.config, processing_class)
         if "compute_metrics" not in kwargs:
-            args.check_best_metric((*CLASSIFICATION_METRICS, "loss"))
+            prefixes = [f"{name}_" for name in eval_dataset] if isinstance(eval_dataset, dict) else [""]
+            metrics = (*CLASSIFICATION_METRICS, "loss")
+            args.check_best_metric([prefix + metric for prefix in prefixes for metric in metrics])
         kwargs.setdefault("compute_metrics", _in_scope_metrics)
         data_collator = data_collator or AMESSDataCollator(processor)
         super().__init__(model, args, data_collator, train_dataset, eval_dataset, processor, **kwargs)
+        self.model_init = model_init
         self.tokenizer = processor.tokenizer
         shards = self.is_fsdp_enabled or is_deepspeed_zero3_enabled()
         for name in ("weight_averaging", "pretrained_share") if shards else ():
@@ -168,10 +181,13 @@ class AMESSTrainer(PushesToHub, Trainer):
                     f"`{name}` needs whole weights, which FSDP and DeepSpeed ZeRO-3 shard; give `--{name} 0`"
                 )
         self.average = None
+        self._request = None  # what the training was asked for; checkpoints record it
+        self._pretrained = None
+        self._resumed = None  # checkpoint
         self._sampler = None  # of descriptions
         self._parts = defaultdict(list)
         self._guard = run_state.DivergenceGuard(self.model, self.args)
-        self._preemption = run_state.Preemption()
+        self._preemption, self._trial = run_state.Preemption(), None
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
 
@@ -179,7 +195,8 @@ class AMESSTrainer(PushesToHub, Trainer):
         """Create the optimizer with the parameter groups of the recipe."""
         if self.optimizer is None:
             model = self.model if model is None else model
-            optimizer_cls, optimizer_kwargs = self.get_optimizer_cls_and_kwargs(self.args, model)
+            given = self.optimizer_cls_and_kwargs
+            optimizer_cls, optimizer_kwargs = given or self.get_optimizer_cls_and_kwargs(self.args, model)
             self.optimizer = optimizer_cls(parameter_groups(model, self.args), **optimizer_kwargs)
         return self.optimizer
 
@@ -224,18 +241,9 @@ class AMESSTrainer(PushesToHub, Trainer):
 
     def _train(self, resume_from_checkpoint: str | bool | None, **kwargs):
         args = self.args
-        request = self._request  # created now, before the weights change
-        checkpoint = run_state.checkpoint_to_resume(resume_from_checkpoint, args.output_dir, request)
-        if args.should_save:
-            run_state.check_free_space(args, self.model)
-        standardize_statistics(self.model, self.train_dataset, self.data_collator)
-        if args.weight_averaging:
-            self.average = WeightAverage(self.model, args.weight_averaging)
-            if checkpoint is not None:
-                self.average.load(checkpoint)
-        pretrained = self._pretrained
-        self._guard = run_state.DivergenceGuard(self.model, args)
-        update_label_embeds(self.model, self.tokenizer, missing_only=True)
+        self._resumed = checkpoint = run_state.checkpoint_to_resume(resume_from_checkpoint, args.output_dir)
+        if self.model_init is None:
+            self._make_ready(self.model)
         callbacks = [run_state.TrainLoss(), _AfterStep(self)]
         for callback in callbacks:
             self.add_callback(callback)
@@ -251,22 +259,38 @@ class AMESSTrainer(PushesToHub, Trainer):
             self.average = None
             for callback in callbacks:
                 self.pop_callback(type(callback))
-        if pretrained is not None:
-            mix_encoder_weights(self.model, pretrained, args.pretrained_share)
+        if self._pretrained is not None:
+            mix_encoder_weights(self.model, self._pretrained, args.pretrained_share)
         update_label_embeds(self.model, self.tokenizer)
         return result._replace(training_loss=result.metrics["train_loss"])
 
-    @cached_property
-    def _pretrained(self):
-        # Kept from the first training on: after an interruption, training resumes with a half-trained model.
-        return encoder_weights(self.model) if self.args.pretrained_share else None
+    def _make_ready(self, model: AMESSForIntentClassification):
+        """Prepare a model for training, and what watches and averages it."""
+        args = self.args
+        # What the training was asked for is known before the first, which may be interrupted in this process.
+        if self._request is None or self.model_init is not None:
+            written_by = type(self).__name__
+            self._request = run_state.training_request(model, args, self.train_dataset, self.eval_dataset, written_by)
+        if self._resumed is not None:
+            run_state.check_resumed(self._resumed, self._request)
+        if args.should_save:
+            run_state.check_free_space(args, model)
+        standardize_statistics(model, self.train_dataset, self.data_collator)
+        update_label_embeds(model, self.tokenizer, missing_only=True)
+        self._sampler, self._guard = None, run_state.DivergenceGuard(model, args)
+        self.average = WeightAverage(model, args.weight_averaging) if args.weight_averaging else None
+        if args.pretrained_share and (self._pretrained is None or self.model_init is not None):
+            self._pretrained = encoder_weights(model)
 
-    @cached_property
-    def _request(self):
-        """What the training was asked for; checkpoints record it."""
-        return run_state.training_request(
-            self.model, self.args, self.train_dataset, self.eval_dataset, type(self).__name__
-        )
+    def call_model_init(self, trial: Any = None) -> AMESSForIntentClassification:
+        """Make the model of a training or of a trial of `hyperparameter_search`, whose arguments count from here on."""
+        model = super().call_model_init(trial)
+        model = model.to(self.args.device) if self.place_model_on_device else model
+        self._hp_search_setup(trial)
+        if self.args.freeze_word_embeddings:
+            model.get_input_embeddings().requires_grad_(False)
+        self._make_ready(model)
+        return model
 
     @property
     def _train_loss(self):
@@ -324,15 +348,19 @@ class AMESSTrainer(PushesToHub, Trainer):
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         """Evaluate the averaged weights, without advancing training's random state."""
-        # After an evaluation, training draws the same random numbers as without one.
-        with averaged_weights(self.model, self.average, self.tokenizer), torch.random.fork_rng(devices=[]):
-            return super().evaluate(*args, **kwargs)
+        average, self.average = self.average, None  # for each of several data sets, this is called once more
+        try:
+            # After an evaluation, training draws the same random numbers as without one.
+            with averaged_weights(self.model, average, self.tokenizer), torch.random.fork_rng(devices=[]):
+                return super().evaluate(*args, **kwargs)
+        finally:
+            self.average = average
 
     def predict_clips(self, dataset: Any, metric_key_prefix: str = "test") -> tuple[ClipOutputs, dict[str, float]]:
         """Predict a split once, on all processes, with everything that metrics, detector and report need.
 
         Args:
-            dataset (`datasets.Dataset`): Clips with labels.
+            dataset (`datasets.Dataset`): Clips, for metrics with labels.
             metric_key_prefix (`str`): Prefix of the metrics' names.
 
         Returns:
@@ -340,7 +368,8 @@ class AMESSTrainer(PushesToHub, Trainer):
         """
         fields, config = AMESSClassifierOutput.__dataclass_fields__, self.model.config
         ignored = [name for name in fields if name not in CLIP_OUTPUTS]
-        result = self.predict(dataset, ignore_keys=ignored, metric_key_prefix=metric_key_prefix)
+        with _replaced(self.args, prediction_loss_only=False):
+            result = self.predict(dataset, ignore_keys=ignored, metric_key_prefix=metric_key_prefix)
         has_anchors = config.fusion_type == "anchor"
         names = [name for name in fields if name in CLIP_OUTPUTS and (has_anchors or not name.startswith("anchor_"))]
         outputs = dict(zip(names, result.predictions, strict=True))

@@ -1,6 +1,7 @@
 """Training that is killed and restarted ends as if it had not been interrupted."""
 
 import dataclasses
+import errno
 import json
 import multiprocessing
 import os
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 import distributed_worker
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import TrainerCallback, set_seed
 from utils import tiny_model
@@ -23,7 +25,6 @@ from amess_hf.training.run_state import (
     SELECTION_ARGUMENTS,
     DivergenceGuard,
     Preemption,
-    check_output_dir,
     checkpoint_to_resume,
     last_complete_checkpoint,
     locked,
@@ -226,6 +227,18 @@ def test_rotation_is_by_step(tmp_path, newest, best, limit, kept):
     assert {int(path.name.split("-")[1]) for path in tmp_path.iterdir()} == kept
 
 
+def test_the_clock_goes_back(tmp_path):
+    """The checkpoints that stay are the latest by step."""
+
+    def turn_back(model):
+        for folder in tmp_path.glob("checkpoint-*"):
+            os.utime(folder, (2e9, 2e9))
+
+    arguments = make_arguments(tmp_path, load_best_model_at_end=False, eval_strategy="no", save_total_limit=2)
+    make_trainer(arguments, *(AtStep(step, turn_back) for step in range(1, 9))).train()
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-8", "checkpoint-9"]
+
+
 def test_full_disk_is_known_before_training(tmp_path, monkeypatch):
     usage = SimpleNamespace(total=2**40, used=2**40, free=100_000)
     monkeypatch.setattr("amess_hf.training.run_state.shutil.disk_usage", lambda folder: usage)
@@ -244,10 +257,28 @@ def test_full_disk_is_known_before_training(tmp_path, monkeypatch):
 
 def test_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="`--output_dir` .* cannot be written to"):
-        check_output_dir(tmp_path / "file" / "run")
-    check_output_dir(tmp_path / "new" / "folder")
-    assert os.listdir(tmp_path / "new" / "folder") == []
+    with pytest.raises(ValueError, match="`--output_dir` .* cannot be written to"), locked(tmp_path / "file" / "run"):
+        pass
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("I/O error: No space left on device"),
+     RuntimeError("[enforce fail at inline_container.cc:863] PytorchStreamWriter failed writing file data/3")],
+)  # fmt: skip
+def test_disk_that_fills_while_saving(tmp_path, monkeypatch, error):
+    """Whatever the library raises, the error names the checkpoint, and the one before can be resumed from."""
+
+    def fail(average, folder):
+        if folder.endswith("checkpoint-4"):
+            raise error
+        save(average, folder)
+
+    save = WeightAverage.save
+    monkeypatch.setattr(WeightAverage, "save", fail)
+    with pytest.raises(OSError, match="cannot be written, .* MiB are free: .*checkpoint-4") as caught:
+        make_trainer(make_arguments(tmp_path)).train()
+    assert caught.value.errno == errno.ENOSPC and last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
 
 
 @pytest.mark.slow
@@ -270,7 +301,8 @@ class TestRecord:
         [
             ({"learning_rate": 2e-3}, {}, r"`learning_rate` \(0.001 before, 0.002 now\)"),
             ({"seed": 7}, {}, r"`seed` \(42 before, 7 now\)"),
-            ({"num_train_epochs": 3}, {}, r"`num_train_epochs` \(2 before, 3 now\)"),
+            ({"num_train_epochs": 1}, {}, r"`num_train_epochs` \(2 before, 1 now\)"),
+            ({"max_steps": 4}, {}, r"`max_steps` \(-1 before, 4 now\)"),
             ({"per_device_train_batch_size": 2}, {}, r"`batch_size_of_all_devices` \(3 before, 2 now\)"),
             ({"train_sampling_strategy": "random"}, {}, "`train_sampling_strategy`"),
             ({"weight_averaging": 0.5}, {}, "`weight_averaging`"),
@@ -299,6 +331,15 @@ class TestRecord:
         trainer = make_trainer(other)
         trainer.train(resume_from_checkpoint=str(copied / "checkpoint-6"))
         assert trainer.state.global_step == 6
+
+    def test_more_epochs(self, copied):
+        """A finished run goes on; its evaluations count."""
+        trainer = make_trainer(make_arguments(copied, **{**FINISHED, "num_train_epochs": 3}))
+        trainer.train(resume_from_checkpoint=True)
+        assert trainer.state.global_step == 9
+        steps = [line["step"] for line in trainer.state.log_history if "eval_loss" in line]
+        assert steps == [2, 4, 6, 8, 9] or steps == [2, 4, 6, 8]
+        assert last_complete_checkpoint(copied) == str(copied / "checkpoint-9")
 
     def test_every_argument_is_one_or_the_other(self):
         no_result = {
@@ -446,7 +487,7 @@ def test_sigterm_is_for_the_process_that_trains(forked):
 
 def test_a_new_run_that_may_resume_says_nothing(tmp_path, caplog):
     """Only a folder whose checkpoints are all damaged is worth a line."""
-    assert checkpoint_to_resume(True, tmp_path, {}) is None and not caplog.records
+    assert checkpoint_to_resume(True, tmp_path) is None and not caplog.records
     (tmp_path / "checkpoint-4").mkdir()
-    assert checkpoint_to_resume(True, tmp_path, {}) is None
+    assert checkpoint_to_resume(True, tmp_path) is None
     assert "no complete checkpoint yet" in caplog.text

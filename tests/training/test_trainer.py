@@ -1,13 +1,18 @@
+import os
+import shutil
+
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
-from transformers import TrainerCallback
+from datasets import Dataset, DatasetDict
+from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalPrediction
 from utils import text_config, tiny_config, tiny_model
 
 from amess_hf import AMESSForIntentClassification, AMESSProcessor, AMESSTrainer, AMESSTrainingArguments
+from amess_hf.configuration_amess import IGNORED_LABEL_ID
 from amess_hf.evaluation.prediction import predict_clips
+from amess_hf.training import WeightAverage
 from amess_hf.training.arguments import default_epochs, default_learning_rate
 
 
@@ -231,3 +236,140 @@ class TestTrainerWithLittle:
             np.testing.assert_allclose(getattr(outputs, name), getattr(alone, name), atol=1e-5)
         assert outputs.ids == alone.ids and outputs.anchor_indices is None
         assert metrics["eval_accuracy"] == pytest.approx((outputs.predictions == outputs.labels).mean())
+
+
+class TestOptionsOfTransformers:
+    """Each does what transformers says, or is refused by name."""
+
+    @pytest.fixture
+    def clips(self):
+        return Dataset.from_list(
+            [
+                {"id": str(n), "text": word, "label": n % 4}
+                for n, word in enumerate("hello thanks late help".split() * 4)
+            ]
+        )
+
+    def train(self, tokenizer, folder, clips, *, args=None, model=None, **kwargs):
+        short = {"max_steps": 4, "eval_strategy": "steps", "eval_steps": 2, "save_steps": 2, "save_strategy": "steps"}
+        args = args if isinstance(args, TrainingArguments) else arguments(folder, **{**short, **(args or {})})
+        if model is None and "model_init" not in kwargs:
+            model = tiny_model(fusion_type="text")
+        kwargs = {"train_dataset": clips, "eval_dataset": clips, "processing_class": tokenizer, **kwargs}
+        trainer = AMESSTrainer(model, args, **kwargs)
+        trainer.train()
+        return trainer
+
+    @pytest.mark.parametrize(
+        ("values", "message"),
+        [
+            ({"args": {"label_smoothing_factor": 0.1}}, "`label_smoothing_factor` is 0.1; it must be 0: .*`label_smoothing`"),
+            ({"args": {"fp16": True}}, "`fp16` needs an accelerator"),
+            ({"compute_loss_func": len}, "`compute_loss_func` would replace the model's losses"),
+            ({"train_dataset": DatasetDict(train=Dataset.from_dict({}))}, "`train_dataset` has the splits train; give one"),
+            ({"args": {"prediction_loss_only": True}}, "`metric_for_best_model` is 'accuracy'; it must be one of loss"),
+            ({"eval_dataset": {"a": [], "b": []}}, "'accuracy'; it must be one of a_accuracy, .*, b_loss"),
+        ],
+    )  # fmt: skip
+    def test_refused(self, tokenizer, tmp_path, clips, values, message):
+        with pytest.raises(ValueError, match=message):
+            self.train(tokenizer, tmp_path, clips, **values)
+
+    def test_one_split_of_a_data_set(self):
+        with pytest.raises(ValueError, match="`dataset` has the splits train, test; give the one to train on"):
+            AMESSForIntentClassification.from_text_pretrained("nowhere", dataset=DatasetDict(train={}, test={}))
+
+    def test_plain_arguments_keep_their_values(self, tokenizer, tmp_path, clips):
+        """transformers' own, with the defaults of this package for what they lack; its unused columns are used."""
+        args = TrainingArguments(str(tmp_path), use_cpu=True, max_steps=2, report_to=[])
+        trainer = self.train(tokenizer, tmp_path, clips, args=args)
+        assert isinstance(trainer.args, AMESSTrainingArguments) and not isinstance(args, AMESSTrainingArguments)
+        assert trainer.args.learning_rate == 5e-5 and trainer.args.weight_averaging == 0.99
+        assert trainer.state.log_history[-1]["train_loss"] > 0 and args.remove_unused_columns
+        with pytest.raises(ValueError, match="`label_smoothing_factor` is 0.1"):
+            AMESSTrainer(tiny_model(), TrainingArguments(str(tmp_path), use_cpu=True, label_smoothing_factor=0.1))
+
+    def test_unused_columns_stay(self, tokenizer, tmp_path, clips):
+        """Training and evaluation read the words, whatever `remove_unused_columns` says."""
+        trainers = [
+            self.train(tokenizer, tmp_path / str(on), clips, args={"remove_unused_columns": on}) for on in (0, 1)
+        ]
+        one, other = (trainer.evaluate()["eval_loss"] for trainer in trainers)
+        assert one == other
+
+    def test_several_data_sets_to_evaluate_on(self, tokenizer, tmp_path, clips):
+        """Each is evaluated with the averaged weights, which are those in use afterwards."""
+        halves = {"a": clips.select(range(8)), "b": clips.select(range(8, 16))}
+        options = {"args": {"metric_for_best_model": "eval_a_accuracy"}, "eval_dataset": halves}
+        trainer = self.train(tokenizer, tmp_path / "both", clips, **options)
+        alone = self.train(tokenizer, tmp_path / "one", clips, eval_dataset=halves["b"])
+        both, one = (
+            [line[name] for line in each.state.log_history if name in line]
+            for each, name in ((trainer, "eval_b_loss"), (alone, "eval_loss"))
+        )
+        assert both == one and len(one) == 2 and trainer.state.best_metric is not None
+
+    def test_only_the_loss(self, tokenizer, tmp_path, clips):
+        values = {"prediction_loss_only": True, "metric_for_best_model": "loss"}
+        trainer = self.train(tokenizer, tmp_path, clips, args=values)
+        assert trainer.state.best_metric > 0 and trainer.predict_clips(clips)[0].logits.shape == (16, 4)
+
+    def test_own_optimizer(self, tokenizer, tmp_path, clips):
+        """It has the rates of the recipe."""
+        options = {"optimizer_cls_and_kwargs": (torch.optim.SGD, {"momentum": 0.5})}
+        trainer = self.train(
+            tokenizer, tmp_path, clips, args={"lr_scheduler_type": "constant", "warmup_steps": 0}, **options
+        )
+        assert isinstance(trainer.optimizer.optimizer, torch.optim.SGD)
+        assert {group["lr"] for group in trainer.optimizer.param_groups} > {2e-4, 1e-3}
+        assert trainer.optimizer.param_groups[0]["momentum"] == 0.5
+
+    def test_clips_without_labels(self, tokenizer, tmp_path, clips):
+        trainer = AMESSTrainer(tiny_model(fusion_type="text"), arguments(tmp_path), processing_class=tokenizer)
+        known = trainer.predict_clips(clips)[0]
+        for unlabelled in (clips.remove_columns("label"), [{"id": row["id"], "text": row["text"]} for row in clips]):
+            outputs, metrics = trainer.predict_clips(unlabelled)
+            np.testing.assert_array_equal(outputs.logits, known.logits)
+            assert (outputs.labels == IGNORED_LABEL_ID).all() and "test_accuracy" not in metrics
+
+    def test_model_init(self, tokenizer, tmp_path, clips):
+        """The same each time, and after an interruption."""
+        args = {"load_best_model_at_end": False, "pretrained_share": 0.25}
+        make = {"model_init": lambda: tiny_model(fusion_type="text")}
+        trainer = self.train(tokenizer, tmp_path, clips, args=args, **make)
+        expected = trainer.model.state_dict()
+        shutil.rmtree(tmp_path / "checkpoint-4")
+        for resume in (True, None):
+            trainer.train(resume_from_checkpoint=resume)
+            given = trainer.model.state_dict()
+            assert all(torch.equal(value, given[name]) for name, value in expected.items())
+            trainer = AMESSTrainer(None, trainer.args, train_dataset=clips, processing_class=tokenizer, **make)
+
+    def test_hyperparameter_search(self, tokenizer, tmp_path, clips):
+        pytest.importorskip("optuna")
+        init, rates = {"model": None, "model_init": lambda: tiny_model(fusion_type="text")}, []
+
+        def space(trial):
+            rates.append(trial.suggest_float("learning_rate", 1e-5, 1e-3, log=True))
+            return {"learning_rate": rates[-1], "weight_averaging": trial.suggest_float("weight_averaging", 0.5, 0.9)}
+
+        args = arguments(
+            tmp_path, max_steps=4, eval_strategy="steps", eval_steps=2, save_strategy="steps", save_steps=4
+        )
+        args.load_best_model_at_end = False
+        trainer = AMESSTrainer(args=args, train_dataset=clips, eval_dataset=clips, processing_class=tokenizer, **init)
+        best = trainer.hyperparameter_search(space, n_trials=2, direction="maximize", backend="optuna")
+        assert best.hyperparameters["learning_rate"] in rates and len(set(rates)) == 2
+        assert sorted(path.name for path in tmp_path.glob("run-*/checkpoint-*")) == ["checkpoint-4", "checkpoint-4"]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_files_have_the_mode_of_the_umask(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        tiny_model().save_pretrained(tmp_path)
+        WeightAverage(torch.nn.Linear(3, 2), 0.9).save(tmp_path)
+    finally:
+        os.umask(before)
+    for path in tmp_path.iterdir():
+        assert path.stat().st_mode & 0o777 == mode, path.name
