@@ -15,6 +15,7 @@ import os
 import re
 import sys
 import tempfile
+from concurrent import futures
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -38,9 +39,17 @@ logger = logging.getLogger("amess_hf.app")
 
 DEMO_MODEL = Path("demo_output", "model")
 
-MAX_SECONDS = 120
+# What a visitor may ask for: bytes and seconds of a clip, characters of the words, own intents with their names and
+# descriptions, and seconds until an answer, the wait for others included. `ANSWERS_AT_ONCE` visitors are served at a time.
+MAX_BYTES, MAX_SECONDS, MAX_CHARACTERS = 50 * 2**20, 120, 2000
+MAX_ADDED, MAX_NAME, MAX_DESCRIPTION = 20, 60, 500
+MAX_WAITING, MAX_WAIT, ANSWERS_AT_ONCE = 32, 60, 2
+WORKERS = futures.ThreadPoolExecutor(ANSWERS_AT_ONCE)
 THUMBNAILS, SOUND_BARS, SOUND_RATE = 8, 160, 8000
 INVITATION = "Record or upload a clip, or choose an example; write what is said, and ask."
+NOTHING = "There is nothing to ask about yet: record or upload a clip, or write what is said."
+BUSY = "Many people are asking at the moment. Try again in a minute."
+SLOW = f"This takes longer than {MAX_WAIT} seconds. Try a shorter clip."
 FAILED = "Something went wrong. Try another clip, or ask the owner of this page to check its log."
 CHANGED = "Ask again to see what this one means."
 # Run in the browser, not on the server, so that an old answer is gone before a new question can be sent.
@@ -78,7 +87,25 @@ class Recognizer:
         inputs = {"text": text} | ({"clip": clip} if clip else {})
         answer = self.pipeline(inputs, extra_labels=added or None, return_anchors=True, top_k=None)
         scores = {entry["label"]: entry["score"] for entry in answer["predictions"] if entry["label"] != "UNK"}
-        return view.answer_html(scores, answer["in_scope"], set(added)), timeline(clip, text, answer["anchors"])
+        html = view.answer_html(scores, answer["in_scope"], set(added), self.left_out(clip) if clip else "")
+        return html, timeline(clip, text, answer["anchors"])
+
+    def left_out(self, clip: str) -> str:
+        """A sentence on what of the clip the model does not take, if it is too long for it."""
+        processor, seconds, parts = self.pipeline.processor, clip_durations(clip), {}
+        for modality, name in (("audio", "sound"), ("video", "picture")):
+            encoder = processor.load_encoder(modality) if modality in seconds else None
+            if encoder is not None:
+                taken = getattr(processor, f"max_{modality}_length") / encoder.frame_rate
+                if seconds[modality] > taken + 0.1:
+                    parts.setdefault(f"{taken:.1f}", []).append(name)
+        spans = [f"the first {taken} seconds of {' and '.join(names)}" for taken, names in parts.items()]
+        return f"The model took only {' and '.join(spans)}." if spans else ""
+
+    @property
+    def intents(self) -> list[str]:
+        """The intents that the model knows."""
+        return sorted(self.pipeline.model.config.label2id)
 
 
 def timeline(clip: str | None, text: str, anchors: dict) -> str:
@@ -132,11 +159,11 @@ def build_app(recognizer: Recognizer, examples: list[dict[str, str]]) -> gr.Bloc
             "moments that decided.",
             elem_id="title",
         )
-        added = gr.State({})
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=320):
                 clip = gr.Video(label="Clip", sources=["upload", "webcam"], elem_id="clip")
-                words = gr.Textbox(label="What is said", placeholder="oh great, you again", lines=2, elem_id="words")
+                limits = {"lines": 2, "max_length": MAX_CHARACTERS}
+                words = gr.Textbox(label="What is said", placeholder="oh great, you again", elem_id="words", **limits)
                 with gr.Row():
                     ask = gr.Button("What is meant?", variant="primary", elem_id="ask", scale=2)
                     if recognizer.transcriber is not None:
@@ -148,31 +175,42 @@ def build_app(recognizer: Recognizer, examples: list[dict[str, str]]) -> gr.Bloc
             with gr.Column(scale=7, min_width=320):
                 answer = gr.HTML(view.empty_html(INVITATION), elem_id="answer-box", padding=False)
                 line = gr.HTML(elem_id="timeline-box", padding=False)
-                with gr.Accordion("Add your own intent", open=False, elem_id="add"):
-                    name = gr.Textbox(label="Name", placeholder="Negotiate", elem_id="intent-name")
-                    description = gr.Textbox(
-                        label="What does a speaker with this intent do?",
-                        placeholder="The speaker bargains over the terms of a deal.",
-                        lines=2,
-                        elem_id="intent-description",
-                    )
-                    with gr.Row():
-                        add = gr.Button("Add", elem_id="intent-add")
-                        remove = gr.Button("Remove all added", elem_id="intent-remove")
-                    own = gr.Markdown(listed({}), elem_id="intent-list")
+                with gr.Accordion(f"The {len(recognizer.intents)} intents of this model", open=False, elem_id="known"):
+                    gr.HTML(view.chips_html(recognizer.intents), padding=False)
+                added = own_intents(recognizer)
 
         shown = [answer, line]
         asked = {"fn": partial(answered, recognizer), "inputs": [clip, words, added], "outputs": shown}
-        for ask_now in (ask.click, words.submit, added.change):
+        asked |= {"concurrency_limit": MAX_WAITING, "concurrency_id": "answers"}
+        for ask_now in (ask.click, words.submit):
             ask_now(**asked).success(None, js=SHOW)
+        added.change(**asked | {"fn": partial(answered, recognizer, nothing=view.empty_html(INVITATION))})
         gr.on([words.input, clip.upload, clip.clear, clip.start_recording], None, None, shown, js=FORGET)
         for button, example in zip(chosen, examples, strict=True):
             fill = partial(tuple, (example["clip"], example["text"]))
             button.click(fill, None, [clip, words]).then(**asked).success(None, js=SHOW)
-        form = [name, description, added]
-        add.click(partial(add_intent, recognizer), form, [*form, own])
-        remove.click(lambda: ({}, listed({})), None, [added, own])
     return app
+
+
+def own_intents(recognizer: Recognizer) -> gr.State:
+    """The part of the page in which a visitor describes intents; name → description."""
+    added = gr.State({})
+    with gr.Accordion("Add your own intent", open=False, elem_id="add"):
+        name = gr.Textbox(label="Name", placeholder="Negotiate", max_length=MAX_NAME, elem_id="intent-name")
+        question, example = (
+            "What does a speaker with this intent do?",
+            "The speaker bargains over the terms of a deal.",
+        )
+        limits = {"lines": 2, "max_length": MAX_DESCRIPTION}
+        description = gr.Textbox(label=question, placeholder=example, elem_id="intent-description", **limits)
+        with gr.Row():
+            add = gr.Button("Add", elem_id="intent-add")
+            remove = gr.Button("Remove all added", elem_id="intent-remove")
+        own = gr.Markdown(listed({}), elem_id="intent-list")
+    form = [name, description, added]
+    add.click(partial(add_intent, recognizer), form, [*form, own])
+    remove.click(lambda: ({}, listed({})), None, [added, own])
+    return added
 
 
 def without_folders(message: str) -> str:
@@ -180,15 +218,38 @@ def without_folders(message: str) -> str:
     return re.sub(r"(?:[A-Za-z]:)?[\\/](?:[^\s\\/'\"`:]+[\\/])+", "", message)
 
 
-def answered(recognizer: Recognizer, clip: str | None, words: str | None, added: dict[str, str]) -> tuple[str, str]:
-    """The answer and the time line as HTML; on an error, what the visitor can fix, without the server's paths."""
+def check_size(clip: str | None, words: str) -> None:
+    """Refuse a clip or words beyond the limits."""
+    if len(words) > MAX_CHARACTERS:
+        raise ValueError(f"The words are longer than {MAX_CHARACTERS:,} characters; shorten them")
+    if clip and os.path.getsize(clip) > MAX_BYTES:
+        raise ValueError(f"This clip is larger than {MAX_BYTES // 2**20} MB; cut out the utterance")
+    if clip and max(clip_durations(clip).values()) > MAX_SECONDS:
+        raise ValueError(f"This clip is longer than {MAX_SECONDS} seconds; cut out the utterance")
+
+
+def in_time(function, *arguments):
+    """What `function` returns, or a `ValueError` when it takes too long, or waits too long for others."""
+    task = WORKERS.submit(function, *arguments)
+    try:
+        return task.result(MAX_WAIT)
+    except futures.TimeoutError:
+        raise ValueError(BUSY if task.cancel() else SLOW) from None
+
+
+def answered(
+    recognizer: Recognizer, clip: str | None, words: str | None, added: dict[str, str], nothing: str | None = None
+) -> tuple[str, str]:
+    """
+    The answer and the time line as HTML; on an error, what the visitor can fix, without the server's paths. `nothing` is
+    shown where there is neither a clip nor words.
+    """
     words = (words or "").strip()
     if not clip and not words:
-        return view.empty_html(INVITATION), ""
+        return view.error_html(NOTHING) if nothing is None else nothing, ""
     try:
-        if clip and max(clip_durations(clip).values()) > MAX_SECONDS:
-            raise ValueError(f"This clip is longer than {MAX_SECONDS} seconds; cut out the utterance")
-        return recognizer(clip, words, added)
+        check_size(clip, words)
+        return in_time(recognizer, clip, words, added)
     except ValueError as error:
         return view.error_html(without_folders(str(error))), ""
     except Exception:
@@ -201,7 +262,8 @@ def transcribe(recognizer: Recognizer, clip: str | None):
         gr.Warning("There is no clip to listen to")
         return gr.skip()
     try:
-        return recognizer.transcribe(clip)
+        check_size(clip, "")
+        return in_time(recognizer.transcribe, clip)
     except ValueError as error:
         gr.Warning(escape(without_folders(str(error))))
         return gr.skip()
@@ -213,7 +275,11 @@ def add_intent(recognizer: Recognizer, name: str, description: str, added: dict[
     name, description = (name or "").strip(), (description or "").strip()
     if not name or not description:
         return *kept, "**An intent needs a name and a sentence that describes it.**"
-    if name.lower() in {known.lower() for known in recognizer.pipeline.model.config.label2id}:
+    if len(name) > MAX_NAME or len(description) > MAX_DESCRIPTION:
+        return *kept, f"**A name has at most {MAX_NAME} characters, a description {MAX_DESCRIPTION}.**"
+    if len(added) >= MAX_ADDED and name not in added:
+        return *kept, f"**There are {MAX_ADDED} intents of your own already; remove them to add others.**"
+    if name.lower() in {known.lower() for known in recognizer.intents}:
         return *kept, f"**The model already knows the intent “{view.plain(name)}”; choose another name.**"
     added = {**added, name: description}
     return "", "", added, listed(added)
@@ -229,7 +295,8 @@ def launch(app: gr.Blocks, **options):
     """`app.launch` with the page's look; fonts come from the visitor's own machine, nothing from other hosts."""
     fonts = {"font": ["system-ui", "DejaVu Sans", "sans-serif"], "font_mono": ["monospace"]}
     theme = gr.themes.Soft(primary_hue="blue", **fonts)
-    return app.launch(theme=theme, css=view.CSS, footer_links=[], show_error=True, **options)
+    app.queue(max_size=MAX_WAITING)
+    return app.launch(max_file_size=MAX_BYTES, theme=theme, css=view.CSS, footer_links=[], show_error=True, **options)
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -160,11 +161,52 @@ class TestAnswers:
         html, _ = app.answered(SimpleNamespace(), None, "hello", {})  # whatever else fails
         assert app.FAILED in html
 
+    def test_limits_are_told_in_a_line(self, recognizer, clips, tmp_path, monkeypatch):
+        def told(clip, words):
+            (message,) = re.findall(
+                '<div class="mistake">(.*)</div></div>', app.answered(recognizer, clip, words, {})[0]
+            )
+            return message
+
+        assert told(None, " ") == app.NOTHING == told("", None)
+        assert "longer than 2,000 characters" in told(None, "a" * 2001)
+        large = tmp_path / "large.mp4"
+        with large.open("wb") as file:
+            file.truncate(app.MAX_BYTES + 1)
+        assert told(str(large), "") == "This clip is larger than 50 MB; cut out the utterance"
+        monkeypatch.setattr(app, "MAX_SECONDS", 2)
+        assert told(clips[0]["clip"], "") == "This clip is longer than 2 seconds; cut out the utterance"
+        assert app.answered(recognizer, None, "", {}, nothing="ask")[0] == "ask"
+
+    def test_waiting_has_an_end(self, monkeypatch):
+        release = threading.Event()
+        monkeypatch.setattr(app, "MAX_WAIT", 0.2)
+        monkeypatch.setattr(app, "WORKERS", app.futures.ThreadPoolExecutor(1))
+        try:
+            html, _ = app.answered(lambda *_: release.wait(60), None, WORDS, {})
+            assert app.SLOW in html
+            html, _ = app.answered(lambda *_: ("", ""), None, WORDS, {})  # the only worker is still at work
+            assert app.BUSY in html
+        finally:
+            release.set()
+
+    def test_what_a_long_clip_lacks_is_said(self, recognizer, clips, monkeypatch):
+        assert "left-out" not in app.answered(recognizer, clips[0]["clip"], WORDS, {})[0]
+        monkeypatch.setattr(recognizer.pipeline.processor, "max_audio_length", 25)
+        html, _ = app.answered(recognizer, clips[0]["clip"], WORDS, {})
+        assert "The model took only the first 0.5 seconds of sound." in html
+        monkeypatch.setattr(recognizer.pipeline.processor, "max_video_length", 5)
+        assert "took only the first 0.5 seconds of sound and picture." in recognizer.left_out(clips[0]["clip"])
+
     def test_added_intents(self, recognizer):
         *form, message = app.add_intent(recognizer, " greet ", "Something.", {})
         assert form == [" greet ", "Something.", {}] and "already knows" in message
         assert "needs a name" in app.add_intent(recognizer, "", "x", {})[3]
         assert app.add_intent(recognizer, "New", "x", {})[:3] == ("", "", {"New": "x"})
+        for name, text in (("n" * 61, "x"), ("New", "x" * 501)):
+            assert "at most 60 characters, a description 500" in app.add_intent(recognizer, name, text, {})[3]
+        many = {f"n{number}": "x" for number in range(app.MAX_ADDED)}
+        assert "20 intents of your own already" in app.add_intent(recognizer, "New", "x", many)[3]
 
 
 @pytest.fixture(scope="module")
@@ -284,3 +326,22 @@ class TestPage:
         page.click("#intent-remove")
         page.wait("return document.querySelectorAll('#intent-list li').length === 0")
         page.wait("return document.querySelector('#answer [data-intent=Negotiate]') === null")
+
+    def test_nothing_to_ask_about_and_what_the_model_knows(self, page):
+        ask(page, None, WORDS)
+        page.type(WORDS_FIELD, " ")
+        page.wait("return document.querySelector('#answer') === null")
+        page.click("#ask")
+        page.wait("return (document.querySelector('#mistake') || {}).textContent === arguments[0]", app.NOTHING)
+        page.click("#known button")
+        page.wait("return document.querySelectorAll('#known .chip').length === arguments[0]", len(LABELS))
+
+    def test_too_much_is_refused_before_it_is_sent(self, page, tmp_path):
+        page.type(WORDS_FIELD, "no " * 700)
+        assert page.run(f"return document.querySelector('{WORDS_FIELD}').value.length") == app.MAX_CHARACTERS
+        large = tmp_path / "large.mp4"
+        with large.open("wb") as file:
+            file.truncate(app.MAX_BYTES + 1)
+        page.wait("return document.querySelector('#clip input[type=file]') !== null")
+        page.type("#clip input[type=file]", str(large))
+        page.wait("return document.body.textContent.includes('maximum allowed size of 50')")
