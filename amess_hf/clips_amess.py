@@ -72,13 +72,15 @@ class Clip:
 
         Args:
             row (`dict`):
-                Values named as the arguments of [`AMESSProcessor.__call__`]; other keys are ignored. In a row with a
-                `dialogue_id` (MIntRec2.0), `start` and `end` are times of the episode that the clip was cut from, and are
+                Values named as the arguments of [`AMESSProcessor.__call__`]; other keys are ignored. A `clip` that is
+                resolved already is returned. In a row with a `dialogue_id` (MIntRec2.0), `start` and `end` are times of the episode that the clip was cut from, and are
                 not used. Samples may have channels, first or last; integers are scaled to [-1, 1].
 
         Raises:
             ClipError: The span, an array or a sampling rate is invalid. Files are not opened yet.
         """
+        if isinstance(row.get("clip"), cls):
+            return row["clip"]
         whole = row.get("clip") if row.get("video") is None else row["video"]
         audio, rate = row.get("audio"), row.get("sampling_rate")
         if audio is not None and not _is_encoded(audio):
@@ -124,14 +126,17 @@ class Clip:
             span = {"start": self.start, "end": self.end}
             yield from iter_frames(self.video, frame_rate, max_frames=max_frames, **span, **reading)
 
-    def durations(self, sampling_rate: int, frame_rate: float) -> dict[str, float]:
-        """Measure the sources, as [`clip_durations`] does; the rates are those of arrays."""
-        found, rates = {}, {"audio": self.sampling_rate or sampling_rate, "video": frame_rate}
+    def durations(self, rates: dict[str, float]) -> dict[str, float]:
+        """Measure the sources of some modalities, as [`clip_durations`] does; their rates are those of arrays."""
+        found, files = {}, {}
         for name, rate in rates.items():
             source = getattr(self, name)
-            if source is not None:
-                in_array = isinstance(source, np.ndarray)
-                found[name] = len(source) / rate if in_array else clip_durations(source).get(name, 0.0)
+            if isinstance(source, np.ndarray):
+                found[name] = len(source) / ((name == "audio" and self.sampling_rate) or rate)
+            elif source is not None:
+                if id(source) not in files:
+                    files[id(source)] = clip_durations(source)
+                found[name] = files[id(source)].get(name, 0.0)
         return found
 
     def _cut(self, values: np.ndarray, rate: float, end: float | None, name: str) -> np.ndarray:

@@ -87,10 +87,9 @@ class AudioEncoder(_Encoder):
         windows = math.ceil(length / WINDOW_FEATURES)
         return (windows * WINDOW_FEATURES * self.hop_length + self._overlap) / self.sampling_rate
 
-    def read(self, clip: Clip, max_length: int | None = None, min_seconds: float = 0.0) -> np.ndarray | None:
-        """Decode the audio of a clip, no more than the first `max_length` features or `min_seconds` need."""
-        seconds = None if max_length is None else max(self.seconds_needed(max_length), min_seconds)
-        return clip.read_audio(self.sampling_rate, seconds)
+    def read(self, clip: Clip, max_length: int | None = None) -> np.ndarray | None:
+        """Decode the audio of a clip, no more than the first `max_length` features need."""
+        return clip.read_audio(self.sampling_rate, None if max_length is None else self.seconds_needed(max_length))
 
     def __call__(self, sounds: list[np.ndarray]) -> list[np.ndarray]:
         """Encode the audio of several clips.

@@ -661,6 +661,14 @@ class AMESSForIntentClassification(AMESSSynchronization, AMESSPreTrainedModel):
             return class_logits + evidence
         return self.combine_logits(class_logits, similarity_logits, evidence)
 
+    def answer(self, outputs: AMESSModelOutput) -> torch.Tensor:
+        """Return the logits of [`forward`] from states, embeddings and evidence that may have been pooled since."""
+        label_embeds = self.label_embeds.clone()
+        evidence = 0.0 if outputs.evidence is None else outputs.evidence.sum(1)
+        return self.combine_logits(
+            self.classifier(outputs.pooler_output), self._compare(outputs, label_embeds), evidence
+        )
+
     def _compare(self, outputs: AMESSModelOutput, label_embeds: torch.Tensor):
         """Similarity logits of clips and descriptions, `None` without descriptions; zero for a clip without text."""
         if self.config.label_descriptions is None:

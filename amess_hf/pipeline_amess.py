@@ -43,16 +43,22 @@ ALIASES |= {
     "sentence": "text",
     "utterance": "text",
 }
+# What an encoder calls the rate at which it is given a clip.
+ENCODER_RATES = {"audio": "sampling_rate", "video": "clip_frame_rate"}
 # What `candidate_labels` leave to the model's other intents.
 NONE_OF_THESE = "none of these"
 # A detector's margin counts to here: beyond, the probability is 1 in floating point.
 MAX_MARGIN = 30.0
 # Lists from this length on get a progress bar.
 PROGRESS_FROM = 32
-# A speech recognizer gets at most this much of a clip: utterances are short, and Whisper takes no more at once.
+# A speech recognizer gets this much of a clip at once: Whisper takes no more.
 MAX_SPEECH_SECONDS = 30.0
+# A clip is answered from so much of it.
+MAX_STREAM_SECONDS = 600.0
 # The rest of a clip after the last window is skipped if it is shorter than this.
 SHORTEST_WINDOW = 0.2
+# Windows of a long clip or text that go through the model together.
+WINDOWS_PER_BATCH = 8
 
 
 def _is_number(value: Any) -> bool:
@@ -357,61 +363,91 @@ class IntentRecognitionPipeline(Pipeline):
     def _windows(self, inputs: Any, window_s: float, stride_s: float) -> list[dict[str, Any]]:
         """Return a row for each window of a clip."""
         row = _as_row(inputs)
-        clip = Clip.from_row(row)
         given = [name for name in ("text", "audio_features", "video_features") if row.get(name) is not None]
         timeless = [name for name in given if name != "text" or row["text"].strip()]
         if timeless:
             raise ValueError(
                 f"`window_s` splits a clip, but it is not known where `{timeless[0]}` belongs in it; leave it out"
             )
-        encoders = {name: self.processor.load_encoder(name, self.device) for name in FEATURE_MODALITIES}
-        clip = dataclasses.replace(clip, **{name: None for name, encoder in encoders.items() if encoder is None})
-        ends = clip.durations(
-            getattr(encoders["audio"], "sampling_rate", 1), getattr(encoders["video"], "clip_frame_rate", 1)
-        )
-        total = min(max(ends.values(), default=0.0), math.inf if clip.end is None else clip.end)
-        if total <= clip.start:  # reading it says so
-            return [{**row, "clip": clip}]
-        rows, start = [], clip.start
-        while True:
-            over = {name: None for name, end in ends.items() if rows and end - start <= SHORTEST_WINDOW}
-            end = min(start + window_s, total)
-            part = dataclasses.replace(clip, start=start, end=end, **over)
-            rows.append({"context": row.get("context"), "clip": part})
-            if total - end < SHORTEST_WINDOW:
-                return rows
-            start = clip.start + len(rows) * stride_s
+        parts = self._parts(Clip.from_row(row), window_s, stride_s)
+        return [{"context": row.get("context"), "clip": part} for part in parts]
 
-    @_reports_errors
-    def preprocess(self, inputs: Any) -> dict[str, Any]:
+    def _parts(self, clip: Clip, window_s: float | None = None, stride_s: float | None = None) -> list[Clip]:
+        """Cut a clip into windows, without the modalities that have ended.
+
+        By default they are as long as the model takes at once, one after another, and a clip that is no longer stays as
+        it is. A clip that cannot be read stays as it is too: reading it says why.
+        """
+        encoders = {
+            name: self.processor.load_encoder(name) for name in FEATURE_MODALITIES if getattr(clip, name) is not None
+        }
+        encoders = {name: encoder for name, encoder in encoders.items() if encoder is not None}
+        rates = {name: getattr(encoder, ENCODER_RATES[name]) for name, encoder in encoders.items()}
+        ends = {name: end for name, end in clip.durations(rates).items() if end > clip.start}
+        reach = [getattr(self.processor, f"max_{name}_length") / encoders[name].frame_rate for name in ends]
+        total = min(max(ends.values(), default=0.0), math.inf if clip.end is None else clip.end)
+        window, stride = window_s or min(reach, default=0.0), stride_s or window_s or min(reach, default=0.0)
+        if window > min(reach, default=math.inf) + 1e-6:
+            raise ValueError(f"`window_s` is {window:g}; this model takes at most {min(reach):g} seconds at once")
+        if not ends or (window_s is None and total - clip.start <= window):
+            return [clip]
+        total, parts, start = min(total, clip.start + MAX_STREAM_SECONDS), [], clip.start
+        while not parts or total - parts[-1].end >= SHORTEST_WINDOW:
+            there = {
+                name: getattr(clip, name) for name, end in ends.items() if not parts or end - start > SHORTEST_WINDOW
+            }
+            sources = {name: there.get(name) for name in FEATURE_MODALITIES}
+            parts.append(dataclasses.replace(clip, start=start, end=min(start + window, total), **sources))
+            start = clip.start + len(parts) * stride
+        return parts
+
+    def preprocess(self, inputs: Any, on_error: str = "raise") -> dict[str, Any]:
         """Decode a clip; nothing is encoded yet.
 
         Args:
             inputs:
                 One input; see the class.
+            on_error (`str`, *optional*, defaults to `"raise"`):
+                See `__call__`.
 
         Returns:
-            `dict`: What [`AMESSProcessor.read`] gives, with `speech` (audio to be transcribed, or `None`); or `error` alone.
+            `dict`: What [`AMESSProcessor.read`] gives for the first window of the clip, with `parts` (all windows), `speech`
+            (audio to be transcribed, or `None`) and `read` (the span, if it is not the whole clip); or `error` alone.
         """
+        return {**self._read(inputs, on_error=on_error), "on_error": on_error}
+
+    @_reports_errors
+    def _read(self, inputs: Any) -> dict[str, Any]:
         row = _as_row(inputs)
         has_text = isinstance(row.get("text"), str) and row["text"].strip() != ""
         listens = self.asr_model is not None and not has_text
-        example = self.processor.read(row, MAX_SPEECH_SECONDS if listens else 0.0)
-        example["speech"] = self._speech(example) if listens else None
+        clip = Clip.from_row(row)
+        ready = any(row.get(f"{name}_features") is not None for name in FEATURE_MODALITIES)
+        parts = [clip] if ready else self._parts(clip)
+        example = self.processor.read({**row, "clip": parts[0]}) | {"parts": parts, "speech": None}
+        if listens:
+            example["speech"] = self._speech(clip, example["audio"] if len(parts) == 1 else None)
+        example["read"] = None
+        if parts[-1].end is not None and parts[-1].end - clip.start >= MAX_STREAM_SECONDS:
+            example["read"] = clip.start, parts[-1].end
         taken = [name for name in FEATURE_MODALITIES if getattr(self.processor, f"{name}_feature_size") is not None]
         values = [example[key] for name in taken for key in (name, f"{name}_features")] + [example["speech"]]
         if not has_text and not any(value is not None and len(value) for value in values):
             raise ValueError("the input has no text, audio or video that this model takes; give at least one")
         return example
 
-    def _speech(self, example: dict[str, Any]) -> np.ndarray | None:
-        """Return the audio that the recognizer gets: what was decoded for the encoder, if it takes audio."""
-        rate, audio = self.asr_model.feature_extractor.sampling_rate, example["audio"]
-        if audio is not None:
-            audio = resample(audio, self.processor.load_encoder("audio").sampling_rate, rate)
-        else:
-            audio = example["clip"].read_audio(rate, MAX_SPEECH_SECONDS)
-        return None if audio is None else audio[: round(MAX_SPEECH_SECONDS * rate)]
+    def _speech(self, clip: Clip, audio: np.ndarray | None) -> np.ndarray | None:
+        """Return the audio that the recognizer gets: what was decoded for the encoder, if that is all."""
+        rate = self.asr_model.feature_extractor.sampling_rate
+        if audio is None:
+            return clip.read_audio(rate, MAX_STREAM_SECONDS)
+        return resample(audio, self.processor.load_encoder("audio").sampling_rate, rate)
+
+    def _transcribe(self, speech: np.ndarray) -> str:
+        rate = self.asr_model.feature_extractor.sampling_rate
+        size = round(MAX_SPEECH_SECONDS * rate)
+        pieces = (speech[first : first + size] for first in range(0, len(speech), size))
+        return " ".join(self.asr_model({"raw": piece, "sampling_rate": rate})["text"].strip() for piece in pieces)
 
     def _forward(
         self,
@@ -428,31 +464,84 @@ class IntentRecognitionPipeline(Pipeline):
     ) -> list[dict[str, Any]]:
         """Return what the model says of each of a batch of decoded clips."""
         for example in examples:
-            if example["speech"] is not None and len(example["speech"]):
-                heard = {"raw": example["speech"], "sampling_rate": self.asr_model.feature_extractor.sampling_rate}
-                example["text"] = self.asr_model(heard)["text"].strip()
-        batch = self.processor.collate(self.processor.encode(examples, self.device))
+            if example["speech"] is not None:
+                example["text"] = self._transcribe(example["speech"])
         own, detector = self.model, self.detector  # one model for all of this, whatever other threads do
         model = own if not (candidates or extra) else self._model_for(own, candidates or extra)
-        batch = batch.to(self.device, own.dtype)
-        outputs = model(**batch)
-        margins = None
-        if detector is not None and candidates is None and detector.threshold is not None:
-            margins = detector.margins(outputs if model is own else own(**batch)).tolist()
-        anchors = None if outputs.anchor_indices is None else (outputs.anchor_indices, outputs.anchor_scores.float())
-        return [
-            {
-                "scores": _scores(outputs.logits[row], model.config.id2label, candidates),
-                "extra": extra,
-                "margin": margins and margins[row],
-                "text": example["text"] or "",
-                "encoding": batch.encodings and batch.encodings[row],
-                "offset": example["clip"].start,
-                "decoded": {name: example[f"{name}_features"] is None for name in FEATURE_MODALITIES},
-                "anchors": anchors and [part[row].tolist() for part in anchors],
-            }
-            for row, example in enumerate(examples)
-        ]
+        guarded = detector is not None and candidates is None and detector.threshold is not None
+        models = [model, own] if guarded and model is not own else [model]
+        rows = self.processor.encode(examples, self.device)
+        outputs, windows = self._ask(models, rows, [example["clip"] for example in examples])
+        margins = detector.margins(outputs[-1]).tolist() if guarded else None
+        results = []
+        for row, example in enumerate(examples):
+            answer, place, seen, margin = outputs[0], row, [windows[row]], margins and margins[row]
+            spans = _text_spans(example["text"] or "", windows[row]["encoding"], self.processor.text_prefix or "")
+            if len(spans) > 1 or len(example["parts"]) > 1:
+                in_windows = rows[row], example["parts"], spans
+                found = self._ask_in_windows(models, *in_windows, on_error=example["on_error"])
+                if "error" in found:
+                    results.append(found)
+                    continue
+                (answer, *others), seen = found
+                place, margin = 0, margins and detector.margins([answer, *others][-1]).item()
+            results.append(
+                {
+                    "scores": _scores(answer.logits[place], model.config.id2label, candidates),
+                    "extra": extra,
+                    "margin": margin,
+                    "text": example["text"] or "",
+                    "windows": seen,
+                    "decoded": {name: example[f"{name}_features"] is None for name in FEATURE_MODALITIES},
+                    "read": example["read"],
+                }
+            )
+        return results
+
+    def _ask(self, models: list[Any], rows: list[dict[str, Any]], clips: list[Clip]) -> tuple[list[Any], list[Any]]:
+        """Return the outputs of each model for a batch, and what each row needs to place its anchors."""
+        batch = self.processor.collate(rows)
+        masks = {"text": batch.get("utterance_mask", batch["attention_mask"])}
+        masks |= {name: batch[f"{name}_attention_mask"] for name in FEATURE_MODALITIES if f"{name}_features" in batch}
+        encodings = batch.encodings or [None] * len(rows)
+        counts = torch.stack(
+            [masks[name].sum(1) if name in masks else masks["text"].sum(1) * 0 for name in MODALITIES], 1
+        )
+        batch = batch.to(self.device, models[0].dtype)
+        outputs = [model(**batch) for model in models]
+        places = []
+        for row, clip in enumerate(clips):
+            place = {"encoding": encodings[row], "start": clip.start, "counts": counts[row].float(), "text": (0, None)}
+            if outputs[0].anchor_indices is not None:
+                place["anchors"] = (
+                    outputs[0].anchor_indices[row].tolist(),
+                    outputs[0].anchor_scores[row].float().tolist(),
+                )
+            places.append(place)
+        return outputs, places
+
+    @_reports_errors
+    def _ask_in_windows(
+        self, models: list[Any], row: dict[str, Any], parts: list[Clip], spans: list[tuple[int, int]]
+    ) -> tuple[list[Any], list[Any]]:
+        """Ask for each window of a long clip or text, a few at a time, and pool the answers as those of one input.
+
+        If both are long, they go together in order. Each window of the clip is decoded when its turn comes, and once.
+        """
+        size, asked, places, at, batch = max(len(parts), len(spans)), [], [], 0, []
+        for number in range(size):
+            part, (begin, end) = number * len(parts) // size, spans[number * len(spans) // size]
+            if part != at:
+                at, read = part, self.processor.read({"clip": parts[part], "context": row["context"]})
+                row = {**row, **self.processor.encode([read], self.device)[0], "text": row["text"]}
+            batch.append(({**row, "text": (row["text"] or "")[begin:end]}, parts[part], (begin, end)))
+            if len(batch) == WINDOWS_PER_BATCH or number == size - 1:
+                outputs, found = self._ask(models, [one for one, _, _ in batch], [clip for _, clip, _ in batch])
+                asked.append(outputs)
+                places += [{**place, "text": span} for place, (_, _, span) in zip(found, batch, strict=True)]
+                batch = []
+        counts = torch.stack([place["counts"] for place in places])
+        return [pool_windows(*pair, counts) for pair in zip(models, zip(*asked, strict=True), strict=True)], places
 
     def _model_for(self, model: PreTrainedModel, labels: dict[str, list[str]]) -> PreTrainedModel:
         """Return the model with more intents than its own: itself where there are none, else made once for a set."""
@@ -483,14 +572,15 @@ class IntentRecognitionPipeline(Pipeline):
     ) -> list[dict[str, Any]] | dict[str, Any]:
         """Turn what the model says of one input into the answer; see `__call__`."""
         if "error" in result:
-            return result
-        predictions = [{"label": name, "score": score} for name, score in result["scores"]]
+            return {"error": result["error"]}
+        read = {} if result["read"] is None else dict(zip(("start", "end"), result["read"], strict=True))
+        predictions = [{"label": name, "score": score, **read} for name, score in result["scores"]]
         doubt, in_scope = self._doubt(predictions[0], result, threshold), None
         if doubt is not None:
             in_scope = doubt < 0.5 and predictions[0]["label"] != NONE_OF_THESE
         if doubt is not None and doubt >= 0.5:
-            shared = [{"label": one["label"], "score": (1 - doubt) * one["score"]} for one in predictions]
-            predictions = [{"label": OUT_OF_SCOPE_LABEL, "score": doubt}, *shared]
+            shared = [{**one, "score": (1 - doubt) * one["score"]} for one in predictions]
+            predictions = [{"label": OUT_OF_SCOPE_LABEL, "score": doubt, **read}, *shared]
         if not return_anchors:
             return predictions[:top_k]
         return {
@@ -512,15 +602,95 @@ class IntentRecognitionPipeline(Pipeline):
         return 1 / (1 + math.exp(max(result["margin"], -MAX_MARGIN)))
 
     def _anchors(self, result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-        if result["anchors"] is None:
-            return {name: [] for name in MODALITIES}
-        anchors = dict(zip(MODALITIES, map(scored_anchors, *result["anchors"]), strict=True))
-        words = utterance_words(result["text"], anchors["text"], result["encoding"], self.processor.text_prefix)
-        found = {"text": sorted((w for w in words if w["score"] is not None), key=lambda word: -word["score"])}
-        for name in FEATURE_MODALITIES:
-            encoder = self.processor.load_encoder(name, self.device) if result["decoded"][name] else None
-            found[name] = anchor_spans(anchors[name], encoder and encoder.frame_rate, result["offset"])
-        return found
+        """Place the anchors of all windows; the score of one is its share of its window, times that of the window."""
+        found: dict[str, list[dict[str, Any]]] = {name: [] for name in MODALITIES}
+        windows = [window for window in result["windows"] if "anchors" in window]
+        total = sum(window["counts"] for window in windows)
+        words = utterance_words(result["text"], [])
+        for window in windows:
+            shares = (window["counts"] / total).tolist()
+            anchors = {
+                name: [(position, score * share) for position, score in scored_anchors(*places)]
+                for name, share, *places in zip(MODALITIES, shares, *window["anchors"], strict=True)
+            }
+            begin, end = window["text"]
+            text = result["text"][begin:end]
+            for part in utterance_words(text, anchors["text"], window["encoding"], self.processor.text_prefix):
+                word = next(word for word in words if word["end"] > begin + part["start"])
+                word["score"] = max((one["score"] for one in (word, part) if one["score"] is not None), default=None)
+            for name in FEATURE_MODALITIES:
+                encoder = self.processor.load_encoder(name, self.device) if result["decoded"][name] else None
+                spans = anchor_spans(anchors[name], encoder and encoder.frame_rate, window["start"])
+                if encoder is not None:
+                    first = round((window["start"] - windows[0]["start"]) * encoder.frame_rate)
+                    spans = [{**span, "frame": first + span["frame"]} for span in spans]
+                found[name] += spans
+        found["text"] = [word for word in words if word["score"] is not None]
+        most = self.model.config.num_anchors
+        return {name: sorted(one, key=lambda anchor: -anchor["score"])[:most] for name, one in found.items()}
+
+
+def pool_windows(model: PreTrainedModel, outputs: Sequence[Any], counts: torch.Tensor) -> Any:
+    """Pool what a model says of the windows of one input.
+
+    The evidence of audio and of video is pooled as that of frames, e = log mean_t exp(v_t) (step 2 of A-ME), where a window
+    counts as often as it has frames; states and embeddings are averaged likewise.
+
+    Args:
+        model ([`AMESSForIntentClassification`]): The model.
+        outputs (sequence of [`AMESSClassifierOutput`]): What it returned for the windows, a batch at a time.
+        counts (`torch.Tensor` of shape `(windows, 3)`): Tokens and frames of each window, by modality.
+
+    Returns:
+        [`AMESSClassifierOutput`] with one row.
+    """
+    joined = {
+        name: torch.cat([one[name] for one in outputs]).float() for name in ("pooler_output", "multimodal_embeds")
+    }
+    counts = counts.to(joined["pooler_output"])
+    shares = counts / counts.sum(0).clamp(min=1)
+    features = shares[:, 1:][:, counts[:, 1:].any(0)]
+    weights = features.mean(1) if features.shape[1] else shares[:, 0]
+    pooled = {name: (weights @ states)[None] for name, states in joined.items()}
+    pooled["pooler_output"] = pooled["pooler_output"].to(model.dtype)
+    pooled["multimodal_embeds"] = torch.nn.functional.normalize(pooled["multimodal_embeds"], dim=-1)
+    pooled["modality_mask"] = counts.any(0)[None]
+    if outputs[0].evidence is not None:
+        evidence = torch.cat([one.evidence for one in outputs]).float()
+        evidence = (evidence + shares[:, 1:, None].log()).logsumexp(0, keepdim=True)
+        pooled["evidence"] = evidence.where(pooled["modality_mask"][:, 1:, None], 0.0)
+    answer = type(outputs[0])(**pooled, label_embeds=outputs[0].label_embeds)
+    answer.logits = model.answer(answer)
+    return answer
+
+
+def _text_spans(text: str, encoding: Any, prefix: str = "") -> list[tuple[int, int]]:
+    """Return the characters of overlapping parts of a text that was cut; the whole of one that was not.
+
+    Args:
+        text (`str`): The text.
+        encoding (`tokenizers.Encoding`, *optional*): What a fast tokenizer made of it, whose `overflowing` has the rest.
+        prefix (`str`): What came before it.
+    """
+    if encoding is None or not encoding.overflowing or not text.strip():
+        return [(0, len(text))]
+    tokens = [
+        [
+            (begin - len(prefix), end - len(prefix))
+            for (begin, end), special in pairs
+            if not special and end > len(prefix)
+        ]
+        for pairs in (
+            zip(part.offsets, part.special_tokens_mask, strict=True) for part in (encoding, *encoding.overflowing)
+        )
+    ]
+    size = max(len(tokens[0]) - 2, 1)  # a part may be cut into other tokens than the whole
+    tokens = [token for part in tokens for token in part]
+    starts = range(0, max(len(tokens) - size // 2, 1), max(size // 2, 1))
+    spans = [(tokens[first][0], tokens[min(first + size, len(tokens)) - 1][1]) for first in starts]
+    # A part begins with a whole word, which the part before has too.
+    later = [(text.find(" ", begin, end) + 1 or begin, end) for begin, end in spans[1:]]
+    return [spans[0], *later]
 
 
 def _rows_of(data: Any) -> Any:

@@ -240,15 +240,13 @@ class AMESSProcessor(ProcessorMixin):
             self._encoders[key] = encoder
         return self._encoders[key]
 
-    def read(self, row: dict[str, Any], min_seconds: float = 0.0) -> dict[str, Any]:
+    def read(self, row: dict[str, Any]) -> dict[str, Any]:
         """Decode what the encoders need of a row's clip: the first step to a batch.
 
         Args:
             row (`dict`):
                 Values of one clip, named as the arguments of `__call__`, which mean the same; other keys are ignored. A
                 [`~clips_amess.Clip`] as `clip` stands for all that says where audio and video come from.
-            min_seconds (`float`, *optional*):
-                Decode at least this much of the audio, more than the model's limit.
 
         Returns:
             `dict`: `text`, `context`, `audio_features`, `video_features` as given; `audio` and `video`, decoded where
@@ -259,7 +257,7 @@ class AMESSProcessor(ProcessorMixin):
             ClipError: The clip cannot be used.
             ValueError: `text` or `context` has the wrong type.
         """
-        clip = row["clip"] if isinstance(row.get("clip"), Clip) else Clip.from_row(row)
+        clip = Clip.from_row(row)
         example = {"clip": clip, "text": row.get("text"), "context": _turns(row.get("context"))}
         for name, value in (("text", example["text"] or ""), *(("context", turn) for turn in example["context"])):
             try:
@@ -270,7 +268,7 @@ class AMESSProcessor(ProcessorMixin):
             features = example[f"{modality}_features"] = row.get(f"{modality}_features")
             source = getattr(clip, modality) if features is None else None
             encoder = None if source is None else self._encoder_of(clip, modality)
-            example[modality] = None if encoder is None else self._decoded(clip, encoder, modality, min_seconds)
+            example[modality] = None if encoder is None else self._decoded(clip, encoder, modality)
         return example
 
     def _encoder_of(self, clip: Clip, modality: str) -> Any:
@@ -283,11 +281,11 @@ class AMESSProcessor(ProcessorMixin):
             )
         return encoder
 
-    def _decoded(self, clip: Clip, encoder: Any, modality: str, min_seconds: float) -> np.ndarray:
+    def _decoded(self, clip: Clip, encoder: Any, modality: str) -> np.ndarray:
         """Decode one feature more than the model takes, which says that there is more."""
         limit = getattr(self, f"max_{modality}_length") + 1
         if modality == "audio":
-            return encoder.read(clip, limit, min_seconds)
+            return encoder.read(clip, limit)
         frames = list(encoder.read(clip, limit))
         return np.stack(frames) if frames else np.zeros((0, 1, 1, 3), dtype=np.uint8)
 
@@ -349,7 +347,7 @@ class AMESSProcessor(ProcessorMixin):
             seconds = "".join(f" ({limit / rate:.3g} s)" for rate in rates)
             logger.warning_once(
                 f"`{modality}_features` of some clips are longer than the model takes: they are cut after {limit} "
-                f"frames{seconds}, `max_{modality}_length`; give `start` and `end`, or `window_s` to the pipeline"
+                f"frames{seconds}, `max_{modality}_length`; give `start` and `end`; the pipeline reads clips whole"
             )
 
     def __call__(

@@ -5,7 +5,7 @@ Name the intent of a clip.
     python examples/predict_clip.py clip.mp4 --text "oh great, you again" --model runs/mintrec2 --plot clip.png
 
 Prints the most likely intents; `--json` prints everything, anchors included; `--plot` draws the clip's time line with the
-words, sounds and frames that decided. `--window_s 5` answers for every five seconds of a long clip.
+words, sounds and frames that decided. A long clip gets one answer; `--window_s 1` gives one for every second.
 """
 
 import argparse

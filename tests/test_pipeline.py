@@ -34,7 +34,7 @@ from utils import (
     tiny_model,
 )
 
-from amess_hf import AMESSProcessor, IntentRecognitionPipeline, OutOfScopeDetector, clips_amess
+from amess_hf import AMESSProcessor, IntentRecognitionPipeline, OutOfScopeDetector, clips_amess, pipeline_amess
 from amess_hf.datasets_amess import merge_fields
 
 
@@ -43,7 +43,7 @@ av = pytest.importorskip("av")
 from clip_writer import write_clip
 
 from amess_hf.clips_amess import ClipError
-from amess_hf.pipeline_amess import anchor_spans, scored_anchors
+from amess_hf.pipeline_amess import anchor_spans, pool_windows, scored_anchors
 from amess_hf.pipeline_amess import utterance_words as words_of
 from amess_hf.processing_amess import encode_texts
 
@@ -262,13 +262,15 @@ class TestWindows:
     def test_stride_and_span(self, pipe, long_clip):
         answers = pipe({"clip": long_clip, "start": 0.5, "end": 2.0}, window_s=1.0, stride_s=0.5)
         assert [(answer["start"], answer["end"]) for answer in answers] == [(0.5, 1.5), (1.0, 2.0)]
-        full = pipe({"clip": long_clip}, window_s=9.0, return_anchors=True)
-        assert len(full) == 1 and {"start", "end", "label", "anchors", "in_scope"} <= set(full[0])
+        full = pipe({"clip": long_clip}, window_s=1.2, return_anchors=True)
+        assert len(full) == 2 and {"start", "end", "label", "anchors", "in_scope"} <= set(full[0])
+        with pytest.raises(ValueError, match="`window_s` is 1.5; this model takes at most 1.2 seconds at once"):
+            pipe(long_clip, window_s=1.5)
 
     def test_several_clips_and_arrays(self, pipe, long_clip, clip):
-        answers = pipe([long_clip, clip], window_s=1.5, batch_size=4)
+        answers = pipe([long_clip, clip], window_s=1.2, batch_size=4)
         assert [len(answer) for answer in answers] == [2, 1]
-        assert [len(answer) for answer in pipe((one for one in [long_clip, clip]), window_s=1.5)] == [2, 1]
+        assert [len(answer) for answer in pipe((one for one in [long_clip, clip]), window_s=1.2)] == [2, 1]
         sound = np.random.default_rng(0).normal(0, 0.1, 40000)
         answers = pipe({"audio": sound, "sampling_rate": 16000}, window_s=1)
         assert [answer["end"] for answer in answers] == [1, 2, 2.5]
@@ -278,6 +280,96 @@ class TestWindows:
         for given in ({"text": TEXT}, {"audio_features": np.ones((5, 80))}):
             with pytest.raises(ValueError, match=f"it is not known where `{next(iter(given))}` belongs"):
                 pipe({"clip": long_clip, **given}, window_s=1)
+
+
+class TestStreams:
+    """What is longer than the model takes at once: 1.2 seconds, and 16 tokens."""
+
+    @pytest.fixture(scope="class")
+    def voting(self, tokenizer):
+        """A pipeline whose frames have votes."""
+        model = tiny_model(**FRONT_ENDS)
+        for module in model.modules():
+            if type(module).__name__ == "AMESSVotes":
+                torch.nn.init.normal_(module.weight, std=0.1)
+        return IntentRecognitionPipeline(model, tokenizer=tokenizer, device="cpu")
+
+    @pytest.fixture(scope="class")
+    def long_clip(self, tmp_path_factory):
+        """Four seconds: faint, but for the third."""
+        path = tmp_path_factory.mktemp("long") / "long.mp4"
+        generator = np.random.default_rng(0)
+        frames, sound = generator.integers(80, 100, (40, 32, 48, 3), dtype=np.uint8), generator.normal(0, 0.01, 64000)
+        frames[20:30] = generator.integers(0, 255, (10, 32, 48, 3))
+        sound[32000:48000] = generator.normal(0, 0.2, 16000)
+        write_clip(path, frames, sound, frame_rate=10)
+        return str(path)
+
+    def test_all_of_a_long_clip_counts(self, voting, long_clip, caplog):
+        answer = voting({"clip": long_clip, "text": "hello"})
+        begin = voting({"clip": long_clip, "text": "hello", "end": 1.2})
+        assert scores(answer) != pytest.approx(scores(begin), abs=1e-3)
+        assert not caplog.records  # nothing was cut
+        agree(voting([TEXT, {"clip": long_clip, "text": "hello"}, long_clip], batch_size=3)[1], answer)
+        times = [(a["start"], a["end"]) for a in voting(long_clip, return_anchors=True)["anchors"]["video"]]
+        assert any(begin >= 1.2 for begin, _ in times) and all(0 <= begin < end <= 4.1 for begin, end in times)
+
+    def test_evidence_is_that_of_the_frames_of_one_clip(self, voting, long_clip):
+        outputs, counts, total = [], [], max(clips_amess.clip_durations(long_clip).values())
+        for start in (number * 1.2 for number in range(4)):
+            batch = voting.processor(text="hello", clip=long_clip, start=start, end=min(start + 1.2, total))
+            with torch.no_grad():
+                outputs.append(voting.model(**batch))
+            counts.append([batch[f"{name}attention_mask"].sum().item() for name in ("", "audio_", "video_")])
+        pooled = pool_windows(voting.model, outputs, torch.tensor(counts))
+        agree(voting({"clip": long_clip, "text": "hello"}), self.ranked(pooled))
+        weights = torch.tensor(counts)[:, 1:, None].double()
+        evidence = torch.cat([one.evidence for one in outputs]).double()
+        expected = (weights * evidence.exp()).sum(0) / weights.sum(0)
+        torch.testing.assert_close(pooled.evidence[0].double(), expected.log(), atol=1e-5, rtol=0)
+        alone = pool_windows(voting.model, outputs[:1], torch.tensor(counts[:1]))
+        torch.testing.assert_close(alone.logits, outputs[0].logits, atol=1e-5, rtol=0)
+
+    def ranked(self, outputs):
+        names = zip(LABELS, outputs.logits[0].softmax(-1).tolist(), strict=True)
+        return [{"label": name, "score": score} for name, score in names]
+
+    @pytest.mark.parametrize("context", [None, ["thanks you"]])
+    def test_all_of_a_long_text_counts(self, voting, context):
+        filler = "the speaker says hello " * 12
+        texts = [filler + end for end in ("thanks you are so kind", "late again please help me")]
+        first, second = (voting({"text": text, "context": context}, return_anchors=True) for text in texts)
+        assert scores(first["predictions"]) != pytest.approx(scores(second["predictions"]), abs=1e-4)
+        for text, answer in zip(texts, (first, second), strict=True):
+            words = answer["anchors"]["text"]
+            assert words and all(text[word["start"] : word["end"]] == word["word"] for word in words)
+        short = " ".join(texts[0].split()[:14])
+        agree(voting({"text": short}), voting([{"text": short}, {"text": texts[0]}], batch_size=2)[0])
+
+    def test_long_text_with_a_long_clip(self, voting, long_clip, monkeypatch):
+        read = []
+        original = AMESSProcessor.read
+        monkeypatch.setattr(AMESSProcessor, "read", lambda self, row: read.append(row) or original(self, row))
+        text = "the speaker says hello " * 12
+        answer = voting({"clip": long_clip, "text": text})
+        assert sum(scores(answer).values()) == pytest.approx(1) and len(read) == 4  # each window is decoded once
+        assert scores(answer) != pytest.approx(scores(voting({"clip": long_clip, "text": "hello"})), abs=1e-4)
+
+    def test_beyond_ten_minutes_the_answer_says_what_was_read(self, voting, long_clip, monkeypatch):
+        monkeypatch.setattr(pipeline_amess, "MAX_STREAM_SECONDS", 2.0)
+        answer = voting(long_clip)
+        assert all((one["start"], one["end"]) == (0.0, 2.0) for one in answer)
+        full = voting({"clip": long_clip, "start": 0.5}, return_anchors=True)
+        assert (full["start"], full["end"]) == (0.5, 2.5)
+        agree(answer, voting({"clip": long_clip, "end": 2.0}))
+        assert "start" not in voting({"clip": long_clip, "end": 1.5})[0]
+
+    def test_a_clip_that_breaks_off(self, voting, long_clip, tmp_path):
+        path = tmp_path / "cut.mkv"
+        write_clip(path, None, np.random.default_rng(0).uniform(-1, 1, 64000))
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        answers = voting([str(path), long_clip], on_error="skip", batch_size=2)
+        assert "is cut short" in answers[0]["error"] and len(answers[1]) == 4
 
 
 class TestErrorsOfClips:
