@@ -54,6 +54,7 @@ def save_for_hub(
     run_folder: str | os.PathLike | None = None,
     repo_id: str | None = None,
     merge_adapter: bool = True,
+    training_args: TrainingArguments | None = None,
 ) -> None:
     """Save everything that a model needs to one folder, which loads with and without this package installed.
 
@@ -69,6 +70,8 @@ def save_for_hub(
         repo_id (`str`, *optional*): The model's name in a new card.
         merge_adapter (`bool`, *optional*, defaults to `True`):
             Whether an adapter in the text encoder is merged into its weights, so that the folder loads without peft.
+        training_args ([`~transformers.TrainingArguments`], *optional*):
+            What the model was trained with: saved as `training_args.json`, without paths and tokens.
 
     Raises:
         ValueError: If the processor was made for another model, or `run_folder` is not a folder.
@@ -81,6 +84,8 @@ def save_for_hub(
     _save_processor_and_descriptions(folder, model.config, processor)
     if detector is not None:
         detector.save_pretrained(folder)
+    if training_args is not None:
+        _save_training_arguments(folder, training_args)
     if not (folder / CARD_NAME).exists():
         _write_card(folder, model, repo_id, detector)
 
@@ -97,7 +102,7 @@ def _save_processor_and_descriptions(
         write_json(Path(folder, DESCRIPTIONS_NAME), {"descriptions": config.label_descriptions})
 
 
-def save_training_arguments(folder: str | os.PathLike, training_args: TrainingArguments) -> None:
+def _save_training_arguments(folder: str | os.PathLike, training_args: TrainingArguments) -> None:
     """Write `training_args.json` in place of the pickle `training_args.bin`, without paths of the machine or tokens."""
     values = training_args.to_dict().items()  # masks tokens
     kept = {name: value for name, value in values if not (isinstance(value, str) and os.path.isabs(value))}
@@ -258,7 +263,7 @@ class PushesToHub:
         if self.args.should_save:
             folder = output_dir if output_dir is not None else self.args.output_dir
             _save_processor_and_descriptions(folder, self.model.config, self.processing_class)
-            save_training_arguments(folder, self.args)
+            _save_training_arguments(folder, self.args)
 
     def push_to_hub(
         self,

@@ -28,7 +28,7 @@ from amess_hf import AMESSDataCollator, AMESSTrainer
 from amess_hf.evaluation import predict_clips
 from amess_hf.evaluation.aggregation import update_results
 from amess_hf.evaluation.metrics import CLASSIFICATION_METRICS, in_scope_metrics
-from amess_hf.hub import save_for_hub, save_training_arguments
+from amess_hf.hub import save_for_hub
 from amess_hf.modeling_amess import LOSS_PARTS
 from amess_hf.training import WeightAverage, parameter_groups
 from amess_hf.training.batches import (
@@ -205,8 +205,7 @@ def train_and_evaluate(*arguments):
         training = Training(accelerator, run.model, args, clips, run.seen.get("validation"), run.processor)
         metrics = {**training.run(), "train_samples": len(clips)}
         if accelerator.is_main_process:
-            save_for_hub(folder, run.model, run.processor)
-            save_training_arguments(folder, args)
+            save_for_hub(folder, run.model, run.processor, training_args=args)
             training.state.save_to_json(os.path.join(folder, TRAINER_STATE_NAME))
             update_results(folder, metrics, "train")
     run.model.to(accelerator.device)

@@ -17,8 +17,9 @@ import pytest
 from hub_server import HubServer
 from hub_steps import DATASET, ONE_CALL, REPO
 from huggingface_hub import ModelCard
+from utils import tiny_model
 
-from amess_hf.hub import files_for_hub, save_training_arguments
+from amess_hf.hub import files_for_hub, save_for_hub
 from amess_hf.training import AMESSTrainingArguments
 
 
@@ -191,7 +192,7 @@ class TestFolders:
     def test_training_arguments_replace_the_pickle(self, tmp_path):
         (tmp_path / "training_args.bin").write_bytes(b"\x80\x04")
         arguments = AMESSTrainingArguments(output_dir=str(tmp_path), hub_token="hf_secret", max_steps=7)
-        save_training_arguments(tmp_path, arguments)
+        save_for_hub(tmp_path, tiny_model(), training_args=arguments)
         text = (tmp_path / "training_args.json").read_text()
         assert json.loads(text)["max_steps"] == 7
         assert "hf_secret" not in text and str(tmp_path) not in text

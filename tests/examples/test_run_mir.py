@@ -104,7 +104,7 @@ def test_files_of_a_run(trained, script):
     assert results["train_steps_per_second"] > 0
     for name, clips in (("predictions_dev.tsv", 9), ("predictions_test.tsv", 7)):
         rows = read_predictions(folder / name)
-        assert len(rows) == clips and list(rows[0]) == ["id", "label", "prediction", "score"]
+        assert len(rows) == clips and list(rows[0]) == ["id", "label", "prediction", "score", "text"]
         assert {row["prediction"] for row in rows} <= set(DATASETS["mintrec"].labels)
         assert all(0 < float(row["score"]) <= 1 for row in rows)
     rows = read_predictions(folder / "predictions_dev.tsv")
