@@ -69,26 +69,23 @@ SPLITS = {"validation": ("do_eval", "eval", "dev"), "test": ("do_predict", "test
 # Arguments
 
 
+def optional(help_text):
+    return HfArg(default=None, help=help_text)
+
+
 @dataclass
 class ModelArguments:
     """The model to start from, and fields of its configuration."""
 
     _argument_group_name = "model"
 
-    text_model_name_or_path: str | None = HfArg(
-        default=None, help="Text encoder to train from: on the Hub, or a folder."
-    )
-    model_name_or_path: str | None = HfArg(default=None, help="Saved A-MESS model to evaluate or to train further.")
-    config_overrides: str | None = HfArg(
-        default=None,
-        help="Fields of the configuration, e.g. num_anchors=4,audio_config.max_length=400,text_prefix=null.",
-    )
-    teacher_model_name_or_path: str | None = HfArg(
-        default=None, help="Learn from these A-MESS models, or logits, too."
-    )
-    lora_rank: int | None = HfArg(default=None, help="Train an adapter of this rank in place of the text encoder.")
-    lora_target_modules: list[str] | None = HfArg(default=None, help="Layers to adapt; all linear ones if not given.")
-    load_in: Literal["4bit", "8bit"] | None = HfArg(default=None, help="Quantize the text encoder (with --lora_rank).")
+    text_model_name_or_path: str | None = optional("Text encoder to train from: on the Hub, or a folder.")
+    model_name_or_path: str | None = optional("Saved A-MESS model to evaluate or to train further.")
+    config_overrides: str | None = optional("As num_anchors=4,audio_config.max_length=400,text_prefix=null.")
+    teacher_model_name_or_path: str | None = optional("Learn from these A-MESS models, or logits, too.")
+    lora_rank: int | None = optional("Train an adapter of this rank in place of the text encoder.")
+    lora_target_modules: list[str] | None = optional("Layers to adapt; all linear ones if not given.")
+    load_in: Literal["4bit", "8bit"] | None = optional("Quantize the text encoder (with --lora_rank).")
 
 
 @dataclass
@@ -97,26 +94,20 @@ class DataArguments:
 
     _argument_group_name = "data"
 
-    dataset_name: str = HfArg(
-        default="mintrec", help="mintrec, mintrec2.0, folder, or org/name on the Hub; or several."
-    )
-    data_dir: str | None = HfArg(default=None, help="Folder of the data set, or several, in the same order.")
-    audio_features: str | None = HfArg(default=None, help="Name or path of audio features, or none.")
-    video_features: str | None = HfArg(default=None, help="Name or path of video features, or none.")
-    audio_encoder: str | None = HfArg(default=None, help="Encode raw clips: log-mel, or a model on the Hub.")
-    audio_encoder_layer: int | None = HfArg(default=None, help="Layer of the audio encoder whose states to take.")
-    video_encoder: str | None = HfArg(default=None, help="Encode raw clips: hog, hog-grid, or a model on the Hub.")
+    dataset_name: str = HfArg(default="mintrec", help="mintrec, mintrec2.0, folder or org/name; several with commas.")
+    data_dir: str | None = optional("Folder of the data set, or several, in the same order.")
+    audio_features: str | None = optional("Name or path of audio features, or none.")
+    video_features: str | None = optional("Name or path of video features, or none.")
+    audio_encoder: str | None = optional("Encode raw clips: log-mel, or a model on the Hub.")
+    audio_encoder_layer: int | None = optional("Layer of the audio encoder whose states to take.")
+    video_encoder: str | None = optional("Encode raw clips: hog, hog-grid, or a model on the Hub.")
     allow_missing_features: bool = HfArg(default=False, help="A clip without features lacks that modality.")
     on_error: Literal["raise", "skip"] = HfArg(default="raise", help="At a clip that cannot be read.")
     label_granularity: Literal["fine", "coarse"] = HfArg(default="fine", help="The intents, or Emotion and Goal.")
-    label_descriptions: str | None = HfArg(
-        default=None, help="JSON that describes the intents; not needed for MIntRec."
-    )
-    context_turns: int | None = HfArg(
-        default=None, help="Earlier turns to read; by default none, or as the saved model."
-    )
-    hold_out_intents: str | None = HfArg(default=None, help="Evaluate these as unseen, e.g. Joke,Care or fold:1/4.")
-    train_clips_per_intent: int | None = HfArg(default=None, help="Train on this many clips of each intent.")
+    label_descriptions: str | None = optional("JSON that describes the intents; not needed for MIntRec.")
+    context_turns: int | None = optional("Earlier turns to read; by default none, or as the saved model.")
+    hold_out_intents: str | None = optional("Evaluate these as unseen, e.g. Joke,Care or fold:1/4.")
+    train_clips_per_intent: int | None = optional("Train on this many clips of each intent.")
     out_of_scope_clips: bool = HfArg(default=False, help="Load the out-of-scope clips of the data set too.")
 
 
@@ -126,16 +117,14 @@ class RunArguments:
 
     _argument_group_name = "run"
 
-    seeds: str | None = HfArg(default=None, help="Train once for each of these seeds, e.g. 0,1,2, and aggregate.")
+    seeds: str | None = optional("Train once for each of these seeds, e.g. 0,1,2, and aggregate.")
     overwrite_run: bool = HfArg(default=False, help="Remove a run with other arguments from the output folder.")
-    detector: Literal[tuple(OOS_METHODS)] | None = HfArg(default=None, help="Out-of-scope score to fit and save.")
+    detector: Literal[tuple(OOS_METHODS)] | None = optional("Out-of-scope score to fit and save.")
     detector_keep: float = HfArg(default=0.95, help="Share of the known dev clips that the detector accepts.")
     report: bool = HfArg(default=False, help="Write report/ with tables and plots.")
-    evidence_spans: str | None = HfArg(
-        default=None, help="Table of the frames with evidence, for the report's anchors."
-    )
-    license: str | None = HfArg(default=None, help="License of the model in its card, e.g. apache-2.0.")
-    language: str | None = HfArg(default=None, help="Languages of the clips in the card, e.g. en,de.")
+    evidence_spans: str | None = optional("Table of the frames with evidence, for the report's anchors.")
+    license: str | None = optional("License of the model in its card, e.g. apache-2.0.")
+    language: str | None = optional("Languages of the clips in the card, e.g. en,de.")
 
     def __post_init__(self):
         self.report = self.report or self.evidence_spans is not None
@@ -161,7 +150,6 @@ def check_arguments(model_args, data_args, run_args):
     ):
         if not holds:
             raise ValueError(problem)
-    seeds_of(run_args)
     read_overrides(model_args.config_overrides)
     if run_args.evidence_spans is not None:
         read_evidence_spans(run_args.evidence_spans)
@@ -209,10 +197,8 @@ def data_folders(data_args) -> dict[str, str | None]:
     folders = [folder.strip() for folder in (data_args.data_dir or "").split(",") if folder.strip()]
     local = [name for name in names if "/" not in name]
     if len(local) != len(folders):
-        raise ValueError(
-            f"`--dataset_name` names {len(local)} local data set(s) and `--data_dir` {len(folders)} folder(s); give one "
-            "folder for each (`organization/name` is on the Hub and takes none)"
-        )
+        found = f"`--dataset_name` names {len(local)} local data set(s) and `--data_dir` {len(folders)} folder(s)"
+        raise ValueError(f"{found}; give one folder for each (`organization/name` is on the Hub and takes none)")
     places = dict(zip(local, folders, strict=True))
     return {name: places.get(name) for name in names}
 
@@ -238,21 +224,18 @@ def load_clips(data_args, seed: int, left_out: dict[str, str] | None = None) -> 
 
 def load_from_folder(name, folder, data_args, left_out):
     """A local data set, with features from its files or made from its clips."""
+    shared = {name: getattr(data_args, name) for name in ("label_granularity", "allow_missing_features", "on_error")}
     dataset = load_mintrec(
         folder,
         name=name,
         scope="all" if data_args.out_of_scope_clips else "in",
-        label_granularity=data_args.label_granularity,
         audio_features=NO_FEATURES if data_args.audio_encoder else data_args.audio_features,
         video_features=NO_FEATURES if data_args.video_encoder else data_args.video_features,
         context_turns=data_args.context_turns or 0,
-        allow_missing_features=data_args.allow_missing_features,
-        on_error=data_args.on_error,
+        **shared,
     )
-    encoders = {"audio_encoder_layer": data_args.audio_encoder_layer, "video_encoder": data_args.video_encoder}
-    return add_clip_features(
-        dataset, data_args.audio_encoder, data_dir=folder, on_error=data_args.on_error, failures=left_out, **encoders
-    )
+    encoders = {name: getattr(data_args, name) for name in ("audio_encoder", "audio_encoder_layer", "video_encoder")}
+    return add_clip_features(dataset, data_dir=folder, on_error=data_args.on_error, failures=left_out, **encoders)
 
 
 def load_from_hub(name):
@@ -260,10 +243,8 @@ def load_from_hub(name):
     dataset = with_feature_arrays(load_dataset(name))
     features = next(iter(dataset.values())).features
     if not {"id", "text"} <= set(features) or not isinstance(features.get("label"), ClassLabel):
-        raise ValueError(
-            f"{name} is not a data set that `load_mintrec(...).push_to_hub` wrote: it has {', '.join(features)}, and needs "
-            "`id`, `text` and `label`, a `ClassLabel`"
-        )
+        needed = "`id`, `text` and `label`, a `ClassLabel`, as `load_mintrec(...).push_to_hub` writes them"
+        raise ValueError(f"{name} has the columns {', '.join(features)}; it needs {needed}")
     return dataset
 
 
@@ -286,9 +267,7 @@ def warn_of_unknown_labels(dataset):
     for name in ids:
         unknown = [names[number] for number in sorted(ids[name] - ids["train"]) if number >= 0]
         if unknown:
-            logger.warning(
-                f"{name} has labels that train lacks, so their clips cannot be answered correctly: {unknown}"
-            )
+            logger.warning(f"{name} has labels that train lacks, whose clips are answered wrong: {unknown}")
 
 
 def find_label_descriptions(data_args, labels) -> dict[str, list[str]] | None:
@@ -319,14 +298,13 @@ def load_tokenizer(name):
 
 def new_model(model_args, data_args, dataset, descriptions, tokenizer):
     """A new model around a pretrained text encoder; what is not given follows from the clips."""
-    labels, quantization = combining.labels_of(dataset), None
+    quantization = None
     if model_args.load_in is not None:  # 4 bits as in QLoRA (arXiv 2305.14314)
         types = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.bfloat16}
         quantization = BitsAndBytesConfig(**{f"load_in_{model_args.load_in}": True}, **types)
     return AMESSForIntentClassification.from_text_pretrained(
         model_args.text_model_name_or_path,
-        labels=labels,
-        label_descriptions=descriptions and {label: descriptions[label] for label in labels},
+        label_descriptions=descriptions,
         tokenizer=tokenizer,
         dataset=next(iter(dataset.values())),
         audio_encoder=data_args.audio_encoder,
@@ -343,10 +321,8 @@ def saved_config(model_args) -> AMESSConfig:
     name = model_args.model_name_or_path
     fields, _ = AMESSConfig.get_config_dict(name)
     if fields.get("model_type") != AMESSConfig.model_type:
-        raise ValueError(
-            f"{name} is a {fields.get('model_type')} model; `--model_name_or_path` takes a saved A-MESS model, and "
-            "`--text_model_name_or_path` a text encoder to train one from"
-        )
+        problem = f"{name} is a {fields.get('model_type')} model; `--model_name_or_path` takes a saved A-MESS model"
+        raise ValueError(f"{problem}, and `--text_model_name_or_path` a text encoder to train one from")
     return AMESSConfig.from_dict(merge_fields(fields, read_overrides(model_args.config_overrides)))
 
 
@@ -356,23 +332,19 @@ def saved_model(model_args, config, data_args, dataset):
         model_args.model_name_or_path, config=config, ignore_mismatched_sizes=True, output_loading_info=True
     )
     if model_args.config_overrides and any(info[f"{name}_keys"] for name in ("missing", "mismatched", "unexpected")):
-        raise ValueError(
-            f"`--config_overrides {model_args.config_overrides}`: the saved weights do not fit; train a new model with "
-            "`--text_model_name_or_path`"
-        )
+        problem = f"`--config_overrides {model_args.config_overrides}`: the saved weights do not fit"
+        raise ValueError(f"{problem}; train a new model with `--text_model_name_or_path`")
     sizes = feature_sizes(next(iter(dataset.values())))
     for modality in FEATURE_MODALITIES:
         trained = config.feature_configs.get(modality) or AMESSFeatureConfig()
         encoder, layer = (getattr(data_args, f"{modality}_{name}", None) for name in ("encoder", "encoder_layer"))
-        size = sizes.get(modality, trained.feature_size)
-        if encoder is not None and (encoder, layer) != (trained.encoder, trained.encoder_layer):
-            problem = f"`--{modality}_encoder {encoder}` with layer {layer}, not {trained.encoder} with {trained.encoder_layer}"
-            raise ValueError(f"the model was trained with other features: {problem}")
-        if trained.feature_size not in (None, size):
-            problem = f"{modality} features are {trained.feature_size} wide, not {size} (see `--{modality}_features`)"
-            raise ValueError(f"the model was trained with other features: {problem}")
+        given = (encoder or trained.encoder, layer if encoder else trained.encoder_layer, sizes.get(modality))
+        expected = (trained.encoder, trained.encoder_layer, trained.feature_size if modality in sizes else None)
         if trained.feature_size and modality not in sizes:
             logger.warning(f"the model takes {modality}, and the data has none: it answers without")
+        if given != expected and (encoder or trained.feature_size):
+            names = f"(encoder, layer, width) is {given}, but the model was trained with {expected}"
+            raise ValueError(f"the data's {modality}: {names}; see `--{modality}_encoder`, `--{modality}_features`")
     return model
 
 
@@ -459,20 +431,14 @@ def prepare(model_args, data_args, run_args, training_args) -> Run:
 def train_and_evaluate(*arguments) -> dict:
     """One training and evaluation. Returns the content of `all_results.json`."""
     run = prepare(*arguments)
-    training_args = run.training_args
-    request = what_is_asked(run, AMESSTrainer.__name__)
+    args, request = run.training_args, what_is_asked(run, AMESSTrainer.__name__)
     if is_finished(run, request):
-        return aggregation.update_results(training_args.output_dir, {})
+        return aggregation.update_results(args.output_dir, {})
     claim_folder(run, request)
-    trainer = AMESSTrainer(
-        run.model,
-        training_args,
-        train_dataset=run.seen["train"] if training_args.do_train else None,
-        eval_dataset=run.seen.get("validation"),
-        processing_class=run.processor,
-    )
-    if training_args.do_train:
-        result = trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    train, dev = run.seen["train"] if args.do_train else None, run.seen.get("validation")
+    trainer = AMESSTrainer(run.model, args, train_dataset=train, eval_dataset=dev, processing_class=run.processor)
+    if args.do_train:
+        result = trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
         trainer.save_model()
         trainer.log_metrics("train", result.metrics)
         trainer.save_metrics("train", result.metrics)
@@ -486,11 +452,8 @@ def train_and_evaluate(*arguments) -> dict:
         return outputs
 
     results = evaluate(run, predict)
-    if training_args.push_to_hub and trainer.is_world_process_zero():
-        push_folder(
-            training_args.output_dir, trainer.hub_model_id, training_args.hub_token, training_args.hub_revision,
-            commit_message="End of training",
-        )  # fmt: skip
+    if args.push_to_hub and trainer.is_world_process_zero():
+        push_folder(args.output_dir, trainer.hub_model_id, args.hub_token, args.hub_revision, "End of training")
     return results
 
 
@@ -522,17 +485,12 @@ def claim_folder(run, request):
             f"{folder} holds another run: {reason}; give another `--output_dir`, or `--overwrite_run` to start again"
         )
     if args.process_index == 0:
-        if reason is not None:
-            remove_run(folder)
+        old = [path for pattern in (*LEFT_BEHIND, FINISHED, LEFT_OUT) for path in Path(folder).glob(pattern)]
+        for path in old if reason is not None else ():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         run_state.write_record(folder, request)
         if run.left_out:
             write_csv(os.path.join(folder, LEFT_OUT), ["id", "reason"], run.left_out.items())
-
-
-def remove_run(folder):
-    """Remove the output of an earlier run."""
-    for path in [path for pattern in (*LEFT_BEHIND, FINISHED, LEFT_OUT) for path in Path(folder).glob(pattern)]:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def what_is_done(run) -> dict:
@@ -592,8 +550,9 @@ def evaluate(run: Run, predict: Callable[[Any, str | None], ClipOutputs]) -> dic
     unseen_metrics = score_unseen(run, predict) if run.held_out else {}
     if args.process_index > 0:
         return {}
+    results = aggregation.update_results(folder, unseen_metrics)
     write_json(os.path.join(folder, FINISHED), what_is_done(run))
-    return aggregation.update_results(folder, unseen_metrics)
+    return results
 
 
 def find_detector(run, outputs) -> OutOfScopeDetector | None:

@@ -65,47 +65,43 @@ class Training:
 
     def __init__(self, accelerator, model, args, train_dataset, eval_dataset, processor):
         args.check_best_metric(CLASSIFICATION_METRICS)
-        self.accelerator, self.args, self.eval_dataset = accelerator, args, eval_dataset
-        self.model, self.tokenizer = model.to(accelerator.device), processor.tokenizer
-        self.collator = AMESSDataCollator(processor)
         if args.freeze_word_embeddings:
             model.get_input_embeddings().requires_grad_(False)
+        self.accelerator, self.args, self.eval_dataset = accelerator, args, eval_dataset
+        self.model, self.tokenizer, self.collator = model, processor.tokenizer, AMESSDataCollator(processor)
+        model.to(accelerator.device)
         self.pretrained = encoder_weights(model) if args.pretrained_share else None
         update_label_embeds(model, self.tokenizer, missing_only=True)
         standardize_statistics(model, train_dataset, self.collator)
-        self.loader = training_dataloader(
-            train_dataset, self.collator, args, accelerator, self.tokenizer, model.config
-        )
-        self.steps_per_epoch = math.ceil(len(self.loader) / args.gradient_accumulation_steps)
-        all_steps = math.ceil(args.num_train_epochs * self.steps_per_epoch)
-        self.max_steps = args.max_steps if args.max_steps > 0 else all_steps
-        batches = len(self.loader)
-        self.descriptions = LabelDescriptionSampler.for_model(model.config, self.tokenizer, args, batches)
+        loader = training_dataloader(train_dataset, self.collator, args, accelerator, self.tokenizer, model.config)
+        self.loader, self.steps_per_epoch = loader, math.ceil(len(loader) / args.gradient_accumulation_steps)
+        self.max_steps = args.max_steps
+        if self.max_steps <= 0:
+            self.max_steps = math.ceil(args.num_train_epochs * self.steps_per_epoch)
+        self.descriptions = LabelDescriptionSampler.for_model(model.config, self.tokenizer, args, len(loader))
         optimizer_class, settings = AMESSTrainer.get_optimizer_cls_and_kwargs(args, model)
         optimizer = optimizer_class(parameter_groups(model, args), **settings)
+        warmup_steps, settings = args.get_warmup_steps(self.max_steps), args.lr_scheduler_kwargs
         self.average = WeightAverage(model, args.weight_averaging) if args.weight_averaging else None
         self.wrapped, self.optimizer = accelerator.prepare(model, optimizer)
-        warmup_steps, settings = args.get_warmup_steps(self.max_steps), args.lr_scheduler_kwargs
         # Not prepared: accelerate would step it once for each process.
         self.scheduler = get_scheduler(
             args.lr_scheduler_type, optimizer, warmup_steps, self.max_steps, scheduler_specific_kwargs=settings
         )
-        interval = self.steps_per_epoch if args.eval_strategy == "epoch" else args.eval_steps or math.inf
-        self.eval_steps = math.ceil(interval * self.max_steps) if interval < 1 else interval
-        self.guard = DivergenceGuard(model, args)
-        self.state = TrainerState()
-        self.parts, self.total_loss = defaultdict(list), 0.0
-        self.best_weights = None
+        self.guard, self.state = DivergenceGuard(model, args), TrainerState()
+        self.parts, self.total_loss, self.best_weights = defaultdict(list), 0.0, None
 
     def run(self):
         """Train to the end. Returns metrics."""
-        start, steps = time.perf_counter(), islice(self.steps(), self.max_steps)
+        start, args = time.perf_counter(), self.args
+        interval = self.steps_per_epoch if args.eval_strategy == "epoch" else args.eval_steps or math.inf
+        interval = math.ceil(interval * self.max_steps) if interval < 1 else interval
         self.wrapped.train()
-        hidden = not self.accelerator.is_main_process
+        steps, hidden = islice(self.steps(), self.max_steps), not self.accelerator.is_main_process
         for batches in logging.tqdm(steps, desc="Training", total=self.max_steps, disable=hidden):
             self.step(batches)
-            is_last = self.state.global_step == self.max_steps and self.args.eval_strategy != "no"
-            if is_last or self.state.global_step % self.eval_steps == 0:
+            is_last = self.state.global_step == self.max_steps
+            if args.eval_strategy != "no" and (is_last or self.state.global_step % interval == 0):
                 self.evaluate()
         self.guard.check(self.max_steps, weights=True)
         self.finish()
@@ -126,42 +122,40 @@ class Training:
                 yield group
 
     def step(self, batches):
-        """One step of the optimizer."""
-        descriptions = self.descriptions(self.state.global_step)
-        descriptions = {name: value.to(self.accelerator.device) for name, value in descriptions.items()}
-        num_items = count_loss_items(batches, self.accelerator)
+        """One step of the optimizer, and a line in the log if one is due."""
+        accelerator, args, state = self.accelerator, self.args, self.state
+        descriptions = self.descriptions(state.global_step).items()
+        descriptions = {name: value.to(accelerator.device) for name, value in descriptions}
+        learning_rate, num_items = self.scheduler.get_last_lr()[0], count_loss_items(batches, accelerator)
         for batch in batches:
+            inputs = mark_dynamic_lengths({**batch, **descriptions}, accelerator)
             # Processes exchange gradients once, with the last batch.
-            last = batch is batches[-1]
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.wrapped):
-                with self.accelerator.autocast():
-                    inputs = mark_dynamic_lengths({**batch, **descriptions}, self.accelerator)
+            with contextlib.nullcontext() if batch is batches[-1] else accelerator.no_sync(self.wrapped):
+                with accelerator.autocast():
                     outputs = self.wrapped(**inputs, num_items_in_batch=num_items)
-                loss = outputs.loss / len(batches)
-                self.accelerator.backward(loss)
-            self.total_loss += loss.detach().double()
-            self.guard.add(outputs.loss, self.state.global_step + 1)
+                accelerator.backward(outputs.loss / len(batches))
+            self.total_loss += outputs.loss.detach().double() / len(batches)
+            self.guard.add(outputs.loss, state.global_step + 1)
             for name in ("loss", *LOSS_PARTS):
                 if outputs.get(name) is not None:
                     self.parts[name].append(outputs[name].detach())
-        if self.args.max_grad_norm > 0:
-            self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.args.max_grad_norm)
-        learning_rate = self.scheduler.get_last_lr()[0]
+        if args.max_grad_norm > 0:
+            accelerator.clip_grad_norm_(self.wrapped.parameters(), args.max_grad_norm)
         self.optimizer.step()
         self.scheduler.step()
         self.optimizer.zero_grad()
         if self.average is not None:
             self.average.update()
-        self.state.global_step += 1
-        self.state.epoch = self.state.global_step / self.steps_per_epoch
-        if self.state.global_step % max(1, int(self.args.logging_steps)) == 0:
-            self.guard.check(self.state.global_step)
-            parts = {name: torch.stack(values).mean() for name, values in self.parts.items()}
-            parts = {name: self.accelerator.reduce(value, "mean").item() for name, value in parts.items()}
+        state.global_step += 1
+        state.epoch = state.global_step / self.steps_per_epoch
+        if state.global_step % max(1, int(args.logging_steps)) == 0:
+            self.guard.check(state.global_step)
+            means = {name: torch.stack(values).mean() for name, values in self.parts.items()}
+            means = {name: accelerator.reduce(mean, "mean").item() for name, mean in means.items()}
             self.parts.clear()
-            self.record({**parts, "learning_rate": learning_rate})
+            self.log({**means, "learning_rate": learning_rate})
 
-    def record(self, metrics):
+    def log(self, metrics):
         self.state.log_history.append({**metrics, "epoch": self.state.epoch, "step": self.state.global_step})
         if self.accelerator.is_main_process:
             logger.info(json.dumps(self.state.log_history[-1]))
@@ -170,14 +164,13 @@ class Training:
         """Score dev with the averaged weights, and keep them if they are the best."""
         args, state = self.args, self.state
         with averaged_weights(self.model, self.average, self.tokenizer):
-            batch_size = args.per_device_eval_batch_size
-            outputs = predict(self.accelerator, self.model, self.collator, self.eval_dataset, batch_size)
-            metrics = metrics_of(outputs, "eval")
+            where = (self.collator, self.eval_dataset, args.per_device_eval_batch_size)
+            metrics = metrics_of(predict(self.accelerator, self.model, *where), "eval")
             value = metrics.get(f"eval_{(args.metric_for_best_model or '').removeprefix('eval_')}")
             if args.load_best_model_at_end and (state.best_metric is None or value > state.best_metric):
                 state.best_metric, weights = value, self.model.state_dict().items()
                 self.best_weights = {name: weight.to("cpu", copy=True) for name, weight in weights}
-        self.record(metrics)
+        self.log(metrics)
         self.wrapped.train()
 
     def finish(self):
@@ -201,8 +194,8 @@ def train_and_evaluate(*arguments):
     accelerator = Accelerator(mixed_precision=args.mixed_precision, kwargs_handlers=[DDP_ARGUMENTS])
     if args.do_train:
         set_seed(args.seed)
-        clips = run.seen["train"]
-        training = Training(accelerator, run.model, args, clips, run.seen.get("validation"), run.processor)
+        clips, dev = run.seen["train"], run.seen.get("validation")
+        training = Training(accelerator, run.model, args, clips, dev, run.processor)
         metrics = {**training.run(), "train_samples": len(clips)}
         if accelerator.is_main_process:
             save_for_hub(folder, run.model, run.processor, training_args=args)
@@ -211,8 +204,8 @@ def train_and_evaluate(*arguments):
     run.model.to(accelerator.device)
 
     def predict_and_record(split, prefix):
-        collator = AMESSDataCollator(run.processor)
-        outputs = predict(accelerator, run.model, collator, split, args.per_device_eval_batch_size)
+        batch_size = args.per_device_eval_batch_size
+        outputs = predict(accelerator, run.model, AMESSDataCollator(run.processor), split, batch_size)
         if prefix is not None and accelerator.is_main_process:
             update_results(folder, metrics_of(outputs, prefix), prefix)
         return outputs

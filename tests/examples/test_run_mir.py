@@ -113,7 +113,7 @@ def test_files_of_a_run(trained, script):
         assert (folder / name).is_file(), name
     assert not list(folder.rglob("training_args.bin"))
     model = AutoModelForSequenceClassification.from_pretrained(folder)
-    assert list(model.config.id2label.values()) == DATASETS["mintrec"].labels
+    assert list(model.config.id2label.values()) == list(DATASETS["mintrec"].labels)
     assert AutoTokenizer.from_pretrained(folder)("please")["input_ids"][1] != 1
 
 
