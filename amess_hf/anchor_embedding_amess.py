@@ -1,15 +1,22 @@
-"""A-ME, anchor-based multimodal embedding (A-MESS, arXiv 2503.19474): from text, audio and video to one state of a clip.
+"""A-ME, anchor-based multimodal embedding (A-MESS, arXiv 2503.19474): from text, audio and video to one vector per clip.
 
-1. *Votes.* Each frame x_t of audio and of video votes for the intents, v_t = W x_t, with W = 0 before training.
-2. *Evidence.* e = log mean_t exp(v_t): one frame that is confident of an intent is enough. It is added to the logits.
-3. *Anchors.* The frames with the largest support, s_t = v_t · (softmax(e) - 1/labels), and the tokens of the text with the
-   largest s_t = x_t · Q c / sqrt(d), where c is the mean of the utterance's tokens; `num_anchors` of each modality.
-4. *Fusion.* In each layer the anchors attend to one another and to all tokens of all modalities:
-   a <- a + Attention(a, [a; tokens]); a <- a + MLP(a). The cost is linear in the number of tokens.
-5. *Embedding.* The anchors of a modality are averaged with weights softmax(s) and concatenated; a linear map of that is added
-   to c. The classifier sees the sum; the projection to unit length is compared with descriptions (SS).
-6. *Loss of each modality.* Audio and video learn the label on their own, each as far as it accounts for the clip:
-   towards p_m / max(p_audio, p_video) of the label, and uniform for the rest (`modality_losses`).
+Audio and video come as frames f_t, text as the states of its tokens, whose mean over the utterance is c (`summary`).
+`AMESSModalityEmbedding` makes tokens of one width d of all of them: one of each frame, or of several (convolutions).
+
+1. *Votes* (`AMESSVotes`): each frame of audio and of video votes for the intents, v_t = W f_t. W is initialized to zero.
+2. *Evidence* (`pool_votes`): e = log mean_t exp(v_t), a smooth maximum that does not grow with the length of the clip; it is
+   added to the logits. With `pooling="statistics"` (`AMESSStatisticsEvidence`), e is a linear map of mean, deviation and
+   maximum over time, and v_t that of a token.
+3. *Anchors* (`choose_anchors`): the `num_anchors` tokens of each modality with the highest scores. Audio and video (`support`):
+   s_t = v_t · (softmax(e) - 1/K) with K = `num_labels`; of several frames, the maximum. Text: s_t = x_t · (Q c + b) / sqrt(d)
+   for its tokens x_t.
+4. *Fusion* (`_attend`): in each layer the anchors a attend to one another, to all tokens of all modalities and to a learned
+   vector: a <- a + Attention(a, [a; nothing; tokens]); a <- a + MLP(a). The cost is linear in the number of tokens.
+5. *Embedding* (`_pool`, `forward`): the mean of the anchors of each modality with weights softmax(s), concatenated; a linear
+   map of that, which `AMESSModel` adds to c. The classifier sees the sum; its projection to unit length is compared with
+   descriptions (`synchronization_amess.py`).
+6. *Losses of single modalities* (`modality_losses`): the target of modality m is r onehot(y) + (1 - r) uniform, where
+   r = p_m(y) / max over the modalities that the clip has of p(y), without gradient. Text has an ordinary cross-entropy.
 
 The paper's formulas were not available; these are this project's reading of its abstract.
 """
@@ -52,7 +59,7 @@ class AMESSVotes(nn.Linear):
 
 
 def pool_votes(votes: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Pool the votes of frames (step 2): e = log mean_t exp(v_t). A mean, so that a longer clip is not more confident.
+    """Pool the votes of frames (step 2): e = log mean_t exp(v_t).
 
     Args:
         votes (`torch.FloatTensor` of shape `(batch_size, length, num_labels)`): Votes of the frames.
@@ -67,10 +74,9 @@ def pool_votes(votes: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def support(votes: torch.Tensor, evidence: torch.Tensor) -> torch.Tensor:
-    """Return how much each frame supports the evidence (step 3): s_t = v_t · (softmax(e) - 1/labels).
+    """Return how much each frame supports the evidence (step 3): s_t = v_t · (softmax(e) - 1/K).
 
-    A frame that only stands out (a breath, a cut) votes for intents that the rest of the clip rules out, and scores low;
-    no frame scores anything where the modality says nothing.
+    A frame scores high if it votes for intents that the pooled evidence favors; where the evidence is uniform, all score 0.
 
     Args:
         votes (`torch.FloatTensor` of shape `(batch_size, length, num_labels)`): Votes of the frames.
@@ -80,7 +86,7 @@ def support(votes: torch.Tensor, evidence: torch.Tensor) -> torch.Tensor:
         `torch.FloatTensor` of shape `(batch_size, length)`.
     """
     likely = evidence.softmax(-1) - 1 / evidence.shape[-1]
-    # In full precision also under autocast, and without a copy of the votes, which are many where labels are.
+    # In full precision also under autocast, and without a copy of the votes, which is large with many labels.
     with torch.autocast(votes.device.type, enabled=False):
         return torch.einsum("btl,bl->bt", votes, likely)
 
@@ -129,11 +135,11 @@ class AMESSFrameEvidence(nn.Module):
 
 
 class AMESSStatisticsEvidence(nn.Module):
-    """Evidence of mean, deviation and maximum over time: for a tone of voice, or a word that is somewhere in the clip.
+    """Evidence of mean, deviation and maximum over time: for what is spread over the clip, or anywhere in it.
 
     A linear map of the statistics of the frames (which contains the usual logistic regression) and of the tokens, whose
     maximum finds what is anywhere in the clip. The statistics of the frames are standardized with those of the training
-    clips, as for a logistic regression: otherwise the wide range of a few hides the others.
+    clips, as for a logistic regression: otherwise numbers with a large range dominate.
 
     Args:
         feature_size (`int`): Width of the frames.
@@ -153,13 +159,13 @@ class AMESSStatisticsEvidence(nn.Module):
     def forward(
         self, frames: torch.Tensor, mask: torch.Tensor, tokens: torch.Tensor, token_mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Vote by statistics; see [`AMESSFrameEvidence.forward`]. Frames with `norm="clip"` come as they were before it."""
+        """Vote by statistics; see [`AMESSFrameEvidence.forward`]. Frames with `norm="clip"` are passed before normalization."""
         mean, deviation = masked_statistics(tokens, token_mask)
         statistics = self.frame_statistics(frames.to(tokens.dtype), mask)
         evidence = self.frame_votes(self.dropout(statistics)) + self.token_votes(self.dropout(mean))
         evidence = evidence + self.deviation_votes(self.dropout(deviation))
         peak = tokens.masked_fill(~token_mask.unsqueeze(-1), torch.finfo(tokens.dtype).min).amax(1)
-        peak = peak.where(token_mask.any(1, keepdim=True), 0.0)  # of nothing
+        peak = peak.where(token_mask.any(1, keepdim=True), 0.0)  # 0 if no token is present
         evidence = evidence + self.peak_votes(self.dropout(peak))
         evidence = evidence.float() * mask.any(1, keepdim=True)
         return evidence, support(self.token_votes(tokens).float(), evidence)
@@ -191,19 +197,6 @@ class AMESSStatisticsEvidence(nn.Module):
 EVIDENCE = {"logsumexp": AMESSFrameEvidence, "statistics": AMESSStatisticsEvidence}
 
 
-def _rank_keys(scores: torch.Tensor):
-    """Whole numbers in the order of float32 `scores` (batch, length), of which no two in a row are equal: the earlier is larger.
-
-    With the scores themselves, the choice of `topk` among equal ones (silence, a frozen picture, a new model) follows the
-    padded length.
-    """
-    if torch.onnx.is_in_onnx_export() or torch.compiler.is_exporting():
-        return scores  # the operator of ONNX takes the earlier by itself
-    bits = (scores + 0.0).view(torch.int32).long()  # of -0.0 and 0.0 the same
-    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # of negative numbers, the larger is the smaller
-    return (ordered << 32) - torch.arange(scores.shape[1], device=scores.device)
-
-
 def choose_anchors(
     scores: torch.Tensor, mask: torch.Tensor, num_anchors: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -215,8 +208,8 @@ def choose_anchors(
         num_anchors (`int`): How many to choose; fewer for a clip that has fewer.
 
     Returns:
-        `tuple`: positions (0 where there is none), shares in the softmax of all scores (0 where there is none), through
-        which all tokens get gradient, and which are present, each `(batch_size, num_anchors)`, best first.
+        `tuple`: positions (0 where there is none), shares in the softmax of all scores (0 where there is none), and which
+        are present, each `(batch_size, num_anchors)`, best first.
     """
     shares = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(-1) * mask
     # With the padding, a clip shorter than `num_anchors` takes the same path as any other.
@@ -226,6 +219,18 @@ def choose_anchors(
     present = ranks > float("-inf")
     indices = indices.masked_fill(~present, 0)
     return indices, shares.gather(1, indices) * present, present
+
+
+def _rank_keys(scores: torch.Tensor):
+    """Integer keys that sort like float32 `scores` (batch, length), unique within a row of the batch: ties favor the earlier.
+
+    `topk` breaks ties (silence, a frozen picture, a new model) differently for different padded lengths.
+    """
+    if torch.onnx.is_in_onnx_export() or torch.compiler.is_exporting():
+        return scores  # the operator of ONNX takes the earlier by itself
+    bits = (scores + 0.0).view(torch.int32).long()  # of -0.0 and 0.0 the same
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # of negative numbers, the larger is the smaller
+    return (ordered << 32) - torch.arange(scores.shape[1], device=scores.device)
 
 
 class AMESSAnchorFusion(AMESSTokenFusion):
@@ -265,9 +270,9 @@ class AMESSAnchorFusion(AMESSTokenFusion):
         }
         anchors, hidden_states, attentions = self._attend(tokens, token_masks, chosen)
         pooled = self._pool(anchors, {name: shares for name, (_, shares, _) in chosen.items()})
-        state = self.out_proj(self._concatenate(pooled, summary))
+        update = self.out_proj(self._concatenate(pooled, summary))
         positions = self._positions(chosen, summary)
-        return FusionOutput(state, self._stack_evidence(evidence, summary), *positions, hidden_states, attentions)
+        return FusionOutput(update, self._stack_evidence(evidence, summary), *positions, hidden_states, attentions)
 
     def _score(
         self,
@@ -324,10 +329,10 @@ class AMESSAnchorFusion(AMESSTokenFusion):
         positions, shares = {}, {}
         for name, (indices, shares[name], present) in chosen.items():
             positions[name] = (indices * self.embeddings[name].frames_per_token).masked_fill(~present, NO_ANCHOR)
-        nothing = torch.zeros(shape, device=summary.device)
+        no_shares = torch.zeros(shape, device=summary.device)
         return (
             torch.stack([positions.get(name, nowhere) for name in MODALITIES], dim=1),
-            torch.stack([shares.get(name, nothing) for name in MODALITIES], dim=1),
+            torch.stack([shares.get(name, no_shares) for name in MODALITIES], dim=1),
         )
 
 
@@ -337,13 +342,11 @@ def modality_losses(
     labels: torch.Tensor,
     candidate_mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Cross-entropy of each modality on its own, towards as much of the label as the modality accounts for (step 6).
+    """Cross-entropy of each modality on its own, whose target is smoothed where another modality knows the label better (step 6).
 
-    It is not known which modality tells the intent of a clip. As in a mixture of experts (Jacobs et al., Neural
-    Computation 1991), each learns most from the clips that it knows best: modality `m` accounts for p_m / max(p_1, p_2,
-    ...) of a clip, where p is the probability that it gives to the label; the rest of its target is uniform. So video
-    that shows nothing learns to say nothing where the audio tells the intent; a full cross-entropy would learn such
-    clips by heart, and be sure of whatever it sees in others.
+    The modality that gives the label the highest probability gets the full target, the others a softer one, which reduces
+    overfitting to clips where a modality is uninformative. Similar to a mixture of experts (Jacobs et al., Neural
+    Computation 1991), but the weights are relative to the maximum and do not sum to one.
 
     Args:
         logits (`torch.Tensor` of shape `(batch_size, modalities, num_labels)`): Scores of each modality.
@@ -355,12 +358,14 @@ def modality_losses(
         `torch.FloatTensor` of shape `(batch_size, modalities)`; zero where a clip lacks the modality or has no label.
     """
     alone = logits.unbind(1)
-    log_probs = -torch.stack([classification_loss(one, labels, 0.0, candidate_mask) for one in alone], dim=1).detach()
+    log_probs = -torch.stack(
+        [classification_loss(one, labels, candidate_mask=candidate_mask) for one in alone], dim=1
+    ).detach()
     best = log_probs.masked_fill(~modality_mask, torch.finfo(log_probs.dtype).min).amax(1, keepdim=True)
     # Clamped for a modality that is absent, whose loss is left out below.
     shares = (log_probs - best).clamp(max=0).exp()
     values = [
-        classification_loss(one, labels, 1 - share, candidate_mask)
+        classification_loss(one, labels, label_smoothing=1 - share, candidate_mask=candidate_mask)
         for one, share in zip(alone, shares.unbind(1), strict=True)
     ]
     return torch.stack(values, dim=1).where(modality_mask, 0.0)

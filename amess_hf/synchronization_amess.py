@@ -1,16 +1,20 @@
 """SS, semantic synchronization (A-MESS, arXiv 2503.19474): clips and descriptions of intents in one space.
 
-A language model describes each intent y in a few sentences. The model's own text encoder embeds them (as it would a clip
-that has only text), and d_y is their mean direction. A clip x and a description are compared by s(x, y) = x · d_y.
+A language model describes each intent y in a few sentences. The model embeds a sentence as it would a clip that has only
+text; d_y is the mean of the sentences of y, scaled to unit length. A clip x and a description are compared by
+s(x, y) = x · d_y, and by l(x, y) = s(x, y) / temperature (`similarity_logits`), which is learned. In training, the sentence
+of an intent that the batch brings along stands for d_y, with gradient; d_y of the others is stored (`label_embeds`).
 
-1. *Triplet*: max(0, margin + max_{j != y} s(x, j) - s(x, y)); FaceNet (Schroff et al., CVPR 2015, eq. 2).
-2. *Contrastive*: cross-entropy of s(x, ·) / temperature; InfoNCE (van den Oord et al., arXiv 1807.03748, eq. 4).
-3. *Batch triplet*: the same margin between clips, with the batch gathered over all processes, gradient included; where
-   gradients are accumulated, between those of each part.
-4. *Answer*: (1 - w) classifier + w s / temperature + evidence, where w is `label_similarity_weight`.
-5. *Described intents*, which the classifier was not trained on, are scored by s alone, plus a constant that balances them
-   with trained ones: the largest for which most sentences about trained intents keep their answer (calibrated stacking;
-   Chao et al., ECCV 2016). No clip is needed.
+1. *Triplet* (`label_triplet_loss`): max(0, margin + max_{j != y} s(x, j) - s(x, y)), the form of FaceNet (Schroff et al.,
+   CVPR 2015, eq. 2) on cosine similarity.
+2. *Contrastive* (`classification_loss` of l): InfoNCE (van den Oord et al., arXiv 1807.03748, eq. 4).
+3. *Batch triplet* (`batch_triplet_loss`): for a clip a, the mean over the clips p of its intent of max(0, margin + s(a, n) -
+   s(a, p)), n being the most similar clip of another intent. In training the clips are those of all processes, gradient
+   included; with gradient accumulation, those of one micro-batch.
+4. *Answer* (`combine_logits`), w = `label_similarity_weight`: (1 - w) classifier + w l + evidence.
+5. *Described intents* have only sentences: the classifier was not trained on them. They are scored by l plus an offset
+   (`balancing_offset`; calibrated stacking, Chao et al., ECCV 2016): the largest with which the fraction `kept_share` of the
+   sentences about trained intents that are answered correctly stays correct. It needs text only.
 
 The paper names the triplet contrastive learning; its formulas were not available, and these are the textbook forms.
 """
@@ -32,7 +36,7 @@ from .loss_amess import classification_loss, num_processes, restrict
 from .processing_amess import encode_texts
 
 
-# Descriptions that are encoded together in a training step where there are more than twice as many.
+# Chunk of descriptions that a training step encodes at a time, where there are more than twice as many.
 SENTENCES_AT_A_TIME = 8
 # Sentences of a trained intent, beyond those that training draws from, that are used to balance described intents.
 PROBES = 24
@@ -144,36 +148,8 @@ def gather_clips(embeds: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tens
     return _gather(embeds), _gather(labels), distributed.get_rank() * embeds.shape[0]
 
 
-def kept_share(trained: int, described: int) -> float:
-    """Return the share of the trained intents' sentences that must keep their answer when intents are added.
-
-    The added intents may take at most half of the share that they have of all intents: next to an added intent with
-    the same meaning, a trained intent keeps half of its sentences.
-    """
-    return 1 - 0.5 * described / (trained + described)
-
-
-def balancing_offset(
-    trained_scores: torch.Tensor, described_scores: torch.Tensor, targets: torch.Tensor, keep: float
-) -> float:
-    """Find the largest constant to add to the scores of described intents that leaves trained ones enough answers.
-
-    Args:
-        trained_scores (`torch.Tensor` of shape `(sentences, trained)`): Scores of sentences that describe trained intents.
-        described_scores (`torch.Tensor` of shape `(sentences, described)`): Their scores for the described intents.
-        targets (`torch.LongTensor` of shape `(sentences,)`): The intent of each sentence, a column of `trained_scores`.
-        keep (`float`): Share of the sentences answered correctly without described intents that must stay correct.
-
-    Returns:
-        `float`: The constant; 0 where no sentence is answered correctly.
-    """
-    best, answers = trained_scores.double().max(-1)
-    margins = (best - described_scores.double().amax(-1))[answers == targets]
-    return torch.quantile(margins, 1 - keep, interpolation="lower").item() if len(margins) else 0.0
-
-
 class AMESSSynchronization:
-    """SS as a part of [`AMESSForIntentClassification`], which has the weights: `amess`, `classifier`, `logit_scale`, `label_embeds`."""
+    """Mixin for [`AMESSForIntentClassification`], which defines `amess`, `classifier`, `logit_scale` and `label_embeds`."""
 
     config: PreTrainedConfig
 
@@ -308,15 +284,16 @@ class AMESSSynchronization:
     ) -> torch.Tensor:
         """Combine the scores of the classifier with those of the descriptions.
 
-        The similarities divide the probability between the labels that the classifier knows and those that it does
-        not, with `config.described_offset` in favor of the latter; among the known ones the result is the geometric
-        mean of both, weighting the similarity by `config.label_similarity_weight`.
+        Without descriptions, the classifier and the evidence; with trained labels only, as 4 in this file's header. Beside
+        described intents, with P = softmax(l, plus `config.described_offset` for these): a described intent y scores
+        log P(y); a trained one (1 - w) (log softmax(classifier) + log P(trained)) + w log P(y), among which the evidence
+        then moves probability.
 
         Args:
             class_logits (`torch.Tensor` of shape `(batch_size, num_labels)`): The classifier's scores.
             similarity_logits (`torch.Tensor` of shape `(batch_size, num_labels)`): Scaled similarities.
             evidence (`torch.Tensor` of shape `(batch_size, num_labels)`, *optional*):
-                What audio and video add; it moves probability between the labels that the classifier knows.
+                What audio and video add to the trained labels.
 
         Returns:
             `torch.Tensor` of shape `(batch_size, num_labels)`.
@@ -326,7 +303,7 @@ class AMESSSynchronization:
         if self.config.label_descriptions is None or (weight == 0 and len(trained) == self.config.num_labels):
             return class_logits + evidence
         if len(trained) == self.config.num_labels:
-            # Not normalized: out-of-scope scores depend on how confident both are.
+            # Not normalized: the scores of `oos_amess.py` depend on how confident both are.
             return (1 - weight) * class_logits.float() + weight * similarity_logits + evidence
         if not trained:
             return similarity_logits.log_softmax(-1)
@@ -340,7 +317,7 @@ class AMESSSynchronization:
         return by_similarity.index_copy(1, index, known)
 
     def _known_scores(self, class_logits: torch.Tensor, similarities: torch.Tensor) -> torch.Tensor:
-        """Combine both scores of trained labels; their total probability is the one that the similarities give them."""
+        """Combine both scores of trained labels; the classifier's are scaled to the total that the similarities give them first."""
         weight = self.config.label_similarity_weight
         by_class = class_logits.float().log_softmax(-1) + similarities.logsumexp(-1, keepdim=True)
         return (1 - weight) * by_class + weight * similarities
@@ -351,7 +328,7 @@ class AMESSSynchronization:
         return [index for index, name in self.config.id2label.items() if name not in described]
 
     def knows_descriptions(self) -> bool:
-        """Tell whether the model has learned to compare clips with descriptions, or has the encoder's own way to do so."""
+        """Tell whether the model was trained to compare clips with descriptions, or has no trained labels: it then uses the encoder's."""
         learned = self.config.label_triplet_loss_weight > 0 or self.config.label_contrastive_loss_weight > 0
         return (self.config.label_descriptions is not None and learned) or not self._trained_labels()
 
@@ -364,8 +341,8 @@ class AMESSSynchronization:
         """Replace the label set with described intents, without training.
 
         Intents that the classifier knows by the same name keep their weights; the others are scored by their
-        descriptions alone. A constant (`config.described_offset`) balances both: the largest for which most sentences
-        that describe the trained intents, and that training did not draw from, are still answered correctly.
+        descriptions alone, with an offset (`config.described_offset`) that is measured on sentences about the trained
+        intents which training did not draw from, where there are such.
 
         Args:
             label_descriptions (`dict[str, list[str] | str]`): Sentences for each intent.
@@ -397,7 +374,7 @@ class AMESSSynchronization:
         if probes:
             ids = [trained[name] for name in descriptions if name in trained]
             asked = [(row, place[sentence]) for row, group in probes.items() for sentence in group]
-            offset = self._balancing_offset(embeds, self.classifier(pooled)[:, ids], label_embeds, members, asked)
+            offset = self._measure_offset(embeds, self.classifier(pooled)[:, ids], label_embeds, members, asked)
         self._select_labels([trained.get(name) for name in descriptions])
         self.label_embeds = label_embeds.to(self.label_embeds)
         self.config.id2label = dict(enumerate(descriptions))
@@ -425,7 +402,7 @@ class AMESSSynchronization:
             if name in trained
         }
 
-    def _balancing_offset(
+    def _measure_offset(
         self,
         embeds: torch.Tensor,
         class_logits: torch.Tensor,
@@ -433,22 +410,22 @@ class AMESSSynchronization:
         members: list[list[int]],
         asked: list[tuple[int, int]],
     ) -> float:
-        """Find the constant from sentences that describe trained labels, each with its label in `asked`.
+        """Find the offset from sentences that describe trained labels, each with its label in `asked`.
 
-        `members` are the sentences of all labels. A sentence is never compared with itself, only with the others of
-        its label.
+        `members` are the sentences of all labels. A sentence is compared with the other sentences of its label, or with
+        itself if there is no other.
         """
         rows, places = zip(*asked, strict=True)
-        known = sorted(set(rows))
-        described = [row for row in range(len(members)) if row not in known]
+        trained = sorted(set(rows))
+        described = [row for row in range(len(members)) if row not in trained]
         similarities = self.similarity_logits(embeds[list(places)], label_embeds)
         for sentence, (row, place) in enumerate(asked):
             others = [member for member in members[row] if member != place] or members[row]
             own = _mean_directions([embeds[others]])
             similarities[sentence, row] = self.similarity_logits(embeds[place][None], own)[0, 0]
-        scores = self._known_scores(class_logits[list(places)], similarities[:, known])
-        targets = torch.tensor([known.index(row) for row in rows], device=scores.device)
-        return balancing_offset(scores, similarities[:, described], targets, kept_share(len(known), len(described)))
+        scores = self._known_scores(class_logits[list(places)], similarities[:, trained])
+        targets = torch.tensor([trained.index(row) for row in rows], device=scores.device)
+        return balancing_offset(scores, similarities[:, described], targets, kept_share(len(trained), len(described)))
 
     def _select_labels(self, rows: list[int | None]):
         """Give classifier and fusion a new label set: label `i` has the weights of label `rows[i]`, or zeros for `None`."""
@@ -459,6 +436,33 @@ class AMESSSynchronization:
         self.classifier = classifier
         if self.amess.fusion is not None:
             self.amess.fusion.select_labels(rows)
+
+
+def kept_share(trained: int, described: int) -> float:
+    """Return the fraction of the trained intents' sentences that must keep their answer beside described intents.
+
+    The described intents may take half of their proportion of all intents: 1 - 0.5 described / (trained + described).
+    """
+    return 1 - 0.5 * described / (trained + described)
+
+
+def balancing_offset(
+    trained_scores: torch.Tensor, described_scores: torch.Tensor, targets: torch.Tensor, keep: float
+) -> float:
+    """Find the largest constant to add to the scores of described intents that leaves trained ones enough answers.
+
+    Args:
+        trained_scores (`torch.Tensor` of shape `(sentences, trained)`): Scores of sentences that describe trained intents.
+        described_scores (`torch.Tensor` of shape `(sentences, described)`): Their scores for the described intents.
+        targets (`torch.LongTensor` of shape `(sentences,)`): The intent of each sentence, a column of `trained_scores`.
+        keep (`float`): Share of the sentences answered correctly without described intents that must stay correct.
+
+    Returns:
+        `float`: The constant; 0 where no sentence is answered correctly.
+    """
+    best, answers = trained_scores.double().max(-1)
+    margins = (best - described_scores.double().amax(-1))[answers == targets]
+    return torch.quantile(margins, 1 - keep, interpolation="lower").item() if len(margins) else 0.0
 
 
 def _sentences_by_label(label_descriptions: dict[str, list[str] | str]) -> dict[str, list[str]]:
