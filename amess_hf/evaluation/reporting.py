@@ -380,7 +380,7 @@ class _Page:
         """`great, again · audio 0.4 s, 1.8 s · video 66 %`."""
         chosen = [(word, score) for word, score in self._words(number) if score is not None]
         best = sorted(chosen, key=lambda pair: -pair[1])[:_ANCHORS_SHOWN]
-        parts = [", ".join(word for word, _ in best)] if best else []
+        parts = [", ".join(word.strip(".,;:!?") or word for word, _ in best)] if best else []
         form = "{:.1f} s" if _duration(self.clips[int(number)]) else "{:.0f} %"
         for track in self._tracks(number):
             middles = [(anchor["start"] + anchor["end"]) / 2 for anchor in track["anchors"][:_ANCHORS_SHOWN]]

@@ -330,6 +330,7 @@ class TestReport:
         wrong = [number for number in np.argsort(-outputs.confidence()) if not correct[number]][:20]
         assert [row[0].removeprefix("| ") for row in rows] == [outputs.ids[number] for number in wrong]
         assert rows[0][1] == outputs.texts[wrong[0]]
+        assert not any(re.search(r"[.,;:!?](,| ·)", row[4]) for row in rows), "words without their punctuation"
         assert re.search(r"audio \d\.\d s", rows[0][4])  # in seconds, as start and end are known
 
     @pytest.mark.slow
