@@ -87,20 +87,7 @@ class Recognizer:
         inputs = {"text": text} | ({"clip": clip} if clip else {})
         answer = self.pipeline(inputs, extra_labels=added or None, return_anchors=True, top_k=None)
         scores = {entry["label"]: entry["score"] for entry in answer["predictions"] if entry["label"] != "UNK"}
-        html = view.answer_html(scores, answer["in_scope"], set(added), self.left_out(clip) if clip else "")
-        return html, timeline(clip, text, answer["anchors"])
-
-    def left_out(self, clip: str) -> str:
-        """A sentence on what of the clip the model does not take, if it is too long for it."""
-        processor, seconds, parts = self.pipeline.processor, clip_durations(clip), {}
-        for modality, name in (("audio", "sound"), ("video", "picture")):
-            encoder = processor.load_encoder(modality) if modality in seconds else None
-            if encoder is not None:
-                taken = getattr(processor, f"max_{modality}_length") / encoder.frame_rate
-                if seconds[modality] > taken + 0.1:
-                    parts.setdefault(f"{taken:.1f}", []).append(name)
-        spans = [f"the first {taken} seconds of {' and '.join(names)}" for taken, names in parts.items()]
-        return f"The model took only {' and '.join(spans)}." if spans else ""
+        return view.answer_html(scores, answer["in_scope"], set(added)), timeline(clip, text, answer["anchors"])
 
     @property
     def intents(self) -> list[str]:

@@ -34,7 +34,6 @@ CSS = f"""
 .amess .kicker {{ font-size: 13px; opacity: 0.7; }}
 .amess .headline {{ font-size: 34px; font-weight: 700; line-height: 1.15; overflow-wrap: anywhere; }}
 .amess .note {{ font-size: 14px; opacity: 0.8; margin: 2px 0 12px; overflow-wrap: anywhere; }}
-.amess #left-out {{ margin: 12px 0 0; }}
 .amess .row {{ display: grid; grid-template-columns: minmax(5em, 10em) 1fr 3em; gap: 10px; align-items: center;
   margin: 5px 0; }}
 .amess .name {{ text-align: right; font-size: 15px; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }}
@@ -88,16 +87,13 @@ def error_html(message: str) -> str:
     return f'<div class="amess" id="mistake"><div class="mistake">{escape(message)}</div></div>'
 
 
-def answer_html(
-    scores: dict[str, float], in_scope: bool | None, added: set[str], left_out: str = "", top_k: int = 6
-) -> str:
+def answer_html(scores: dict[str, float], in_scope: bool | None, added: set[str], top_k: int = 6) -> str:
     """The headline and a bar for each of the `top_k` best intents; no bars where the answer is none of them.
 
     Args:
         scores: intent → share in [0, 1].
         in_scope: the out-of-scope detector's decision; None if the model has no detector.
         added: names of intents that the user described; their bars have another color.
-        left_out: what of the clip the model did not take, in a sentence.
     """
     ranked = sorted(scores.items(), key=lambda item: -item[1])[:top_k]
     best, share = ranked[0]
@@ -109,7 +105,6 @@ def answer_html(
         headline = best
         note = "Described by you, never trained." if best in added else f"{share:.0%} of the score."
         body = "".join(_bar(name, value, name in added, name == best) for name, value in ranked)
-    body += f'<div class="note" id="left-out">{escape(left_out)}</div>' if left_out else ""
     return (
         f'<div class="amess" id="answer"><div class="kicker">The speaker’s intent</div>'
         f'<div class="headline">{escape(headline)}</div><div class="note">{escape(note)}</div>{body}</div>'

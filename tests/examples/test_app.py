@@ -190,13 +190,10 @@ class TestAnswers:
         finally:
             release.set()
 
-    def test_what_a_long_clip_lacks_is_said(self, recognizer, clips, monkeypatch):
-        assert "left-out" not in app.answered(recognizer, clips[0]["clip"], WORDS, {})[0]
+    def test_all_of_a_long_clip_is_heard(self, recognizer, clips, monkeypatch):
         monkeypatch.setattr(recognizer.pipeline.processor, "max_audio_length", 25)
-        html, _ = app.answered(recognizer, clips[0]["clip"], WORDS, {})
-        assert "The model took only the first 0.5 seconds of sound." in html
-        monkeypatch.setattr(recognizer.pipeline.processor, "max_video_length", 5)
-        assert "took only the first 0.5 seconds of sound and picture." in recognizer.left_out(clips[0]["clip"])
+        _, line = app.answered(recognizer, clips[0]["clip"], WORDS, {})
+        assert line.count('class="anchor"') > 2
 
     def test_added_intents(self, recognizer):
         *form, message = app.add_intent(recognizer, " greet ", "Something.", {})
