@@ -21,13 +21,28 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from transformers.utils import logging
 
+
+logger = logging.get_logger(__name__)
 
 # A clip is one self-contained file. Formats that point at other files or addresses (play lists, concatenation scripts)
 # are excluded on purpose: FFmpeg would open whatever an untrusted file names.
-CLIP_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,wav,w64,mp3,flac,ogg,aac,mpegts,mpeg,flv,asf,aiff"
+CLIP_FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,wav,w64,mp3,flac,ogg,aac,mpegts,mpeg,flv,asf,aiff,"
+    "amr,caf,au,ac3,eac3,wv,gif,h264,hevc"
+)
 # Formats that state how long each stream is, so that a file that ends earlier is known to be truncated.
-FORMATS_WITH_DURATION = ("mov", "matroska", "wav", "flac", "avi")
+FORMATS_WITH_DURATION = ("mov", "matroska", "flac", "avi")
+# Limits on what is read of one clip: seconds, seconds of silence before its audio, pixels of a frame, samples per second,
+# and the share of its packets that may be damaged.
+MAX_SECONDS = 600.0
+MAX_GAP_SECONDS = 60.0
+MAX_PIXELS = 33_000_000
+SAMPLING_RATES = range(1_000, 384_001)
+MAX_DAMAGED_SHARE = 0.2
+# A frame that is too large must not be decoded to learn so.
+CODEC_OPTIONS = {"max_pixels": str(MAX_PIXELS)}
 # Decoding starts this many seconds before the requested audio: codecs need a few packets to settle.
 AUDIO_PREROLL = 0.1
 
@@ -220,11 +235,18 @@ def iter_frames(
     with _opened(source) as (container, streams, name):
         if "video" not in streams:
             return
+        context = streams["video"].codec_context
+        context.options = CODEC_OPTIONS
+        if not 0 < context.width * context.height <= MAX_PIXELS:
+            raise ClipError(
+                f"the frames of {name} have no size, or more than {MAX_PIXELS:,} pixels; make them smaller"
+            )
         frames = _sampled(container, streams["video"], name, begin, end, targets, fill=num_frames is not None)
         last, array = None, None
         for frame in itertools.islice(frames, max_frames):
             if frame is not last:  # a slow clip shows one frame at several of the requested times
                 last, array = frame, _to_array(frame, size, gray)
+                size = array.shape[:2]  # the others have the size of the first, whatever the file says
             yield array
 
 
@@ -351,19 +373,39 @@ def _opened(source: Any) -> Iterator[tuple[Any, dict[str, Any], str]]:
     av = import_av()
     name, source = _name(source), _unwrapped(source)
     handle = _handle(source, name)
+    options = {"options": CODEC_OPTIONS, "container_options": {"format_whitelist": CLIP_FORMATS}}
     try:
         _check_length(handle, name)
-        with av.open(handle, buffer_size=1 << 17, container_options={"format_whitelist": CLIP_FORMATS}) as container:
-            streams = {"audio": next(iter(container.streams.audio), None), "video": _video_stream(container)}
+        with av.open(handle, buffer_size=1 << 17, metadata_errors="replace", **options) as container:
+            streams = {"audio": _stream(container.streams.audio), "video": _stream(container.streams.video)}
             streams = {modality: stream for modality, stream in streams.items() if stream is not None}
             if not streams:
-                raise ClipError(f"{name} holds neither audio nor video; give an audio or a video file")
+                raise ClipError(
+                    f"{name} holds neither audio nor video that can be decoded; give an audio or a video file"
+                )
             yield container, streams, name
-    except av.FFmpegError as error:
-        raise ClipError(f"{name} cannot be decoded ({error.strerror}); give a whole media file") from error
+    except (ClipError, ImportError):
+        raise
+    except (
+        Exception
+    ) as error:  # FFmpeg's errors, and what PyAV makes of tags, layouts and values that it does not know
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        raise ClipError(
+            f"{name} cannot be decoded ({reason}); give a whole media file, in a common format such as mp4, mkv or wav"
+        ) from error
     finally:
         if handle is not source:
             handle.close()
+
+
+def _stream(streams: Any) -> Any:
+    """Return the default one of the streams that can be decoded, else the first; a cover picture is not a video."""
+    usable = [stream for stream in streams if stream.codec_context is not None and not _has(stream, "attached_pic")]
+    return max(usable, key=lambda stream: _has(stream, "default"), default=None)
+
+
+def _has(stream: Any, flag: str) -> bool:
+    return any(one.name == flag and one in stream.disposition for one in type(stream.disposition))
 
 
 def _handle(source: Any, name: str) -> Any:
@@ -391,26 +433,22 @@ def _handle(source: Any, name: str) -> Any:
 def _check_length(handle: Any, name: str) -> None:
     """Raise for an empty file, and for a RIFF file (wav, avi) that is shorter than its header says.
 
-    FFmpeg reads what there is of it without a warning.
+    FFmpeg reads what there is of it without a warning. The data chunk of a wav decides, where it says something: recorders
+    write 0 or a size beyond 2 GB while they do not know it, and some get a few bytes or the top byte wrong.
     """
     if not handle.seekable():
         return
-    head = handle.read(8)
-    stated = int.from_bytes(head[4:8], "little") + 8
+    head = handle.read(1 << 16)
     length = handle.seek(0, os.SEEK_END)
     handle.seek(0)
-    is_cut = head[:4] == b"RIFF" and length < stated < 0xFFFFFFFF  # recorders that do not know it write the maximum
-    if length == 0 or is_cut:
-        reason = f"is cut short: {length} of its {stated} bytes are there" if length else "is empty"
+    stated, there = int.from_bytes(head[4:8], "little"), length - 8
+    if head[:4] == b"RIFF" and head[8:12] == b"WAVE" and b"data" in head:
+        data = head.index(b"data", 12) + 4
+        stated, there = int.from_bytes(head[data : data + 4], "little"), length - data - 4
+    is_right = there + 64 >= stated or stated >= 0x7FFF0000 or abs((stated & 0xFFFFFF) - there) <= 64
+    if length == 0 or (head[:4] == b"RIFF" and not is_right):
+        reason = f"is cut short: {there} of its {stated} bytes are there" if length else "is empty"
         raise ClipError(f"{name} {reason}; copy or download it again")
-
-
-def _video_stream(container: Any) -> Any:
-    """Give the first video stream that is not the cover picture of a sound file."""
-    for stream in container.streams.video:
-        if not any(flag.name == "attached_pic" and flag in stream.disposition for flag in type(stream.disposition)):
-            return stream
-    return None
 
 
 def _stated_duration(stream: Any) -> float:
@@ -420,7 +458,8 @@ def _stated_duration(stream: Any) -> float:
     hours, _, rest = stream.metadata.get("DURATION", "").partition(":")  # Matroska: 00:00:04.000000000
     minutes, _, seconds = rest.partition(":")
     try:
-        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+        end = int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+        return end - _zero(stream.container)
     except ValueError:
         return 0.0
 
@@ -442,13 +481,57 @@ def _check_whole(container: Any, stream: Any, name: str, read: float) -> None:
 
 def _seek(container: Any, stream: Any, seconds: float) -> None:
     """Go to the key frame at or before the given second of the clip; a format that cannot seek is read through."""
-    if seconds <= 0:
+    # The times of FLAC in ogg are wrong after a seek.
+    if seconds <= 0 or (container.format.name, stream.codec_context.name) == ("ogg", "flac"):
         return
     av = import_av()
     try:
         container.seek(int((seconds + _zero(container)) / stream.time_base), stream=stream, backward=True)
     except av.FFmpegError:
         container.seek(0)
+
+
+def _decoded(container: Any, stream: Any, name: str, is_seeking: bool) -> Iterator[Any]:
+    """Decode a stream; what is damaged is left out, with a warning, as far as `MAX_DAMAGED_SHARE` allows.
+
+    Before the first frame after a seek there may be the rest of another. MPEG streams drop what is damaged: once anything
+    was, seconds without a frame count too.
+    """
+    av = import_av()
+    stream.thread_type = "AUTO"
+    # A generator may be closed after its container, and must not touch it then.
+    modality, is_mpeg = stream.type, container.format.name in ("mpegts", "mpeg")
+    packets = bad = 0
+    lost, first, last, usual = 0.0, None, None, None
+    try:
+        for packet in container.demux(stream):
+            packets += 1
+            try:
+                frames, is_bad = packet.decode(), packet.is_corrupt
+            except av.InvalidDataError:
+                frames, is_bad = [], True
+            bad += is_bad and not (is_seeking and first is None)
+            for frame in frames:
+                if first is not None and frame.time is not None:
+                    step = frame.time - last
+                    usual = step if usual is None or not bad else usual
+                    lost += step - usual if is_mpeg and bad and step > 1.5 * usual else 0.0
+                last = frame.time or 0.0
+                first = last if first is None else first
+                yield frame
+    finally:
+        share = max(bad / packets, lost / (last - first) if lost else 0.0) if packets else 0.0
+        problem = f"{name} is damaged: {share:.1%} of its {modality} cannot be decoded"
+        if 0 < share <= MAX_DAMAGED_SHARE:
+            logger.warning(problem)
+    if share > MAX_DAMAGED_SHARE:
+        raise ClipError(f"{problem}; copy or download it again")
+
+
+def _check_seconds(seconds: float, name: str) -> None:
+    """Raise for a span that is longer than `MAX_SECONDS`."""
+    if seconds > MAX_SECONDS + 1:
+        raise ClipError(f"{name} is longer than {MAX_SECONDS:g} seconds; give `start` and `end`")
 
 
 def _sampled(
@@ -461,22 +544,23 @@ def _sampled(
     fill: bool,
 ) -> Iterator[Any]:
     """Decode the frames on screen at the target seconds (rising), or all of the span where there are no targets."""
-    stream.thread_type = "AUTO"
     _seek(container, stream, begin)
     zero, step = _zero(container), 1.0 / float(stream.average_rate or 25)
     shown, seconds = None, begin - step
     target = None if targets is None else next(targets)
-    for frame in container.decode(stream):
+    for frame in _decoded(container, stream, name, begin > 0):
         previous, seconds = shown, seconds + step if frame.time is None else frame.time - zero
         shown = frame
         if end is not None and seconds >= end:
             shown = previous if previous is not None else frame
             break
         if targets is None:
+            _check_seconds(seconds - begin, name)
             if seconds > begin - 1e-6:
                 yield frame
             continue
         while target is not None and target < seconds - 1e-6:
+            _check_seconds(target - begin, name)
             yield frame if previous is None else previous
             target = next(targets, None)
         if target is None:
@@ -491,6 +575,7 @@ def _sampled(
     last = seconds + (float(shown.duration * shown.time_base) if shown.duration else step)
     last = last if end is None else min(last, end)
     while target is not None and (fill or target < last - 1e-6):
+        _check_seconds(target - begin, name)
         yield shown
         target = next(targets, None)
 
@@ -514,17 +599,18 @@ def _iter_audio(source: Any, sampling_rate: int, begin: float, end: float | None
     with _opened(source) as (container, streams, name):
         if "audio" not in streams:
             return
-        stream, position = (
-            streams["audio"],
-            None,
-        )  # the sample that the next piece begins with, negative before the span
-        for seconds, piece in _resampled(container, stream, sampling_rate, begin):
+        stream, position = streams["audio"], None  # sample that the next piece begins with, negative before the span
+        for seconds, piece in _resampled(container, stream, name, sampling_rate, begin):
             if position is None:
-                gap = 0.0 if seconds is None else seconds - begin
-                longest = (container.duration or 0) / 1e6
-                position = round(min(gap, longest) * sampling_rate)
+                gap = min(seconds - begin, (container.duration or 0) / 1e6)
+                if gap > MAX_GAP_SECONDS and wanted is None:
+                    raise ClipError(f"the audio of {name} begins {gap:.0f} seconds late; give `start` and `end`")
+                position = round(gap * sampling_rate)
                 if position > 0:
-                    yield np.zeros(position if wanted is None else min(position, wanted), dtype=np.float32)
+                    silence = position if wanted is None else min(position, wanted)
+                    _check_seconds(silence / sampling_rate, name)
+                    yield np.zeros(silence, dtype=np.float32)
+            _check_seconds((position if wanted is None else min(position, wanted)) / sampling_rate, name)
             first, position = position, position + len(piece)
             piece = piece[max(-first, 0) : None if wanted is None else max(wanted - first, 0)]
             if len(piece):
@@ -537,22 +623,36 @@ def _iter_audio(source: Any, sampling_rate: int, begin: float, end: float | None
 
 
 def _resampled(
-    container: Any, stream: Any, sampling_rate: int, begin: float
-) -> Iterator[tuple[float | None, np.ndarray]]:
-    """Give (second of the clip at which the first piece begins, mono samples) for all audio from about `begin` on."""
-    av = import_av()
-    stream.thread_type = "AUTO"
+    container: Any, stream: Any, name: str, sampling_rate: int, begin: float
+) -> Iterator[tuple[float, np.ndarray]]:
+    """Yield (second of the clip at which the first piece begins, mono samples) for all audio from about `begin` on."""
     _seek(container, stream, begin - AUDIO_PREROLL)
-    resampler = av.AudioResampler(format="flt", layout="mono", rate=sampling_rate)
-    zero, first, gain = _zero(container), None, _mix_gain(stream.codec_context.layout.name)
-    for frame in container.decode(stream):
-        if first is None:
+    zero, first, setup, resampler, gain = _zero(container), None, None, None, None
+    for frame in itertools.chain(_decoded(container, stream, name, begin > AUDIO_PREROLL), [None]):
+        if first is None and frame is not None:
             first = begin if frame.time is None else frame.time - zero
-        frame.pts = None  # pieces are counted here, so the resampler need not look at gaps between the stamps
-        for piece in resampler.resample(frame):
-            yield first, piece.to_ndarray()[0] * gain
-    for piece in resampler.resample(None) if first is not None else ():
-        yield first, piece.to_ndarray()[0] * gain
+        found = frame and (frame.format.name, frame.layout.name, frame.sample_rate)
+        pieces = []
+        if found != setup:  # another rate or layout, or the end
+            pieces += resampler.resample(None) if resampler else []
+            pieces = [piece.to_ndarray()[0] * gain for piece in pieces]
+            resampler, gain, setup = *_resampler(found, sampling_rate, name), found
+        if frame is not None:
+            frame.pts = None  # pieces are counted here, so the resampler need not look at gaps between the stamps
+            pieces += [piece.to_ndarray()[0] * gain for piece in resampler.resample(frame)]
+        for piece in pieces:
+            if not np.isfinite(piece).all():
+                raise ClipError(f"{name} holds samples that are no numbers; export its audio again")
+            yield first, piece
+
+
+def _resampler(setup: tuple[str, str, int] | None, sampling_rate: int, name: str) -> tuple[Any, Any]:
+    """Return the resampler for frames of a format, layout and rate, and the gain of its mix; none at the end."""
+    if setup is None:
+        return None, None
+    if setup[2] not in SAMPLING_RATES:
+        raise ClipError(f"{name} has {setup[2]} samples per second; give a clip with 1,000 to 384,000")
+    return import_av().AudioResampler(format="flt", layout="mono", rate=sampling_rate), _mix_gain(setup[1])
 
 
 @functools.lru_cache
@@ -567,4 +667,4 @@ def _mix_gain(layout: str) -> np.float32:
     ones = av.AudioFrame.from_ndarray(np.ones((1, 64 * channels), dtype=np.float32), format="flt", layout=layout)
     ones.sample_rate = 16000
     mixed = av.AudioResampler(format="flt", layout="mono", rate=16000).resample(ones)
-    return np.float32(1) / mixed[0].to_ndarray()[0, 0]
+    return np.float32(1) / (mixed[0].to_ndarray()[0, 0] or np.float32(1))
