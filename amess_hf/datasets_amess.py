@@ -110,6 +110,9 @@ DATASETS = {
     ),
 }
 
+# Tokens of text, unless an official data set or longer training text asks for more: the default of [`AMESSConfig`].
+LEAST_TEXT_LENGTH = 30
+
 # What `load_mintrec` takes as `name`.
 DATASET_NAMES = (*DATASETS, "folder")
 
@@ -200,6 +203,18 @@ def usual_limits(names: Iterable[str | None], context_turns: int = 0) -> dict[st
     if limits:
         limits["text"] *= 1 + context_turns
     return limits
+
+
+def text_length_for(dataset: Any, tokenizer: Any, context_turns: int = 0) -> int:
+    """Return how many tokens hold the text of 99 of 100 clips, at least 30; each turn of context has as much room.
+
+    Args:
+        dataset (`datasets.Dataset`): Training clips with the column `text`.
+        tokenizer (`PreTrainedTokenizerBase`): The text encoder's tokenizer.
+        context_turns (`int`): Earlier turns of the dialogue that are read too.
+    """
+    lengths = sorted(len(ids) for ids in tokenizer(list(dataset["text"]), verbose=False)["input_ids"])
+    return max(LEAST_TEXT_LENGTH, lengths[(99 * len(lengths) - 1) // 100]) * (1 + context_turns)
 
 
 def config_fields_for(dataset: Any, context_turns: int | None = None) -> dict[str, Any]:

@@ -69,6 +69,8 @@ def validate_label_descriptions(
 def read_description_file(name_or_path: str | Path) -> dict:
     """The whole content (data set, origin, descriptions) of a shipped file, by name, or of a file, by path.
 
+    A file may also be nothing but `{label: sentence or [sentence, ...]}`.
+
     Raises:
         ValueError: If there is no such name or file, it is not valid JSON, or has no `descriptions`.
     """
@@ -81,6 +83,8 @@ def read_description_file(name_or_path: str | Path) -> dict:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON ({error}); correct it or write it again") from error
+    if isinstance(content, dict) and all(isinstance(texts, str | list) for texts in content.values()):
+        content = {"descriptions": content}
     if not isinstance(content, dict) or not isinstance(content.get("descriptions"), dict):
         raise ValueError(f'{path}: expected {{"descriptions": {{label: [sentence, ...]}}}} at the top level')
     return content
@@ -115,6 +119,7 @@ def describe_labels(
         described = source if isinstance(source, dict) else load_label_descriptions(source)
         for label, sentences in described.items():
             known = found.setdefault(label.casefold(), [])
+            sentences = [sentences] if isinstance(sentences, str) else sentences
             known += [sentence for sentence in sentences if sentence not in known]
     missing = [label for label in labels if label.casefold() not in found]
     if missing:

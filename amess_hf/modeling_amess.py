@@ -30,7 +30,7 @@ from .configuration_amess import (
     AMESSConfig,
     check_field_names,
 )
-from .datasets_amess import config_fields_for, front_end_fields, label_names, merge_fields
+from .datasets_amess import config_fields_for, front_end_fields, label_names, merge_fields, text_length_for
 from .descriptions_amess import describe_labels
 from .fusion_amess import FUSIONS, AMESSLateClassifier
 from .layers_amess import AMESSGridLayer, AMESSModalityEmbedding, FusionOutput
@@ -505,10 +505,11 @@ class AMESSForIntentClassification(AMESSSynchronization, AMESSPreTrainedModel):
                 Sentences that describe each intent: `"mintrec"` or `"mintrec2.0"` (shipped), the path of a JSON file,
                 several of these, or the sentences themselves. Labels are matched without regard to case.
             tokenizer (`PreTrainedTokenizerBase`, *optional*):
-                Tokenizer for the descriptions; loaded from `pretrained_model_name_or_path` if not given.
+                Tokenizer for the descriptions and the length of text; loaded from `pretrained_model_name_or_path` if not given.
             dataset (`datasets.Dataset`, *optional*):
-                Training clips, as [`load_mintrec`] gives them: labels, feature widths, usual lengths and turns of context
-                are taken from them, and `fusion_type` is `"text"` where they have text only.
+                Training clips, as [`load_mintrec`] gives them: labels, feature widths, lengths and turns of context are
+                taken from them, and `fusion_type` is `"text"` where they have text only. Lengths are the published ones
+                of MIntRec and MIntRec2.0; of other data, `max_text_length` holds the text of 99 of 100 clips.
             dtype (`str` or `torch.dtype`, *optional*, defaults to `torch.float32`):
                 Type of the weights, however they are stored: training in float16 soon ends in NaN. `"auto"` keeps them
                 as stored. For half precision in training, use `bf16` of the training arguments.
@@ -525,7 +526,7 @@ class AMESSForIntentClassification(AMESSSynchronization, AMESSPreTrainedModel):
                 follows from `dataset` and the encoders.
 
         Raises:
-            ValueError: If there are no labels, a label lacks a description, or `config_kwargs` has an unknown field.
+            ValueError: If there are fewer than two labels, a label lacks a description, or `config_kwargs` has an unknown field.
 
         Example:
             ```python
@@ -542,13 +543,18 @@ class AMESSForIntentClassification(AMESSSynchronization, AMESSPreTrainedModel):
         config_kwargs = merge_fields(front_end_fields(**encoders, audio_layer=audio_encoder_layer), config_kwargs)
         if labels is None and isinstance(label_descriptions, dict):
             labels = list(label_descriptions)
-        if not labels:
-            raise ValueError("no labels: give `labels`, `dataset`, or `label_descriptions` whose keys are the labels")
+        if len(labels or ()) < 2:
+            found = f"{labels[0]!r} is the only label" if labels else "no labels"
+            raise ValueError(f"{found}: give at least two as `labels`, `dataset`, or keys of `label_descriptions`")
         if label_descriptions is not None:
             label_descriptions = describe_labels(list(labels), label_descriptions)
         check_field_names(AMESSConfig, config_kwargs)
         quantized = {} if quantization_config is None else {"quantization_config": quantization_config}
         text_encoder = load_text_encoder(pretrained_model_name_or_path, dtype=dtype, **quantized)
+        if dataset is not None and "max_text_length" not in config_kwargs:
+            tokenizer = tokenizer or AutoTokenizer.from_pretrained(pretrained_model_name_or_path)
+            turns = config_kwargs["context_turns"]
+            config_kwargs["max_text_length"] = text_length_for(dataset, tokenizer, turns)
         usage = text_encoder_fields(pretrained_model_name_or_path, text_encoder.config)
         config = AMESSConfig(
             text_config=unquantized_config(text_encoder.config),

@@ -329,6 +329,7 @@ class AMESSProcessor(ProcessorMixin):
         """
         texts = [row.get("text") or "" for row in rows]
         contexts = [_turns(row.get("context")) for row in rows]
+        names = [str(row.get("id") or f"{number} of the batch") for number, row in enumerate(rows)]
         tokens = encode_texts(self.tokenizer, texts, contexts, self.max_text_length, self.text_prefix)
         batch = BatchFeature(dict(tokens))
         batch.encodings = tokens.encodings
@@ -338,7 +339,7 @@ class AMESSProcessor(ProcessorMixin):
                 name, limit = f"{modality}_features", getattr(self, f"max_{modality}_length")
                 given = [row.get(name) for row in rows]
                 self._warn_of_cuts(modality, given, limit)
-                batch[name], batch[f"{modality}_attention_mask"] = pad_features(given, width, limit, name)
+                batch[name], batch[f"{modality}_attention_mask"] = pad_features(given, width, limit, name, names)
         return batch
 
     def _warn_of_cuts(self, modality: str, features: list[Any], limit: int) -> None:
@@ -480,7 +481,11 @@ def _preprocessing(modality: str, name: str | None) -> Any:
 
 
 def pad_features(
-    features: Sequence[Any], feature_size: int, max_length: int, name: str = "features"
+    features: Sequence[Any],
+    feature_size: int,
+    max_length: int,
+    name: str = "features",
+    clips: Sequence[str] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Pad frame features to the longest clip of the batch.
 
@@ -493,6 +498,8 @@ def pad_features(
             Frames beyond this are cut off at the end.
         name (`str`, *optional*, defaults to `"features"`):
             What an error calls the features.
+        clips (`list[str]`, *optional*):
+            What an error calls the clips; by default their places in the batch.
 
     Returns:
         `tuple[torch.FloatTensor, torch.LongTensor]`: Features of shape `(batch_size, length, feature_size)` and their
@@ -514,7 +521,8 @@ def pad_features(
         elif not np.isfinite(clip[:length]).all():
             wrong = "holds NaN or infinite values; make the features of this clip again"
         if wrong:
-            raise ValueError(f"`{name}` of clip {row} of the batch {wrong}")
+            clip_name = clips[row] if clips else f"{row} of the batch"
+            raise ValueError(f"`{name}` of clip {clip_name} {wrong}")
         batch[row, :length] = clip[:length]
         mask[row, :length] = 1
     return torch.from_numpy(batch), torch.from_numpy(mask)

@@ -6,7 +6,7 @@ from demo_corpus import AUDIO_WIDTH, VIDEO_WIDTH, write_demo_corpus
 from utils import write_table_folder
 
 from amess_hf import load_mintrec
-from amess_hf.datasets_amess import config_fields_for, label_names, usual_limits
+from amess_hf.datasets_amess import config_fields_for, label_names, text_length_for, usual_limits
 
 
 def test_features_and_lengths(tmp_path):
@@ -45,6 +45,15 @@ def test_largest_of_several():
     limits = usual_limits(["mintrec", "mintrec2.0", "folder"])
     assert limits == {"text": 50, "audio": 480, "video": 230}
     assert usual_limits(["folder"], context_turns=3) == {}
+
+
+def test_text_of_99_of_100_clips(tokenizer):
+    """With the two special tokens; a turn of context has as much room."""
+    words = [10] * 88 + [40] * 11 + [90]
+    clips = Dataset.from_dict({"text": [" ".join(["hello"] * count) for count in words]})
+    assert text_length_for(clips, tokenizer) == 42 and text_length_for(clips, tokenizer, context_turns=2) == 126
+    assert text_length_for(clips.select(range(88)), tokenizer) == 30
+    assert text_length_for(clips.select(range(90, 100)), tokenizer) == 92
 
 
 def test_labels_must_be_named(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 
 from amess_hf.descriptions_amess import (
     SHIPPED_DESCRIPTIONS,
+    describe_labels,
     find_description_problems,
     load_label_descriptions,
     read_description_file,
@@ -106,6 +107,16 @@ def test_bad_files_are_named_with_what_is_wrong(tmp_path, content, message):
     with pytest.raises(ValueError, match=message) as error:
         load_label_descriptions(path)
     assert "bad.json" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_file_of_nothing_but_descriptions(tmp_path):
+    descriptions = {"Refuse": "The speaker says no.", "Agree": ["The speaker says yes.", "They nod."]}
+    expected = descriptions | {"Refuse": ["The speaker says no."]}
+    assert load_label_descriptions(write(tmp_path / "own.json", descriptions)) == expected
+    for source in (descriptions, tmp_path / "own.json"):
+        assert describe_labels(["agree", "Refuse"], source) == dict(
+            zip(["agree", "Refuse"], list(expected.values())[::-1], strict=True)
+        )
 
 
 def test_unknown_name_lists_the_shipped_ones():

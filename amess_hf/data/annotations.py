@@ -7,6 +7,7 @@ import csv
 import difflib
 import json
 import math
+import os
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers.utils import logging
 
-from ..configuration_amess import FEATURE_MODALITIES, OUT_OF_SCOPE_LABEL
+from ..configuration_amess import CLIP_SUFFIXES, FEATURE_MODALITIES, OUT_OF_SCOPE_LABEL
 from ..datasets_amess import DatasetSpec
 from .errors import first_line, first_of, require
 
@@ -38,6 +39,9 @@ OPTIONAL_FIELDS = {
     "utterance_id": ("utterance_id",),
 }
 SPAN_FIELDS = {"start": ("start_timestamp", "start"), "end": ("end_timestamp", "end")}
+
+# A row may have this many empty cells beyond the header, as spreadsheets write them.
+MOST_EXTRA_CELLS = 64
 
 # A compressed table may expand to this many times its size; text expands to about ten times.
 TABLE_UNFOLD_LIMIT = 100
@@ -111,9 +115,12 @@ def read_annotations(
         members = [clip for clip in members if scope == "all" or clip.in_scope == (scope == "in")]
         splits |= {split: members} if members else {}
     places = first_of([str(path) for _, path in tables])
+    require(clips, f"{places}: no row below the header; fill the table")
     require(splits, f"{places}: no clip of scope={scope!r}; choose another `scope`")
     _warn_of_shared_ids(splits)
     _warn_of_unseen_labels(splits)
+    if spec is None:
+        _warn_of_repeated_texts(splits)
     return splits, labels
 
 
@@ -133,21 +140,29 @@ def read_clips(path: Path, split: str, spec: DatasetSpec | None = None, on_error
             out when it is encoded.
 
     Raises:
-        ValueError: If a column is missing, a label is empty or -1, a cell holds several values, or a file is missing.
+        ValueError: If a column is missing or seems misspelt, a label is empty or -1, a cell holds several values, or
+            files are missing.
     """
     clips: list[Clip] = []
+    missing_files: list[str] = []
     for number, (where, row) in enumerate(read_rows(path)):
         missing = [column for column in (*(spec.id_columns if spec else ()), "text", "label") if column not in row]
         found = first_of([" ".join(column.split())[:40] for column in row], most=20) if missing else ""
-        require(not missing, f"{path}: no column {', '.join(missing)}; its header names {found}")
+        own = "" if spec is None or {*missing} & {"text", "label"} else "; `name='folder'` reads tables of your own"
+        require(not missing, f"{path}: no column {', '.join(missing)}; its header names {found}{own}")
         fields = {name: as_text(value) for name, value in _cells(row, OPTIONAL_FIELDS).items()}
         fields |= read_span(row, where)
         if spec is None:
             clip_id, label = _own_id(row, where) or f"{split}-{number}", _own_label(row, where)
-            fields |= _own_files(row, path, where, on_error)
+            if number == 0:
+                _check_columns(row, path)
+            fields |= _own_files(row, path, where, on_error, missing_files)
         else:
             clip_id, label = spec.id_format.format(**row), as_text(row["label"])
         clips.append(Clip(clip_id, _cell_text(row, "text", where), label, where, split, fields))
+    others = f", and {len(missing_files) - 1} more files of the table do not" if len(missing_files) > 1 else ""
+    next_step = "correct the paths, or leave such clips out with `on_error` (`--on_error`) skip"
+    require(not missing_files, f"{''.join(missing_files[:1])} does not exist{others}; {next_step}")
     return clips
 
 
@@ -173,7 +188,13 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _read_separated(path: Path, **options: Any) -> Iterator[tuple[int, Iterable[tuple[str, str]]]]:
     """Read the cells as text, whatever they look like; the last line of a row stands for it."""
+    with path.open("rb") as file:
+        first = file.readline().decode("utf-8-sig", "replace")
+    # Spreadsheets write what they call comma-separated with semicolons or tabs too.
+    options = {"sep": max(",;\t", key=first.count)} | options
     options |= {"header": None, "dtype": str, "keep_default_na": False, "skip_blank_lines": False}
+    options["names"] = range(first.count(options["sep"]) + 1 + MOST_EXTRA_CELLS)
+    csv.field_size_limit(max(csv.field_size_limit(), path.stat().st_size))
     try:
         # This engine gives no cell where a row has none.
         rows = pd.read_csv(path, encoding="utf-8-sig", engine="python", **options).to_numpy().tolist()
@@ -187,6 +208,8 @@ def _read_separated(path: Path, **options: Any) -> Iterator[tuple[int, Iterable[
     for row in rows:
         cells = [cell for cell in row if cell == cell]
         line += 1 + sum(cell.count("\n") for cell in cells)
+        filled = max((number for number, cell in enumerate(cells, 1) if cell.strip()), default=0)
+        del cells[max(filled, len(header)) if filled else 0 :]
         header = header or cells
         if cells and cells is not header:
             found = f"{path}:{line}: {len(cells)} cells, but the header names {len(header)}; correct the row"
@@ -248,7 +271,7 @@ def _check_unfolding(path: Path, unfolded: int, rows: int) -> None:
 
 
 READERS: dict[str, Callable[[Path], Iterator[tuple[int, Iterable[tuple[str, Any]]]]]] = {
-    ".csv": _read_separated,
+    ".csv": partial(_read_separated, skipinitialspace=True),
     # The official tables are not quoted; a comma-separated table is quoted as spreadsheets do.
     ".tsv": partial(_read_separated, sep="\t", quoting=csv.QUOTE_NONE),
     ".jsonl": _read_jsonl,
@@ -319,7 +342,25 @@ def _own_label(row: dict[str, Any], where: str) -> str:
     return label
 
 
-def _own_files(row: dict[str, Any], table: Path, where: str, on_error: str) -> dict[str, Path]:
+def _check_columns(row: dict[str, Any], table: Path) -> None:
+    """Raise `ValueError` if a column that is not read seems to be one of files under another name."""
+    paths = (*CLIP_COLUMNS, *FEATURE_COLUMNS)
+    absent = [column for column in paths if column not in row]
+    suffixes = () if len(absent) < len(paths) else (*CLIP_SUFFIXES, ".npy")
+    for column in row.keys() - {"id", "text", "label", "label_name", *paths, *OPTIONAL_FIELDS, *SPAN_FIELDS}:
+        near = difflib.get_close_matches(column, absent, n=1, cutoff=0.8)
+        is_path = str(row[column]).strip().lower().endswith(suffixes)
+        wanted = near[0] if near else ", ".join(paths)
+        require(
+            not near and not is_path,
+            f"{table}: the column {column!r} is not read; rename it to {wanted}, or remove it",
+        )
+
+
+def _own_files(
+    row: dict[str, Any], table: Path, where: str, on_error: str, missing_files: list[str]
+) -> dict[str, Path]:
+    """Return {column: path}; note files that do not exist in `missing_files`."""
     files = {}
     for column in (*CLIP_COLUMNS, *FEATURE_COLUMNS):
         value = row.get(column)
@@ -328,10 +369,12 @@ def _own_files(row: dict[str, Any], table: Path, where: str, on_error: str) -> d
         found = f"{where}: `{column}` holds a {type(value).__name__}, not a path"
         next_step = "a table that holds the features themselves loads with `datasets.load_dataset`"
         require(isinstance(value, str) and "\0" not in value, f"{found}; {next_step}")
-        path = table.parent / value
+        path = table.parent / value.strip()
+        is_address = f"{where}: `{column}` {value.strip()} is a web address; download the file and give its path"
+        require("://" not in value, is_address)
         may_miss = on_error == "skip" and column in CLIP_COLUMNS
-        require(may_miss or path.is_file(), f"{where}: `{column}` {value} does not exist; correct the path")
-        files[column] = path.resolve()
+        missing_files += [] if may_miss or path.is_file() else [f"{where}: `{column}` {value.strip()}"]
+        files[column] = Path(os.path.realpath(path))
     return files
 
 
@@ -404,6 +447,21 @@ def _warn_of_shared_ids(splits: dict[str, list[Clip]]) -> None:
             f"{len(shared)} clip ids occur in more than one split: {first_of(shared)}; "
             "evaluation may include training clips, and feature files have one entry for both"
         )
+
+
+def _warn_of_repeated_texts(splits: dict[str, list[Clip]]) -> None:
+    """Warn of texts with several labels, and of texts that another split shares with training."""
+    labels: dict[str, dict[str, set[str]]] = {}
+    for split, clips in splits.items():
+        found = labels.setdefault(split, {})
+        for clip in clips:
+            found.setdefault(" ".join(clip.text.casefold().split()), set()).add(clip.label)
+        found.pop("", None)
+        several = [f"{text!r} ({', '.join(sorted(names))})" for text, names in found.items() if len(names) > 1]
+        shared = [] if split == "train" else [repr(text) for text in found if text in labels.get("train", {})]
+        for texts, problem in ((several, "have several labels"), (shared, "are in train too")):
+            if texts:
+                logger.warning(f"{len(texts)} texts of {split} {problem}: {first_of(texts, 3)}")
 
 
 # Dialogues

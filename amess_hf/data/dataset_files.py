@@ -75,7 +75,9 @@ def find_dataset_files(
     wanted = ", ".join(stems[0] for stems in SPLIT_FILES.values())
     places = ", ".join(map(str, folders))
     missing = f"no {wanted} ({', '.join(suffixes)}) for scope={scope!r} in {places}"
-    require(tables, f"{missing}; `data_dir` must hold at least one")
+    own = not tables and any(_find_split_files(folder, READERS) for folder in folders)
+    next_step = "`name='folder'` reads tables of your own" if own else "`data_dir` must hold at least one"
+    require(tables, f"{missing}; {next_step}")
     files = DatasetFiles(tables)
     everything = _folder_with_tables(root, spec.folders["all"]) if spec else None
     files.turn_tables = _find_split_files(everything) if everything else {}

@@ -121,17 +121,17 @@ class NumpyFeatures:
 
     def __getitem__(self, clip_id: str) -> np.ndarray:
         """Return the features of a clip, float32 [frames, feature_size]."""
-        # A copy, whatever the memory order of the numbers: the file is closed.
-        return _checked(np.array(self._load(clip_id)), self.feature_size, clip_id, self.paths[clip_id])
+        return _checked(self._load(clip_id, mapped=False), self.feature_size, clip_id, self.paths[clip_id])
 
-    def _load(self, clip_id: str) -> np.ndarray:
+    def _load(self, clip_id: str, mapped: bool = True) -> np.ndarray:
         path = self.paths[clip_id]
         try:
             array = np.lib.format.open_memmap(path, mode="r")
             require(array.dtype.kind in "fiub", f"its dtype is {array.dtype}")
+            # Of a mapped file, only the header is read: reading what has been cut off since would end the process.
+            return array if mapped else np.load(path, allow_pickle=False)
         except Exception as error:  # numpy raises many kinds of errors
             raise ValueError(f"{path}: not a readable .npy file of numbers ({first_line(error)})") from None
-        return array
 
 
 class SafetensorsFeatures:
@@ -181,12 +181,16 @@ class SafetensorsFeatures:
 
     def _opened(self, shard: Path) -> Any:
         try:
+            size = shard.stat().st_size
             if shard not in self._open_files:
-                self._open_files[shard] = safe_open(shard, framework="pt")
-        except (OSError, SafetensorError) as error:
+                self._open_files[shard] = safe_open(shard, framework="pt"), size
+            file, opened_size = self._open_files[shard]
+            # The file is mapped: reading what has been cut off would end the process.
+            require(size == opened_size, "it has changed since it was opened")
+        except (OSError, SafetensorError, ValueError) as error:
             found = f"{shard}: not a readable safetensors file ({first_line(error)})"
             raise ValueError(f"{found}; convert the features again") from None
-        return self._open_files[shard]
+        return file
 
     def _read_width(self) -> int | None:
         """Return the width of the first clip that has frames, from the headers alone.

@@ -282,7 +282,7 @@ def load_mintrec(
     """
     arguments = {
         "config_name": name,
-        "data_dir": str(Path(data_dir).expanduser().resolve()),
+        "data_dir": os.path.realpath(Path(data_dir).expanduser()),
         "cache_dir": None if cache_dir is None else str(cache_dir),
         "scope": scope,
         "label_granularity": label_granularity,

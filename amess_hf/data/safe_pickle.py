@@ -17,6 +17,7 @@ import io
 import itertools
 import math
 import mmap
+import os
 import pickletools
 import struct
 import sys
@@ -649,7 +650,11 @@ def _raw_entries(path: Path, size: int) -> Iterator[tuple[Any, Any]]:
         magic = file.read(len(_TORCH_LEGACY_MAGIC))
         if magic == _TORCH_LEGACY_MAGIC or magic.startswith(_ZIP_MAGIC):
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            yield from _torch_content(data, _Room(size), lambda machine: list(machine.entries()))
+            for entry in _torch_content(data, _Room(size), lambda machine: list(machine.entries())):
+                # Reading what has been cut off since would end the process.
+                if os.fstat(file.fileno()).st_size < size:
+                    raise EOFError
+                yield entry
             return
         yielded = 0
         try:

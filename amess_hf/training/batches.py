@@ -17,6 +17,7 @@ from datasets import Dataset
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from ..configuration_amess import (
     FEATURE_MODALITIES,
@@ -31,6 +32,8 @@ from ..modeling_amess import AMESSForIntentClassification
 from ..processing_amess import encode_texts
 from .arguments import AMESSTrainingArguments
 
+
+logger = logging.get_logger(__name__)
 
 # Batches that are sorted together: enough to find clips of similar length, few enough for batches to differ between
 # epochs.
@@ -104,21 +107,43 @@ class ClipBatchSampler(Sampler):
 
 def _clip_lengths(dataset: Any, tokenizer: PreTrainedTokenizerBase, config: AMESSConfig):
     """How many tokens and frames each clip brings to a batch, each modality at most its configured maximum."""
+    return sum(np.minimum(*lengths) for lengths in _lengths(dataset, tokenizer, config).values())
+
+
+def _lengths(
+    dataset: Any, tokenizer: PreTrainedTokenizerBase, config: AMESSConfig, context: bool = True
+) -> dict[str, tuple[Any, int]]:
+    """{field of the configuration: (tokens or frames of each clip, their maximum)}."""
     columns = dataset.column_names if isinstance(dataset, Dataset) else list(dataset[0])
 
     def column(name: str):
         return list(dataset[name]) if isinstance(dataset, Dataset) else [row[name] for row in dataset]
 
-    texts = column("text")
-    if "context" in columns:
+    texts = [text or "" for text in column("text")]
+    if context and "context" in columns:
         texts = [" ".join([*turns, text]) for turns, text in zip(column("context"), texts, strict=True)]
     tokens = np.array([len(ids) for ids in tokenizer(texts, verbose=False)["input_ids"]])
-    total = np.minimum(tokens, config.max_text_length)
-    for modality in FEATURE_MODALITIES:
-        name = f"{modality}_features"
-        if name in columns and modality in config.feature_configs:
-            total = total + np.minimum(_num_frames(dataset, name), config.feature_configs[modality].max_length)
-    return total
+    lengths = {"max_text_length": (tokens, config.max_text_length)}
+    for modality, features in config.feature_configs.items():
+        if f"{modality}_features" in columns:
+            frames = _num_frames(dataset, f"{modality}_features")
+            lengths[f"{modality}_config.max_length"] = frames, features.max_length
+    return lengths
+
+
+def warn_of_cuts(dataset: Any, tokenizer: PreTrainedTokenizerBase, config: AMESSConfig) -> None:
+    """Say how many training clips are longer than the model reads.
+
+    Args:
+        dataset (`Dataset` or `list[dict]`): The training clips.
+        tokenizer (`PreTrainedTokenizerBase`): The text encoder's tokenizer.
+        config ([`AMESSConfig`]): The model's configuration.
+    """
+    lengths = _lengths(dataset, tokenizer, config, context=False)
+    shares = {f"`{field}` ({limit})": (found > limit).mean() for field, (found, limit) in lengths.items()}
+    cut = [f"{share:.1%} beyond {field}" for field, share in shares.items() if share]
+    if cut:
+        logger.warning(f"training clips are cut: {', '.join(cut)}")
 
 
 def _num_frames(dataset: Any, name: str):

@@ -29,6 +29,7 @@ from .batches import (
     mark_dynamic_lengths,
     training_dataloader,
     update_label_embeds,
+    warn_of_cuts,
 )
 from .standardization import standardize_statistics
 from .weights import WeightAverage, averaged_weights, encoder_weights, mix_encoder_weights, parameter_groups
@@ -275,6 +276,8 @@ class AMESSTrainer(PushesToHub, Trainer):
             run_state.check_resumed(self._resumed, self._request)
         if args.should_save:
             run_state.check_free_space(args, model)
+            if has_length(self.train_dataset) and len(self.train_dataset):
+                warn_of_cuts(self.train_dataset, self.tokenizer, model.config)
         standardize_statistics(model, self.train_dataset, self.data_collator)
         update_label_embeds(model, self.tokenizer, missing_only=True)
         self._sampler, self._guard = None, run_state.DivergenceGuard(model, args)

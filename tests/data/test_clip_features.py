@@ -254,6 +254,6 @@ def test_one_command_from_clips_to_a_pipeline(corpus, tokenizer, tmp_path):
     assert json.loads((tmp_path / "run" / "run.json").read_text())["train_clips"].startswith("39 clips, ")
     lines = (tmp_path / "run" / "predictions_dev.tsv").read_text().splitlines()[1:5]
     pipe = make_pipeline("intent-recognition", model=str(tmp_path / "run"), device="cpu")
-    for clip, _, prediction, score in (line.split("\t") for line in lines):
+    for clip, _, prediction, score, *_ in (line.split("\t") for line in lines):
         answer = pipe({"video": str(clips[clip]), "text": WORDS}, top_k=1)
         assert answer == [{"label": prediction, "score": pytest.approx(float(score), abs=1e-4)}]

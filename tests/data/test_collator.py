@@ -68,6 +68,13 @@ def test_tokenizer_without_config(tokenizer):
         AMESSDataCollator(tokenizer)
 
 
+def test_a_clip_is_named_by_its_id(tokenizer):
+    clips = [{**row, "id": f"dia0_utt{number}"} for number, row in enumerate(rows())]
+    clips[2]["audio_features"][1, 3] = np.nan
+    with pytest.raises(ValueError, match="`audio_features` of clip dia0_utt2 holds NaN"):
+        AMESSDataCollator(tokenizer, tiny_config())(clips)
+
+
 def test_wrong_width(tokenizer):
     with pytest.raises(ValueError, match="video_features"):
         AMESSDataCollator(tokenizer, tiny_config(video_config={"feature_size": 7}))(rows())

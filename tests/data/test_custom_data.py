@@ -70,7 +70,7 @@ def test_splits_that_number_their_clips_alike(load, tmp_path, monkeypatch):
     dataset = load(tmp_path / "data")
     assert dataset["train"][0]["audio_features"].tolist() == [[1.0] * 3] * 2
     assert dataset["validation"][0]["audio_features"].tolist() == [[2.0] * 3] * 2
-    assert len(warnings) == 1 and warnings[0].startswith("1 clip ids occur in more than one split: 0;")
+    assert warnings[0].startswith("1 clip ids occur in more than one split: 0;")
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv"])
@@ -92,6 +92,91 @@ def test_lines_in_a_cell(load, tmp_path):
     (tmp_path / "data" / "train.csv").write_text('text,label\n"a\nb",c\n\n"d\ne"\n')
     with pytest.raises(ValueError, match="train.csv:6: 1 cells, but the header names 2"):
         load(tmp_path / "data")
+
+
+class TestSpreadsheets:
+    """What they export is read as it was meant."""
+
+    ROWS = [("hello, you", "Greet", "a.mp4"), ("so late", "Complain", "a.mp4")]
+
+    @pytest.fixture
+    def folder(self, tmp_path):
+        (tmp_path / "a.mp4").touch()
+        return tmp_path
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            "text;label;video\nhello, you;Greet;a.mp4\nso late;Complain;a.mp4\n",
+            "text\tlabel\tvideo\nhello, you\tGreet\ta.mp4\nso late\tComplain\ta.mp4\n",
+            'text, label, video\n"hello, you", Greet, a.mp4\n so late , Complain , a.mp4 \n',
+            'text,label,video,,\n"hello, you",Greet,a.mp4,,\n,,,,\nso late,Complain,a.mp4\n,,,,\n',
+            'text,label,video\n"hello, you",Greet,a.mp4,,,\n\nso late,Complain,a.mp4\n,,,,,,\n',
+            '\r\n"text","label","video"\r\n"hello, you","Greet","a.mp4"\r\n"so late","Complain","a.mp4"',
+        ],
+        ids=["semicolons", "tabs", "spaces", "empty columns", "empty cells", "empty line"],
+    )
+    def test_read(self, load, folder, content):
+        (folder / "train.csv").write_bytes(content.encode())
+        rows = load(folder)["train"]
+        found = zip(rows["text"], rows["label_name"], rows["video"], strict=True)
+        assert [(text, label, path[-5:]) for text, label, path in found] == self.ROWS
+
+    def test_a_long_cell(self, load, folder):
+        (folder / "train.csv").write_text("text,label\n" + "x" * 200_000 + ",a\nb,c\n")
+        assert [len(text) for text in load(folder)["train"]["text"]] == [200_000, 1]
+
+    @pytest.mark.parametrize("content", ["", "text,label\n", "text,label\n,,\n\n"])
+    def test_no_row(self, load, folder, content):
+        (folder / "train.csv").write_text(content)
+        with pytest.raises(ValueError, match="train.csv: no row below the header; fill the table"):
+            load(folder)
+
+    @pytest.mark.parametrize(
+        ("column", "cell", "wanted"),
+        [("vidoe", "a.mp4", "video"), ("audio_feats", "x", "audio_features"), ("Videos", "", "video")]
+        + [(name, "A.MP4", "clip, video, audio, audio_features, video_features") for name in ("path", "file_name")],
+    )
+    def test_a_column_under_another_name(self, load, folder, column, cell, wanted):
+        (folder / "train.csv").write_text(f"text,label,{column}\nhello,Greet,{cell}\n")
+        message = f"train.csv: the column '{column.lower()}' is not read; rename it to {wanted}, or remove it"
+        with pytest.raises(ValueError, match=message):
+            load(folder)
+
+    def test_other_columns(self, load, folder):
+        (folder / "train.csv").write_text("text,label,video,topic,clip_id,original\nhello,Greet,a.mp4,x,3,S1.mp4\n")
+        assert len(load(folder)["train"]) == 1
+
+    def test_missing_files_are_counted(self, load, folder):
+        rows = "".join(f"hello,Greet,{name}\n" for name in ("a.mp4", "b.mp4", "c.mp4", "d.mp4"))
+        (folder / "train.csv").write_text("text,label,video\n" + rows)
+        with pytest.raises(ValueError) as error:
+            load(folder)
+        assert str(error.value) == (
+            f"{folder / 'train.csv'}:3: `video` b.mp4 does not exist, and 2 more files of the table do not; correct the "
+            "paths, or leave such clips out with `on_error` (`--on_error`) skip"
+        )
+        assert len(load(folder, on_error="skip")["train"]) == 4
+
+    def test_a_loop_of_links(self, load, folder):
+        (folder / "b.mp4").symlink_to(folder / "b.mp4")
+        (folder / "train.csv").write_text("text,label,video\nhello,Greet,b.mp4\n")
+        with pytest.raises(ValueError, match="`video` b.mp4 does not exist"):
+            load(folder)
+        load(folder, on_error="skip")
+        with pytest.raises(ValueError, match="is not a folder"):
+            load(folder / "b.mp4")
+
+    def test_texts_that_are_repeated(self, load, folder, monkeypatch):
+        said = []
+        monkeypatch.setattr(annotations.logger, "warning", said.append)
+        (folder / "train.csv").write_text("text,label\nOk,Agree\nok,Doubt\nwell,Doubt\n,Agree\n,Doubt\n")
+        (folder / "dev.csv").write_text("text,label\nwell,Doubt\nhm,Doubt\n,Agree\n")
+        load(folder)
+        assert said == [
+            "1 texts of train have several labels: 'ok' (Agree, Doubt)",
+            "1 texts of validation are in train too: 'well'",
+        ]
 
 
 def test_zero_is_a_value(load, tmp_path):
@@ -183,7 +268,8 @@ class TestRefusedTables:
             ({"label": " "}, ":2: no label; fill the cell"),
             ({"label": float("nan")}, ":2: no label; fill the cell"),  # an empty cell of pandas
             ({"label": -1}, ":2: the label -1, which means out of scope only"),  # exported without the names
-            ({"clip": "no.mp4"}, ":2: `clip` no.mp4 does not exist"),
+            ({"clip": "no.mp4"}, ":2: `clip` no.mp4 does not exist; correct the paths, or leave such clips out"),
+            ({"video": "https://a.org/b.mp4"}, ":2: `video` https://a.org/b.mp4 is a web address; download the file"),
             ({"audio_features": [[1.0]]}, ":2: `audio_features` holds a list, not a path"),
             ({"id": "train-0"}, ":2: clip id train-0 appears again, first at"),
             ({"id": "a\u200bb"}, ":2: `id` 'a\\u200bb' has invisible characters"),

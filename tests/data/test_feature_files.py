@@ -1,6 +1,7 @@
 """Feature files in safetensors: written in shards, read one clip at a time, never half-written."""
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -301,6 +302,21 @@ class TestRefusedFeatures:
         np.save(tmp_path / "a.npy", array, allow_pickle=True)
         message = self.error(NumpyFeatures, {"a": tmp_path / "a.npy"})
         assert "a.npy: not a readable .npy file of numbers (" in message
+
+    def test_cut_after_it_was_opened(self, tmp_path):
+        """What is mapped is not read: that would end the process."""
+        clips = {name: np.ones((50, 300), np.float32) for name in "ab"}
+        save_file(clips, tmp_path / "one.safetensors")
+        np.save(tmp_path / "a.npy", clips["a"])
+        torch.save({name: torch.from_numpy(frames) for name, frames in clips.items()}, tmp_path / "x.pt")
+        shards, arrays = SafetensorsFeatures(tmp_path / "one.safetensors"), NumpyFeatures({"a": tmp_path / "a.npy"})
+        tensors = read_pickle(tmp_path / "x.pt")
+        assert shards["a"].shape == arrays["a"].shape == next(tensors)[1].shape
+        for path in tmp_path.iterdir():
+            os.truncate(path, path.stat().st_size // 2)
+        assert "one.safetensors: not a readable safetensors" in self.error(shards.__getitem__, "b")
+        assert "a.npy: not a readable .npy file" in self.error(arrays.__getitem__, "a")
+        assert "x.pt: truncated" in self.error(next, tensors)
 
     def test_npz_for_npy(self, tmp_path):
         np.savez(tmp_path / "a.npz", a=np.ones((2, 3)))

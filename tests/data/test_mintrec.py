@@ -417,7 +417,7 @@ BAD_TABLES = {
         table_of(*ROWS["train"], "S01\tE01\t7\tno label"),
         "train.tsv:5: 4 cells, but the header names 5",
     ),
-    "a cell too many": (table_of(ROWS["train"][0] + "\tx"), "train.tsv: Expected 5 fields in line 2, saw 6"),
+    "a cell too many": (table_of(ROWS["train"][0] + "\tx"), "train.tsv:2: 6 cells, but the header names 5"),
     "not UTF-8": (MINTREC_HEADER.encode() + b"\nS\tE\t1\t\xff\tJoke\n", "train.tsv: not UTF-8 text"),
     "unknown label": (
         table_of(*ROWS["train"], "S01\tE01\t7\thi\tCompalin"),
@@ -456,6 +456,12 @@ class TestBadInput:
         assert "is not a folder" in self.error(load, tmp_path / "nowhere")
         message = self.error(load, tmp_path)
         assert "no train, dev, test (.tsv)" in message and str(tmp_path) in message
+        (tmp_path / "train.csv").write_text("text,label\nhi,Greet\n")
+        assert self.error(load, tmp_path).endswith("; `name='folder'` reads tables of your own")
+        (tmp_path / "train.tsv").write_text("text\tlabel\nhi\tGreet\n")
+        assert "no column season, episode, clip; its header names text, label; `name='folder'`" in self.error(
+            load, tmp_path
+        )
 
     def test_no_clip_of_that_scope_and_wrong_data_set(self, load, folder):
         assert "no clip of scope='out'" in self.error(load, folder, scope="out")

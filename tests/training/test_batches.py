@@ -9,7 +9,7 @@ from utils import DESCRIPTIONS, tiny_model
 
 from amess_hf.configuration_amess import TRAINING_SENTENCES
 from amess_hf.training import LabelDescriptionSampler
-from amess_hf.training.batches import ClipBatchSampler, training_dataloader, update_label_embeds
+from amess_hf.training.batches import ClipBatchSampler, training_dataloader, update_label_embeds, warn_of_cuts
 
 
 @pytest.mark.parametrize("clips", [1, 7, 16, 17, 30])
@@ -62,6 +62,23 @@ def test_lengths_of_clips(tmp_path):
     for clips in (chosen, list(chosen)):
         loader = training_dataloader(clips, None, args, Accelerator(), tokenizer, config)
         assert loader.batch_sampler.lengths.tolist() == expected
+
+
+def test_share_of_clips_that_are_cut(caplog):
+    config, tokenizer = distributed_worker.make_model().config, distributed_worker.make_tokenizer()
+    clips = [
+        {"text": "hello " * count, "context": ["hello " * 9], "audio_features": np.ones((count, 2))}
+        for count in range(1, 9)
+    ]
+    config.max_text_length, config.audio_config.max_length = 8, 4
+    warn_of_cuts(clips, tokenizer, config)
+    assert (
+        "training clips are cut: 25.0% beyond `max_text_length` (8), 50.0% beyond `audio_config.max_length` (4)"
+        in caplog.text
+    )
+    caplog.clear()
+    warn_of_cuts(clips[:4], tokenizer, config)
+    assert not caplog.text
 
 
 def test_memory_does_not_start_empty(tokenizer):
