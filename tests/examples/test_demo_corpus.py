@@ -163,44 +163,8 @@ def test_the_average_frame_shows_little_and_the_burst_much(corpus):
         assert np.mean(share) < 0.25
 
 
-def test_possible_intents_by_hand():
-    assert demo.possible_intents("Taunt", plain=False, modalities=("text",)) == list(demo.GROUPS["deed"])
-    assert demo.possible_intents("Taunt", plain=True, modalities=("text",)) == ["Taunt"]
-    assert demo.possible_intents("Taunt", plain=False, modalities=("text", "audio")) == ["Taunt", "Criticize"]
-    assert demo.possible_intents("Taunt", plain=False, modalities=("text", "video")) == ["Praise", "Taunt"]
-    raised_smiling = ["Taunt", "Joke", "Greet", "Thank", "Flaunt"]
-    assert demo.possible_intents("Taunt", plain=True, modalities=("audio", "video")) == raised_smiling
-    assert len(demo.possible_intents("Care", plain=True, modalities=("audio",))) == 10
-
-
 def test_descriptions_tell_the_intents_in_official_order():
     descriptions = demo.demo_label_descriptions()
     assert list(descriptions) == DATASETS["mintrec"].labels and descriptions == demo.demo_label_descriptions()
     assert {len(sentences) for sentences in descriptions.values()} == {3}
     assert not any("{" in sentence for sentences in descriptions.values() for sentence in sentences)
-
-
-def test_a_folder_is_not_written_over(tmp_path):
-    demo.write_demo_corpus(tmp_path / "here", clips_per_split={"dev": 20})
-    with pytest.raises(ValueError, match="here exists and is not empty"):
-        demo.write_demo_corpus(tmp_path / "here")
-
-
-def test_interrupted_writing_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(demo, "write_features", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        demo.write_demo_corpus(tmp_path / "demo", clips_per_split={"dev": 20})
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_load_mintrec_reads_it(corpus, tmp_path, monkeypatch):
-    from amess_hf.data.mintrec import load_mintrec
-
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
-    dataset = load_mintrec(corpus[0], name="mintrec")
-    assert {split: len(rows) for split, rows in dataset.items()} == {"train": 400, "validation": 100, "test": 100}
-    row, clip = dataset["test"][7], corpus[1]["test"][7]
-    assert (row["id"], row["text"], row["label_name"]) == (clip.id, clip.text, clip.label)
-    assert dataset["test"].features["label"].names == DATASETS["mintrec"].labels
-    np.testing.assert_array_equal(np.asarray(row["audio_features"], dtype=np.float32), clip.audio)
-    np.testing.assert_array_equal(np.asarray(row["video_features"], dtype=np.float32), clip.video)

@@ -1,32 +1,41 @@
-"""The experiments that train, and the comparison of fusions, in miniature; and what can be counted by hand."""
+"""The experiments in miniature, on tiny models and the demo's corpus; and what can be counted by hand."""
 
 import csv
+import math
 
 import compare_fusions
 import learning_curve
 import numpy as np
+import open_world
 import pandas
 import pytest
 import runner
 import speaker_folds
-from demo_corpus import write_demo_corpus
-from transformers import BertConfig, BertModel, BertTokenizer
-from utils import TEXT_SIZES
+from demo_corpus import AUDIO_WIDTH, VIDEO_WIDTH, demo_label_descriptions, write_demo_corpus
+from sklearn.metrics import roc_auc_score
+from transformers import BertConfig, BertModel
+from utils import TEXT_SIZES, tiny_model
+
+from amess_hf.oos_amess import OOS_METHODS
 
 
 pytest.importorskip("matplotlib", reason='pip install "amess_hf[report]"')
 
+import compare_oos_scores
+
+
 TINY = "--num_train_epochs 1 --use_cpu --report_to none --disable_tqdm True".split()
+TEXT_CONFIG = BertConfig(**TEXT_SIZES, intermediate_size=48)
+DESCRIPTIONS = demo_label_descriptions()
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def world(tmp_path_factory, tokenizer):
     """(corpus with features and bursts.tsv, text encoder)."""
     folder = tmp_path_factory.mktemp("experiments")
-    clips = write_demo_corpus(folder / "corpus", clips_per_split={"train": 40, "dev": 20})
-    letters = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz", *"',-?!."]
-    BertModel(BertConfig(**TEXT_SIZES, intermediate_size=48)).save_pretrained(folder / "encoder")
-    BertTokenizer(vocab={token: n for n, token in enumerate(letters)}).save_pretrained(folder / "encoder")
+    clips = write_demo_corpus(folder / "corpus", clips_per_split={"train": 60, "dev": 40})
+    BertModel(TEXT_CONFIG).save_pretrained(folder / "encoder")
+    tokenizer.save_pretrained(folder / "encoder")
     with open(folder / "corpus" / "bursts.tsv", "w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, delimiter="\t", lineterminator="\n")
         table.writerow(["id", "modality", "first", "end", "frames", "label"])
@@ -35,6 +44,17 @@ def world(tmp_path_factory):
                 span, frames = getattr(clip, f"{modality}_burst"), len(getattr(clip, modality))
                 table.writerow([clip.id, modality, *span, frames, clip.label if number % 2 else "Joke"])
     return folder / "corpus", folder / "encoder"
+
+
+def save_model(folder, tokenizer, seed, held_out, **fields):
+    """A model of random weights that knows all of the demo's intents but `held_out`, and its tokenizer."""
+    known = [label for label in DESCRIPTIONS if label not in held_out]
+    descriptions = {label: DESCRIPTIONS[label] for label in known}
+    model = tiny_model(
+        seed, text_config=TEXT_CONFIG, id2label=dict(enumerate(known)), label_descriptions=descriptions, **fields
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 @pytest.mark.slow
@@ -112,3 +132,118 @@ def test_observer_adds_what_is_shown():
 
 def test_interval_of_equal_answers_is_a_point():
     assert compare_fusions.interval(np.full((2, 3, 4), 0.25), 50) == pytest.approx((0.25, 0.25, 0.25))
+
+
+@pytest.mark.slow
+class TestOpenWorld:
+    @pytest.fixture(scope="class")
+    def scored(self, world, tmp_path_factory, tokenizer):
+        """(folder, what `main` returned) for two folds of models that are not trained."""
+        folder, (corpus, encoder), labels = tmp_path_factory.mktemp("open_world"), world, list(DESCRIPTIONS)
+        fields = {"fusion_type": "text", "audio_config": None, "video_config": None, "projection_dim": 0}
+        folds = [folder / "fold-1", folder / "fold-2"]
+        for number, fold in enumerate(folds):
+            save_model(fold, tokenizer, number, labels[number::4], **fields)
+        arguments = ["--data_dir", str(corpus), "--text_model_name_or_path", str(encoder), "--output_dir", str(folder)]
+        arguments += [
+            "--model_name_or_path",
+            ",".join(map(str, folds)),
+            "--sentences",
+            "2",
+            "--pretrained_shares",
+            "0,1",
+        ]
+        return folder, open_world.main(arguments)
+
+    def test_every_model_and_share(self, scored):
+        folder, table = scored
+        for rows in table.values():
+            assert {"pretrained share 0", "pretrained share 1, not balanced", "untrained", "chance"} <= set(rows)
+            for figures in rows.values():
+                seen, unseen = figures["seen_accuracy"], figures["unseen_accuracy"]
+                mean = 2 * seen * unseen / (seen + unseen) if seen + unseen else 0.0
+                assert figures["harmonic_accuracy"] == pytest.approx(mean)
+        assert set(pandas.read_csv(folder / "open_world.csv")["model"]) == {"fold-1", "fold-2"}
+        (line,) = [line for line in (folder / "open_world.md").read_text().splitlines() if "| untrained |" in line]
+        mean = 100 * np.mean([rows["untrained"]["unseen_accuracy"] for rows in table.values()])
+        assert f"| {mean:.1f} ± " in line
+
+    def test_clips_that_were_trained_on_are_left_out(self, world):
+        names = {"model_name_or_path": "", "text_model_name_or_path": "", "output_dir": ""}
+        own = open_world.OpenWorldArguments(**names, data_dir=str(world[0]))
+        assert len(open_world.clips_to_score(own)) == 40
+        own.trained_on = f"mintrec={world[0]}"
+        trained = {open_world.words_of(text) for text in open_world.load_mintrec(world[0])["train"]["text"]}
+        assert not {open_world.words_of(text) for text in open_world.clips_to_score(own)["text"]} & trained
+        own.trained_on = "mintrec"
+        with pytest.raises(ValueError, match="give NAME=FOLDER"):
+            open_world.clips_to_score(own)
+
+
+@pytest.mark.slow
+class TestOutOfScopeScores:
+    @pytest.fixture(scope="class")
+    def compared(self, world, tmp_path_factory, tokenizer):
+        """(folder, arguments, what `main` returned) for two seeds of models that lack five intents."""
+        folder = tmp_path_factory.mktemp("oos")
+        fields = {"audio_config": {"feature_size": AUDIO_WIDTH}, "video_config": {"feature_size": VIDEO_WIDTH}}
+        for seed in (0, 3):
+            save_model(folder / f"seed-{seed}", tokenizer, seed, list(DESCRIPTIONS)[3::4], **fields)
+        (folder / "seed-9").mkdir()  # a seed that has not been trained yet
+        arguments = ["--data_dir", str(world[0]), "--model_name_or_path", str(folder), "--output_dir", str(folder)]
+        return folder, arguments, compare_oos_scores.main(arguments)
+
+    def test_every_score_of_every_seed(self, compared):
+        folder, _, result = compared
+        rows = pandas.read_csv(folder / "oos_scores.csv")
+        assert list(zip(rows["score"], rows["seed"], strict=True)) == [(m, s) for s in (0, 3) for m in OOS_METHODS]
+        for row in rows.itertuples():
+            assert math.isclose(row.auroc, result[row.seed][row.score]["auroc"])
+        assert (folder / "oos_roc.png").is_file()
+
+    def test_table_is_sorted_and_compares_with_the_baseline(self, compared):
+        folder, _, result = compared
+        lines = (folder / "oos_scores.md").read_text().splitlines()
+        assert len({line.count("|") for line in lines}) == 1
+        lines = {line.split("`")[1]: line for line in lines[2:]}
+        means = {method: np.mean([result[seed][method]["auroc"] for seed in (0, 3)]) for method in lines}
+        assert list(means.values()) == sorted(means.values(), reverse=True) and set(means) == set(OOS_METHODS)
+        assert lines["msp"].endswith("| – | – |")
+        assert f"| {100 * (means['energy'] - means['msp']):.1f} ± " in lines["energy"]
+
+    def test_clips_of_another_data_set(self, compared, world, tmp_path, capsys):
+        _, arguments, _ = compared
+        arguments = [*arguments[:-1], str(tmp_path), "--clips_of"]
+        result = compare_oos_scores.main([*arguments, f"mintrec={world[0]}"])
+        assert "scored: " in capsys.readouterr().out
+        assert set(result[0]) == set(OOS_METHODS) and 0 <= result[0]["knn"]["caught"] <= 1
+        with pytest.raises(ValueError, match="give NAME=FOLDER"):
+            compare_oos_scores.main([*arguments, "mintrec2.0"])
+        with pytest.raises(ValueError, match="has no split test"):
+            compare_oos_scores.main([*arguments[:-1], "--split", "test"])
+
+    def test_interval_is_that_of_resampled_aurocs(self):
+        generator = np.random.default_rng(1)
+        in_scope, good = generator.random(60) < 0.5, generator.integers(0, 9, 60).astype(float)
+        draw, groups = np.random.default_rng(0), (np.flatnonzero(in_scope), np.flatnonzero(~in_scope))
+        rows = [np.concatenate([draw.choice(group, len(group)) for group in groups]) for _ in range(1000)]
+        aurocs = [100 * (roc_auc_score(in_scope[drawn], good[drawn]) - 0.5) for drawn in rows]
+        found = compare_oos_scores.auroc_interval(good, np.zeros(60), in_scope)
+        assert found == pytest.approx(np.percentile(aurocs, [2.5, 97.5]))
+        assert compare_oos_scores.auroc_interval(good, good, in_scope).tolist() == [0, 0]
+
+
+def test_accuracy_by_evidence(tmp_path, capsys):
+    import accuracy_by_evidence
+
+    arguments = ["--data_dir", str(tmp_path), "--run_dir", str(tmp_path), "--split", "dev"]
+    with pytest.raises(ValueError, match="predictions_dev.tsv is missing; run run_mir.py"):
+        accuracy_by_evidence.main(arguments)
+    clips = {"id": [f"dev-{number}" for number in range(6)], "label": list("aaaaaa")}
+    tells = ["both", "both", "audio", "audio", "audio", "video"]
+    pandas.DataFrame(clips | {"tells": tells}).to_csv(tmp_path / "dev.csv", index=False)
+    answers = pandas.DataFrame(clips | {"prediction": list("abaabb")})[::-1]
+    answers.to_csv(tmp_path / "predictions_dev.tsv", sep="\t", index=False)
+    counts = {"all": (6, 0.5), "both": (2, 0.5), "audio": (3, 0.6667), "video": (1, 0.0)}
+    assert accuracy_by_evidence.main(arguments) == [["dev", kind, *values] for kind, values in counts.items()]
+    assert "| dev | audio | 3 | 0.6667 |" in capsys.readouterr().out
