@@ -259,6 +259,7 @@ class PushesToHub:
     """
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        # Every folder that the Trainer saves passes here, checkpoints included.
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             folder = output_dir if output_dir is not None else self.args.output_dir
@@ -319,6 +320,7 @@ class PushesToHub:
         return push_folder(folder, self.hub_model_id, token, revision, commit_message, not blocking)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        # The Trainer's own pushes the output folder, with whatever lies there.
         args = self.args
         if not self.is_world_process_zero() or args.hub_strategy == HubStrategy.END:
             return

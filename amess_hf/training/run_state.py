@@ -244,12 +244,18 @@ def _read_json(path: str):
 
 
 @contextmanager
-def writing_checkpoint(checkpoint: str | os.PathLike, request: Mapping[str, Any]) -> Iterator[None]:
+def writing_checkpoint(
+    checkpoint: str | os.PathLike, request: Mapping[str, Any], resumable: bool = True
+) -> Iterator[None]:
     """Context in which a checkpoint is written; it counts as complete once the block has ended.
 
     Args:
         checkpoint (`str` or `os.PathLike`): Its folder, which is created if needed.
         request (`Mapping[str, Any]`): What its run was asked for.
+        resumable (`bool`): Whether it holds all that training needs to resume from it; else it never counts as complete.
+
+    Raises:
+        OSError: If it cannot be written, as on a full disk.
     """
     manifest = os.path.join(checkpoint, MANIFEST_NAME)
     os.makedirs(checkpoint, exist_ok=True)
@@ -266,7 +272,9 @@ def writing_checkpoint(checkpoint: str | os.PathLike, request: Mapping[str, Any]
         code = getattr(error, "errno", None) or errno.ENOSPC
         raise OSError(code, f"cannot be written, {free:,.0f} MiB are free: {reason}", str(checkpoint)) from error
     paths = [os.path.join(folder, name) for folder, _, names in os.walk(checkpoint) for name in names]
-    write_json(manifest, {os.path.relpath(path, checkpoint): os.path.getsize(path) for path in paths}, sort_keys=True)
+    sizes = {os.path.relpath(path, checkpoint): os.path.getsize(path) for path in paths}
+    if resumable:
+        write_json(manifest, sizes, sort_keys=True)
 
 
 def _damage(checkpoint: str | os.PathLike):

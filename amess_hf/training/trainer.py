@@ -58,6 +58,19 @@ def _processor_for(config: AMESSConfig, processing_class: Any):
     return AMESSProcessor.for_model(config, processing_class)
 
 
+def _check_given(model: Any, train_dataset: Any, compute_loss_func: Any = None, **kwargs: Any):
+    """Refuse what would lose the method in silence."""
+    if model is None or type(model).__name__.startswith("PeftModel"):
+        given = "missing" if model is None else f"a {type(model).__name__}, without the label embeddings"
+        raise ValueError(
+            f"`model` is {given}; give an `AMESSForIntentClassification`, adapted by `add_lora` if at all"
+        )
+    if isinstance(train_dataset, dict):
+        raise ValueError(f"`train_dataset` has the splits {', '.join(train_dataset)}; give one of them")
+    if compute_loss_func is not None:
+        raise ValueError("`compute_loss_func` would replace the model's losses; override `compute_loss` instead")
+
+
 @contextmanager
 def _replaced(args: TrainingArguments, **values: Any) -> Iterator[None]:
     """Context in which arguments have other values."""
@@ -152,16 +165,8 @@ class AMESSTrainer(PushesToHub, Trainer):
         if model_init is not None:
             set_seed(args.seed)
             model = super().call_model_init()
-        if model is None or type(model).__name__.startswith("PeftModel"):
-            given = "missing" if model is None else f"a {type(model).__name__}, without the label embeddings"
-            raise ValueError(
-                f"`model` is {given}; give an `AMESSForIntentClassification`, adapted by `add_lora` if at all"
-            )
+        _check_given(model, train_dataset, **kwargs)
         num_clips = len(train_dataset) if has_length(train_dataset) else None
-        if isinstance(train_dataset, dict):
-            raise ValueError(f"`train_dataset` has the splits {', '.join(train_dataset)}; give one of them")
-        if kwargs.get("compute_loss_func") is not None:
-            raise ValueError("`compute_loss_func` would replace the model's losses; override `compute_loss` instead")
         args = args.for_model(model.config, eval_dataset is not None, num_clips)
         if args.freeze_word_embeddings:
             model.get_input_embeddings().requires_grad_(False)
@@ -388,7 +393,8 @@ class AMESSTrainer(PushesToHub, Trainer):
         # superfluous only when it is complete, after all processes have written their part.
         checkpoint, args = self._checkpoint(trial), self.args
         self._train_loss.collect(self.accelerator)
-        with run_state.writing_checkpoint(checkpoint, self._request) if args.should_save else nullcontext():
+        writing = run_state.writing_checkpoint(checkpoint, self._request, resumable=not args.save_only_model)
+        with writing if args.should_save else nullcontext():
             with _replaced(args, push_to_hub=False, save_total_limit=None):
                 super()._save_checkpoint(model, trial)
             if self.average is not None and args.should_save:

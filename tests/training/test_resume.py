@@ -255,6 +255,11 @@ def test_full_disk_is_known_before_training(tmp_path, monkeypatch):
     make_trainer(make_arguments(tmp_path, max_steps=1)).train()
 
 
+def test_weights_alone_are_not_resumed_from(tmp_path):
+    make_trainer(make_arguments(tmp_path, max_steps=2, save_only_model=True)).train()
+    assert (tmp_path / "checkpoint-2" / "model.safetensors").exists() and last_complete_checkpoint(tmp_path) is None
+
+
 def test_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="`--output_dir` .* cannot be written to"), locked(tmp_path / "file" / "run"):
