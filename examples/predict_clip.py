@@ -131,7 +131,7 @@ def timed_table(answers: list[dict]) -> str:
 
 
 def merged_spans(anchors: list[dict]) -> list[tuple[float, float]]:
-    """Seconds of anchors in temporal order, with neighbours merged."""
+    """Seconds of anchors in temporal order, with neighbors merged."""
     spans: list[tuple[float, float]] = []
     for anchor in sorted((a for a in anchors if "start" in a), key=lambda a: a["start"]):
         if spans and anchor["start"] <= spans[-1][1] + 1e-6:
