@@ -79,12 +79,8 @@ class TestHoldOutIntents:
         assert "Joke" not in labels_of(seen) and len(labels_of(seen)) == 18
         for name, split in seen.items():
             before = dataset[name]
-            expected = [
-                clip
-                for clip, label in zip(before["id"], before["label_name"], strict=True)
-                if label not in ("Joke", "Care")
-            ]
-            assert split["id"][:] == expected
+            pairs = zip(before["id"], before["label_name"], strict=True)
+            assert split["id"][:] == [clip for clip, label in pairs if label not in ("Joke", "Care")]
             assert [labels_of(seen)[label] for label in split["label"]] == split["label_name"][:]
 
     def test_clips_out_of_scope_from_the_start_stay(self, dataset):
@@ -102,17 +98,11 @@ class TestHoldOutIntents:
 class TestMergedDatasets:
     @pytest.fixture
     def merged(self, tmp_path):
-        first = write_table_folder(
-            tmp_path / "a", train=[("hello you", "Greet"), ("so late", "Complain")], dev=[("hi", "Greet")]
-        )
-        second = write_table_folder(
-            tmp_path / "b",
-            train=[("Hi", "Greet"), ("hop in", "Invite"), ("join us", "Invite")],
-            dev=[("so  LATE!", "Invite")],
-        )
-        return merge_datasets(
-            {name: load_mintrec(folder, name="folder") for name, folder in (("a", first), ("b", second))}
-        )
+        train = [("hello you", "Greet"), ("so late", "Complain")]
+        write_table_folder(tmp_path / "a", train=train, dev=[("hi", "Greet")])
+        train = [("Hi", "Greet"), ("hop in", "Invite"), ("join us", "Invite")]
+        write_table_folder(tmp_path / "b", train=train, dev=[("so  LATE!", "Invite")])
+        return merge_datasets({name: load_mintrec(tmp_path / name, name="folder") for name in "ab"})
 
     def test_each_clip_keeps_its_own_label_set(self, merged):
         labels = labels_of(merged)
@@ -129,11 +119,7 @@ class TestMergedDatasets:
 
     def test_held_out_intents_leave_the_masks(self, merged):
         seen = hold_out_intents(merged, ["Greet"])
-        labels = labels_of(seen)
-        assert [[labels[i] for i, there in enumerate(mask) if there] for mask in seen["train"]["candidate_mask"]] == [
-            ["Invite"],
-            ["Invite"],
-        ]
+        assert labels_of(seen) == ["Complain", "Invite"] and seen["train"]["candidate_mask"][:] == [[False, True]] * 2
 
     def test_in_the_order_of_a_model(self, merged):
         names = ["Invite", "Warn", "Greet", "Complain"]

@@ -11,7 +11,6 @@ import pyarrow as pa
 import pytest
 import torch
 from datasets import concatenate_datasets, load_dataset, load_from_disk
-from safetensors.numpy import save
 
 from amess_hf.data import mintrec
 from amess_hf.data.feature_files import write_features
@@ -97,19 +96,12 @@ class TestRealAnnotations:
         assert dataset["train"][0]["id"] == "S05_E16_329"
 
     def test_mintrec2(self, load, test_data):
-        dataset = load(test_data / "mintrec2", "mintrec2.0", context_turns=2)
+        dataset = load(test_data / "mintrec2", "mintrec2.0")
         assert {split: len(rows) for split, rows in dataset.items()} == {"train": 6165, "validation": 1106}
         assert dataset["train"].features["label"].names == MINTREC2_LABELS
         counts = np.bincount(dataset["train"]["label"], minlength=30)
         assert counts[MINTREC2_LABELS.index("Inform")] == 603 and counts[MINTREC2_LABELS.index("Warn")] == 63
         assert all(dataset["train"]["in_scope"])
-        # Every context against a slow search through the rows of the split.
-        rows = dataset["train"].to_list()
-        for row in rows[::97]:
-            earlier = [other for other in rows if other["dialogue_id"] == row["dialogue_id"]]
-            earlier = [other for other in earlier if int(other["utterance_id"]) < int(row["utterance_id"])]
-            earlier.sort(key=lambda other: int(other["utterance_id"]))
-            assert row["context"] == [f"{other['speaker']}: {other['text']}" for other in earlier[-2:]]
 
 
 class TestLabels:
@@ -239,11 +231,8 @@ class TestMIntRec2:
         write_mintrec2(root / "in-scope", "train", inside)
         write_mintrec2(root / "out-of-scope" / "MIntRec2.0-OOD", "train", outside)
         write_mintrec2(root / "total", "train", [*inside, *outside])
-        for name, clips in (
-            ("in-scope", ["dia0_utt0", "dia0_utt2", "dia1_utt0"]),
-            ("out-of-scope/MIntRec2.0-OOD", ["dia0_utt1", "dia1_utt1"]),
-            ("total", ["dia0_utt0", "dia0_utt2", "dia1_utt0", "dia0_utt1", "dia1_utt1"]),
-        ):
+        known, unknown = ["dia0_utt0", "dia0_utt2", "dia1_utt0"], ["dia0_utt1", "dia1_utt1"]
+        for name, clips in (("in-scope", known), ("out-of-scope/MIntRec2.0-OOD", unknown), ("total", known + unknown)):
             write_pickle(root / name / "video_data" / "swin_roi.pkl", {clip: np.ones((2, 3)) for clip in clips})
         return root
 
@@ -287,8 +276,8 @@ class TestMIntRec2:
         assert len(load(root, "mintrec2.0", "all")["train"]) == 5
 
     def test_empty_timestamps(self, load, tmp_path):
-        write_mintrec2(tmp_path / "data", "train", [turn(0, 0, start="", end="12.5")])
-        row = load(tmp_path / "data", "mintrec2.0")["train"][0]
+        write_mintrec2(tmp_path, "train", [turn(0, 0, start="", end="12.5")])
+        row = load(tmp_path, "mintrec2.0")["train"][0]
         assert (row["start"], row["end"]) == (None, 12.5)
 
 
@@ -305,14 +294,8 @@ class TestContext:
         write_mintrec2(tmp_path / "data", "train", rows)
         write_mintrec2(tmp_path / "data", "dev", [turn(0, 11, text="eleven"), turn(0, 12, text="twelve")])
         dataset = load(tmp_path / "data", "mintrec2.0", context_turns=2)
-        contexts = dict(zip(dataset["train"]["id"], dataset["train"]["context"], strict=True))
-        assert contexts == {
-            "dia0_utt10": ["Ann: three", "nine"],
-            "dia1_utt0": [],
-            "dia0_utt9": ["Ann: three"],
-            "dia0_utt3": [],
-            "dia1_utt1": ["Ann: other dialogue"],
-        }
+        expected = [["Ann: three", "nine"], [], ["Ann: three"], [], ["Ann: other dialogue"]]
+        assert dataset["train"]["context"][:] == expected
         assert dataset["validation"]["context"][:] == [[], ["Ann: eleven"]]
         one = load(tmp_path / "data", "mintrec2.0", context_turns=1)["train"]
         assert one["context"][:] == [["nine"], [], ["Ann: three"], [], ["Ann: other dialogue"]]
@@ -352,9 +335,8 @@ class TestContext:
 class TestChoiceOfFeatures:
     def test_several_and_none_chosen(self, load, folder):
         write_pickle(folder / "video_data" / "video_feats.pkl", random_features(ids(ROWS), 2))
-        with pytest.raises(
-            ValueError, match="several video_data: swin_feats, video_feats; choose .* `video_features`"
-        ):
+        found = "several video_data: swin_feats, video_feats; choose one with `video_features`"
+        with pytest.raises(ValueError, match=found):
             load(folder)
         assert load(folder, video_features="video_feats")["train"].features["video_features"].shape == (None, 2)
         assert load(folder, video_features="swin_feats")["train"].features["video_features"].shape == (None, 3)
@@ -386,8 +368,6 @@ class TestChoiceOfFeatures:
         np.testing.assert_array_equal(rows[0]["audio_features"], features["S01_E01_1"])
 
     def test_warns_of_an_older_conversion(self, load, folder, monkeypatch):
-        import os
-
         said = []
         monkeypatch.setattr("amess_hf.data.dataset_files.logger.warning", said.append)
         features = random_features(ids(ROWS), 4, seed=1)
@@ -399,35 +379,22 @@ class TestChoiceOfFeatures:
         assert said and "wavlm_feats.pkl is newer" in said[0]
 
 
-def table_of(*rows, header=MINTREC_HEADER):
-    return "\n".join([header, *rows]).encode() + b"\n"
-
-
-# {what is wrong: (the train table, message)}
-BAD_TABLES = {
-    "column missing": (
-        table_of("S01\tE01\t1\thi", header="season\tepisode\tclip\ttext"),
+# (a row after three good ones, or a table in their place; message)
+BAD_TABLES = [
+    ("S01\tE01\t7\tno label", "train.tsv:5: 4 cells, but the header names 5"),
+    ("S01\tE01\t7\thi\tJoke\tx", "train.tsv:5: 6 cells, but the header names 5"),
+    ("S01\tE01\t7\t\udcff\tJoke", "train.tsv: not UTF-8 text"),
+    (
+        "S01\tE01\t7\thi\tCompalin",
+        "train.tsv:5: unknown label 'Compalin' of clip S01_E01_7; the nearest known one is 'Comp",
+    ),
+    (ROWS["train"][0], "train.tsv:5: clip id S01_E01_1 appears again, first at"),
+    (
+        "season\tepisode\tclip\ttext\nS\tE\t1\thi",
         "train.tsv: no column label; its header names season, episode, clip, text",
     ),
-    "column twice": (
-        table_of("S01\tE01\t1\thi\tJoke\tCare", header=MINTREC_HEADER + "\tLabel "),
-        "train.tsv:2: the column 'Label ' appears twice",
-    ),
-    "a cell missing": (
-        table_of(*ROWS["train"], "S01\tE01\t7\tno label"),
-        "train.tsv:5: 4 cells, but the header names 5",
-    ),
-    "a cell too many": (table_of(ROWS["train"][0] + "\tx"), "train.tsv:2: 6 cells, but the header names 5"),
-    "not UTF-8": (MINTREC_HEADER.encode() + b"\nS\tE\t1\t\xff\tJoke\n", "train.tsv: not UTF-8 text"),
-    "unknown label": (
-        table_of(*ROWS["train"], "S01\tE01\t7\thi\tCompalin"),
-        "train.tsv:5: unknown label 'Compalin' of clip S01_E01_7; the nearest known one is 'Complain'",
-    ),
-    "clip twice": (
-        table_of(*ROWS["train"], ROWS["train"][0]),
-        "train.tsv:5: clip id S01_E01_1 appears again, first at",
-    ),
-}
+    (MINTREC_HEADER + "\tLabel \nS\tE\t1\thi\tJoke\tCare", "train.tsv:2: the column 'Label ' appears twice"),
+]
 
 
 class TestBadInput:
@@ -467,10 +434,10 @@ class TestBadInput:
         assert "no clip of scope='out'" in self.error(load, folder, scope="out")
         assert "no column dialogue_id, utterance_id" in self.error(load, folder, "mintrec2.0")
 
-    @pytest.mark.parametrize("name", list(BAD_TABLES))
-    def test_tables(self, load, tmp_path, name):
-        content, message = BAD_TABLES[name]
-        (tmp_path / "train.tsv").write_bytes(content)
+    @pytest.mark.parametrize(("content", "message"), BAD_TABLES, ids=range(len(BAD_TABLES)))
+    def test_tables(self, load, tmp_path, content, message):
+        table = content if "\n" in content else "\n".join([MINTREC_HEADER, *ROWS["train"], content])
+        (tmp_path / "train.tsv").write_bytes(table.encode("utf-8", "surrogateescape"))
         assert message in self.error(load, tmp_path)
 
     @pytest.mark.parametrize("time", ["soon", "nan", "inf", "-1", "1e999"])
@@ -634,36 +601,6 @@ class TestDamagedCache:
         assert load(folder, dtype="float32", scope="all")["train"].to_list() == expected
         assert len(said) == 1 and said[0].endswith("wavlm_feats.pkl is converted again")
 
-    def test_the_same_size_and_time(self, load, folder):
-        """The table and the features change as an unpacked archive with fixed times changes them."""
-        load(folder)
-        features = random_features(ids(ROWS), 4, seed=1)
-        features["S01_E01_1"] = -features["S01_E01_1"]
-        changes = {
-            folder / "train.tsv": (folder / "train.tsv").read_bytes().replace(b"please stay", b"please tray"),
-            folder / "audio_data" / "wavlm_feats.pkl": pickle.dumps(features),
-        }
-        for path, content in changes.items():
-            status = path.stat()
-            assert len(content) == status.st_size
-            path.write_bytes(content)
-            os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-        row = load(folder)["train"][0]
-        assert row["text"] == "please tray"
-        np.testing.assert_array_equal(row["audio_features"], features["S01_E01_1"])
-
-    def test_a_shard_behind_an_index_given_by_path(self, load, folder, tmp_path):
-        features = random_features(ids(ROWS), 4, seed=3)
-        out = write_features(features.items(), tmp_path / "own", source=tmp_path / "x")
-        index = str(out / "features.safetensors.index.json")
-        load(folder, audio_features=index)
-        shard = next(out.glob("*.safetensors"))
-        content = save({name: np.ascontiguousarray(-frames) for name, frames in features.items()})
-        shard.unlink()
-        shard.write_bytes(content)
-        row = load(folder, audio_features=index)["train"][1]
-        np.testing.assert_array_equal(row["audio_features"], -features["S01_E01_2"])
-
 
 class TestExport:
     """What is exported loads back with plain `datasets` to the same columns and rows."""
@@ -707,11 +644,6 @@ class TestExport:
         loaded = load_dataset("parquet", data_files=path, cache_dir=str(tmp_path / "plain"), split="train")
         assert loaded.features == rows.features and loaded.to_list() == rows.to_list()
 
-    def test_map_filter_and_select_keep_arrays(self, dataset):
-        rows = dataset["train"].filter(lambda row: row["in_scope"], keep_in_memory=True).select([1, 0])
-        assert [row["id"] for row in rows] == ["dia1_utt0", "dia0_utt0"]
-        assert rows[1]["audio_features"].tolist() == [[1, 1, 1, 1]] * 2
-
 
 class TestDatasetName:
     def test_survives_what_one_does_with_rows(self, load, tmp_path):
@@ -731,18 +663,6 @@ class TestDatasetName:
         assert dataset_name(own) == "folder"
         plain = [split.remove_columns("label") for split in (rows, own)]
         assert dataset_name(concatenate_datasets(plain)) is None
-
-    def test_parquet_has_the_label_lists_only(self, load, tmp_path):
-        """So has what `push_to_hub` writes, unless it is given a `config_name`."""
-        write_table(tmp_path / "own", "train", "text\tlabel", ["hi\tJoke"])
-        for rows, name in (
-            (load(write_mintrec(tmp_path / "MIntRec"))["train"], "mintrec"),
-            (load(tmp_path / "own", "folder")["train"], None),
-        ):
-            path = str(tmp_path / f"{name}.parquet")
-            rows.to_parquet(path)
-            loaded = load_dataset("parquet", data_files=path, cache_dir=str(tmp_path / "plain"), split="train")
-            assert dataset_name(loaded) == name
 
 
 class TestStreaming:

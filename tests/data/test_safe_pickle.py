@@ -481,11 +481,3 @@ def test_hostile_files_are_hostile(tmp_path):
         target = tmp_path / name
         pickle.loads(hostile_files(str(target).replace(" ", "_"))[name][0])
         assert (tmp_path / name.replace(" ", "_")).exists(), name
-
-
-def test_names_are_never_imported(tmp_path):
-    path = write(tmp_path, b"\x80\x02cthis\nd\n.")
-    assert "this" not in sys.modules
-    with pytest.raises(ValueError, match="'this.d'"):
-        list(read_pickle(path))
-    assert "this" not in sys.modules
