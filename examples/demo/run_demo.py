@@ -11,6 +11,7 @@ and video), and writes the evaluation report with its plots. `app.py` and `predi
 """
 
 import math
+import os
 import re
 import sys
 import time
@@ -264,7 +265,7 @@ def run(arguments: DemoArguments) -> dict:
     """All of the demo; returns the rows of both tables and the accuracy of the reloaded model on the clips' files."""
     start = time.perf_counter()
     print("1. The corpus: simulated clips in the layout of MIntRec, in which no modality is enough alone.")
-    print("   On two cores drawing takes a minute, encoding one and training one; a second start keeps the clips.")
+    print("   Drawing, encoding and training take a minute each on two idle cores; a second start keeps the clips.")
     folder, clips = prepare_corpus(arguments)
     dataset = load_features(folder, arguments.output_dir / "cache")
     labels = dataset["train"].features["label"].names
@@ -301,7 +302,10 @@ def run(arguments: DemoArguments) -> dict:
         if clip in shown:
             print(describe_prediction(clip, answer))
     where = f"with plots: {reported / 'test' / 'report.md'}" if reports else 'needs pip install "amess_hf[report]"'
-    print(f"\n5. The report {where}\n   The page: python examples/app/app.py --model {saved}")
+    print(f"\n5. The report {where}")
+    python, example = os.path.relpath(sys.executable), f'{asked[0]["clip"]} --text "{asked[0]["text"]}"'
+    print(f"   One clip: {python} examples/predict_clip.py {example} --model {saved}")
+    print(f"   The page: {python} examples/app/app.py --model {saved}")
     print(f"\nDone in {time.perf_counter() - start:.0f} seconds.")
     intents = [[one["label"] for one in answer["predictions"] if one["label"] != "UNK"] for answer in answers]
     right = [names[0] == clip.label for names, clip in zip(intents, clips, strict=True)]

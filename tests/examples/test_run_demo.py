@@ -43,7 +43,7 @@ def test_it_prints_the_table_and_three_clips(demo_run):
     # One clip of each intent: it is the words of the whole group or the plain words of one.
     for row, best in zip(result["table"], (100, 50, 50, 20, 25, 10, 10), strict=True):
         assert f"| {100 * row['accuracy']:6.1f} % | {best:5.1f} % |" in printed
-    assert ",," not in printed and "two cores" in printed
+    assert ",," not in printed and "idle cores" in printed
     assert printed.count("    text     ") == printed.count("    intent   ") == 3
     assert (
         len(
@@ -69,6 +69,7 @@ def test_report_and_card(demo_run):
     pytest.importorskip("matplotlib", reason='pip install "amess_hf[report]"')
     folder, result, printed = demo_run
     assert str(folder / "report" / "test" / "report.md") in printed
+    assert f"python examples/app/app.py --model {folder / 'model'}" in printed
     assert {"report.md", "modalities.png", "anchors_surest_right.png", "calibration.png"} <= {
         path.name for path in (folder / "report" / "test").iterdir()
     }
