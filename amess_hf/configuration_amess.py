@@ -44,17 +44,12 @@ CLIP_SUFFIXES = (
 # The clips that the losses are means over: `outlier_exposure_loss` over those out of scope, the losses of a modality over
 # those with a label that have it, the others over those with a label.
 LOSS_ITEMS = ("labelled", "out_of_scope", *MODALITIES)
-LOSS_PARTS = (
-    "classification_loss",
-    "text_loss",
-    "audio_loss",
-    "video_loss",
-    "label_triplet_loss",
-    "label_contrastive_loss",
-    "batch_triplet_loss",
-    "consistency_loss",
-    "outlier_exposure_loss",
-    "distillation_loss",
+LOSS_PARTS = tuple(
+    f"{name}_loss"
+    for name in (
+        "classification text audio video label_triplet label_contrastive batch_triplet consistency outlier_exposure "
+        "distillation"
+    ).split()
 )
 
 # Training draws from this many of a label's sentences, the first ones, which say what the intent is. The stored
@@ -358,17 +353,9 @@ class AMESSConfig(PreTrainedConfig):
 
     # Outputs that an evaluation loop does not need to gather from the processes for each clip.
     keys_to_ignore_at_inference = [
-        "multimodal_embeds",
-        "label_embeds",
-        "pooler_output",
-        "anchor_indices",
-        "anchor_scores",
-        "evidence",
-        "modality_mask",
-        "text_pooler_output",
+        *("multimodal_embeds", "label_embeds", "pooler_output", "text_pooler_output", "hidden_states", "attentions"),
+        *("anchor_indices", "anchor_scores", "evidence", "modality_mask"),
         *LOSS_PARTS,
-        "hidden_states",
-        "attentions",
     ]
 
     text_config: dict | PreTrainedConfig | None = None

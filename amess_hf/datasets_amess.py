@@ -166,7 +166,7 @@ def dataset_name(split: Any) -> str | None:
 
     [`load_mintrec`] leaves the name in `split.info.config_name`, where selected, filtered, mapped and saved rows keep it,
     and the Hub after `push_to_hub(repo, config_name=name)`. Parquet files and a plain `push_to_hub` do not keep it;
-    MIntRec and MIntRec2.0 are then recognised by their official label lists.
+    MIntRec and MIntRec2.0 are then recognized by their official label lists.
 
     Args:
         split (`datasets.Dataset`): One split.

@@ -118,7 +118,7 @@ class AMESSAttention(nn.Module):
 
 
 class AMESSFusionLayer(GradientCheckpointingLayer):
-    """Pre-norm cross-attention and feed-forward part; the caller normalises the memory once for all layers."""
+    """Pre-norm cross-attention and feed-forward part; the caller normalizes the memory once for all layers."""
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__()
@@ -170,7 +170,7 @@ def make_attention_mask(
 class AMESSTemporalLayer(nn.Module):
     """Convolution over time that halves the rate, added to the mean of each pair of frames.
 
-    The result for a clip depends on its own frames alone: padding counts as zero for a neighbour, as does everything
+    The result for a clip depends on its own frames alone: padding counts as zero for a neighbor, as does everything
     beyond the clip's ends, and in no mean.
     """
 

@@ -620,24 +620,12 @@ class AMESSForIntentClassification(AMESSSynchronization, AMESSPreTrainedModel):
             `TypeError`: If an argument is unknown; the message names it.
             `ValueError`: As for [`AMESSModel.forward`], or if `labels` do not fit the clips or the label set.
         """
-        clips = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "token_type_ids": token_type_ids,
-            "audio_features": audio_features,
-            "audio_attention_mask": audio_attention_mask,
-            "video_features": video_features,
-            "video_attention_mask": video_attention_mask,
-            "utterance_mask": utterance_mask,
-        }
         # R-Drop: both dropout passes are one batch.
         passes = 2 if self.training and labels is not None and self.config.consistency_loss_weight else 1
-        outputs = self.amess(
-            **{name: _repeat(value, passes) for name, value in clips.items()},
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
-            return_dict=True,
-        )
+        text = input_ids, attention_mask, token_type_ids
+        features = audio_features, audio_attention_mask, video_features, video_attention_mask
+        clips = (_repeat(value, passes) for value in (*text, *features, utterance_mask))
+        outputs = self.amess(*clips, output_hidden_states, output_attentions, return_dict=True)
         label_embeds = self._refreshed_label_embeds(
             description_input_ids, description_attention_mask, description_indices
         )
@@ -649,7 +637,10 @@ class AMESSForIntentClassification(AMESSSynchronization, AMESSPreTrainedModel):
             given = (_repeat(value, passes) for value in (labels, candidate_mask, teacher_logits))
             items = None if num_items_in_batch is None else num_items_in_batch * passes
             losses = self._losses(outputs, label_embeds, class_logits, similarity_logits, *given, items)
-        logits = self._answer(outputs, class_logits, similarity_logits)
+        evidence = 0.0 if outputs.evidence is None else outputs.evidence.sum(1)
+        # In training without the similarity to descriptions, which has losses of its own.
+        scores = class_logits, similarity_logits, evidence
+        logits = class_logits + evidence if self.training else self.combine_logits(*scores)
         if passes > 1:
             count = logits.shape[0] // passes
             outputs, logits = outputs.first(count), logits[:count]
@@ -658,22 +649,14 @@ class AMESSForIntentClassification(AMESSSynchronization, AMESSPreTrainedModel):
         label_embeds = None if similarity_logits is None else label_embeds
         return AMESSClassifierOutput(logits=logits, label_embeds=label_embeds, **outputs, **losses)
 
-    def _answer(
-        self, outputs: AMESSModelOutput, class_logits: torch.Tensor, similarity_logits: torch.Tensor | None
-    ) -> torch.Tensor:
-        """The logits: in training without the similarity to descriptions, which has losses of its own."""
-        evidence = 0.0 if outputs.evidence is None else outputs.evidence.sum(1)
-        if self.training:
-            return class_logits + evidence
-        return self.combine_logits(class_logits, similarity_logits, evidence)
-
     def answer(self, outputs: AMESSModelOutput) -> torch.Tensor:
         """Return the logits of [`forward`] from states, embeddings and evidence that may have been pooled since."""
-        label_embeds = self.label_embeds.clone()
         evidence = 0.0 if outputs.evidence is None else outputs.evidence.sum(1)
-        return self.combine_logits(
-            self.classifier(outputs.pooler_output), self._compare(outputs, label_embeds), evidence
+        class_logits, similarity_logits = (
+            self.classifier(outputs.pooler_output),
+            self._compare(outputs, self.label_embeds),
         )
+        return self.combine_logits(class_logits, similarity_logits, evidence)
 
     def _compare(self, outputs: AMESSModelOutput, label_embeds: torch.Tensor):
         """Similarity logits of clips and descriptions, `None` without descriptions; zero for a clip without text."""

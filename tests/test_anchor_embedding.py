@@ -223,7 +223,7 @@ class TestGrids:
     "fields", [{}, TONE, PICTURE, {**TONE, **PICTURE}, GRID, {"fusion_type": "late", **GRID}, {"fusion_type": "late"}]
 )
 class TestClipAlone:
-    def test_padding_and_neighbours_change_nothing(self, fields):
+    def test_padding_and_neighbors_change_nothing(self, fields):
         model = tiny_model(**fields)
         batch = random_batch(model.config, text=(5, 3, 7), audio=(9, 4, 1), video=(6, 8, 2))
         together = model(**batch)

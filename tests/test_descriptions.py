@@ -29,7 +29,7 @@ LABELS = {
     "mintrec": [name.replace("_", " ") for name in MINTREC.split()],
     "mintrec2.0": [name.replace("_", " ") for name in MINTREC2.split()],
 }
-NEIGHBOURS = {
+NEIGHBORS = {
     "mintrec": [("Taunt", "joke"), ("Taunt", "criticism"), ("Care", "comfort"), ("Inform", "introducing")],
     "mintrec2.0": [
         ("Taunt", "joke"),
@@ -70,11 +70,11 @@ def test_no_sentence_serves_two_intents(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "label", "neighbour"), [(name, *pair) for name, pairs in NEIGHBOURS.items() for pair in pairs]
+    ("name", "label", "neighbor"), [(name, *pair) for name, pairs in NEIGHBORS.items() for pair in pairs]
 )
-def test_near_neighbours_are_told_apart_by_name(name, label, neighbour):
+def test_near_neighbors_are_told_apart_by_name(name, label, neighbor):
     contrasts = [sentence for sentence in load_label_descriptions(name)[label] if "nlike" in sentence]
-    assert any(re.search(rf"\b{neighbour}", sentence) for sentence in contrasts), contrasts
+    assert any(re.search(rf"\b{neighbor}", sentence) for sentence in contrasts), contrasts
 
 
 @pytest.mark.parametrize("name", SHIPPED_DESCRIPTIONS)

@@ -91,7 +91,7 @@ class TestOutputs:
 
 class TestMasks:
     @pytest.mark.parametrize("fusion_type", FUSION_TYPES)
-    def test_alone_or_batched_whatever_the_neighbours(self, fusion_type):
+    def test_alone_or_batched_whatever_the_neighbors(self, fusion_type):
         model = tiny_model(fusion_type=fusion_type)
         batch = random_batch(model.config, text=(5, 3, 7, 0), audio=(9, 4, 1, 6), video=(6, 0, 12, 2), labels=False)
         logits = model(**batch).logits
@@ -152,7 +152,7 @@ class TestMasks:
         features = {name: value for name, value in batch.items() if not name.endswith("mask")}
         close(model(**features).logits, model(**batch).logits)
 
-    def test_context_is_read_but_neither_summarised_nor_chosen(self):
+    def test_context_is_read_but_neither_summarized_nor_chosen(self):
         model = tiny_model()
         batch = random_batch(model.config, text=(7, 5), audio=(3, 2), video=(2, 4), labels=False)
         utterance = torch.tensor([[0, 0, 0, 1, 1, 1, 1], [0, 0, 1, 1, 1, 0, 0]])

@@ -2,7 +2,7 @@
 
 Words and intents are those of `demo_corpus.py`, which explains what distinguishes the intents; here the tone is
 audible and the face is visible. The speakers of dev and test are not among those of training. In `WEAK_SHARE` of the
-clips the tone or the face is hardly recognisable, so that `best_attainable_accuracy` is an unreachable bound.
+clips the tone or the face is hardly recognizable, so that `best_attainable_accuracy` is an unreachable bound.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Evidence by statistics is standardised with the training clips before training."""
+"""Evidence by statistics is standardized with the training clips before training."""
 
 import datasets
 import pytest
@@ -42,10 +42,10 @@ def test_by_hand():
     torch.testing.assert_close(layer.mean, expected.mean(0), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(layer.deviation, expected.std(0, correction=0), atol=1e-5, rtol=1e-5)
     batch = collate(sound)
-    standardised = layer.frame_statistics(batch["audio_features"], batch["audio_attention_mask"])[
+    standardized = layer.frame_statistics(batch["audio_features"], batch["audio_attention_mask"])[
         [0, 1, 2, *range(4, 45)]
     ]
-    assert standardised.mean(0).abs().max() < 1e-4 and (standardised.std(0, correction=0) - 1).abs().max() < 1e-4
+    assert standardized.mean(0).abs().max() < 1e-4 and (standardized.std(0, correction=0) - 1).abs().max() < 1e-4
 
 
 def test_other_models_stay_as_they_are():
