@@ -319,18 +319,21 @@ def last_complete_checkpoint(folder: str | os.PathLike) -> str | None:
     return None
 
 
-def checkpoint_to_resume(resume_from_checkpoint: str | bool | None, folder: str | os.PathLike) -> str | None:
+def checkpoint_to_resume(
+    resume_from_checkpoint: str | bool | None, folder: str | os.PathLike, request: Mapping[str, Any] | None = None
+) -> str | None:
     """Return the checkpoint for `resume_from_checkpoint`: a folder, or `True` (also as text) for the last of the run.
 
     Args:
         resume_from_checkpoint (`str` or `bool`, *optional*): The argument.
         folder (`str` or `os.PathLike`): The run's output folder.
+        request (`Mapping[str, Any]`, *optional*): What the run is asked for, if the checkpoint's is to be the same.
 
     Returns:
         `str`, or `None` to start from the beginning, as `True` does if no checkpoint has been written yet.
 
     Raises:
-        ValueError: If the checkpoint is not complete.
+        ValueError: If the checkpoint is not complete, or was created with different arguments, apart from more epochs.
     """
     checkpoint, choice = resume_from_checkpoint, str(resume_from_checkpoint).lower()
     if choice == "true":
@@ -339,23 +342,13 @@ def checkpoint_to_resume(resume_from_checkpoint: str | bool | None, folder: str 
             logger.warning(f"{folder} has no complete checkpoint yet: training starts from the beginning")
     if checkpoint is None or choice == "false":
         return None
-    _refuse(checkpoint, _damage(checkpoint))
-    return str(checkpoint)
-
-
-def check_resumed(checkpoint: str, request: Mapping[str, Any]) -> None:
-    """See that a checkpoint was created with the same arguments, apart from more epochs.
-
-    Raises:
-        ValueError: Naming what differs.
-    """
-    _refuse(checkpoint, record_changes(checkpoint, request, may_be_longer=True))
-
-
-def _refuse(checkpoint: str | os.PathLike, reason: str | None):
-    advice = "give the same arguments, another checkpoint or another `--output_dir`"
+    reason = _damage(checkpoint)
+    if reason is None and request is not None:
+        reason = record_changes(checkpoint, request, may_be_longer=True)
     if reason is not None:
+        advice = "give the same arguments, another checkpoint or another `--output_dir`"
         raise ValueError(f"{checkpoint} cannot be resumed from: {reason}; {advice}")
+    return str(checkpoint)
 
 
 class TrainLoss(TrainerCallback, ExportableState):

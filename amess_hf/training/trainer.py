@@ -278,7 +278,7 @@ class AMESSTrainer(PushesToHub, Trainer):
             written_by = type(self).__name__
             self._request = run_state.training_request(model, args, self.train_dataset, self.eval_dataset, written_by)
         if self._resumed is not None:
-            run_state.check_resumed(self._resumed, self._request)
+            run_state.checkpoint_to_resume(self._resumed, args.output_dir, self._request)
         if args.should_save:
             run_state.check_free_space(args, model)
             if has_length(self.train_dataset) and len(self.train_dataset):
