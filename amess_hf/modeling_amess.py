@@ -191,7 +191,9 @@ class AMESSPreTrainedModel(PreTrainedModel):
         """
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        names = ("revision", "token", "cache_dir", "local_files_only")
+        if os.path.isdir(pretrained_model_name_or_path):  # found again from another working directory
+            model.config._name_or_path = os.path.abspath(pretrained_model_name_or_path)
+        names = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
         model.hub_kwargs = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
         if base := base_of(model.config.text_adapter):
             encoder = model.base_model.text_encoder

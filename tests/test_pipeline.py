@@ -34,7 +34,14 @@ from utils import (
     tiny_model,
 )
 
-from amess_hf import AMESSProcessor, IntentRecognitionPipeline, OutOfScopeDetector, clips_amess, pipeline_amess
+from amess_hf import (
+    AMESSForIntentClassification,
+    AMESSProcessor,
+    IntentRecognitionPipeline,
+    OutOfScopeDetector,
+    clips_amess,
+    pipeline_amess,
+)
 from amess_hf.datasets_amess import merge_fields
 
 
@@ -624,6 +631,15 @@ class TestOutOfScope:
         added = pipe(unknown, extra_labels={"late": "late again"}, return_anchors=True)
         nearest = next(one["label"] for one in added["predictions"] if one["label"] != "UNK")
         assert added["in_scope"] is (nearest == "late")
+
+    @pytest.mark.parametrize(("name", "options"), [("model", {}), (".", {"subfolder": "model"})])
+    def test_the_model_knows_its_place(self, guarded, tmp_path, monkeypatch, name, options):
+        place, _, unknown = guarded
+        monkeypatch.chdir(tmp_path)
+        model = AMESSForIntentClassification.from_pretrained(name, **options)
+        monkeypatch.chdir("/")
+        pipe = IntentRecognitionPipeline(model, processor=AMESSProcessor.from_pretrained(place), device="cpu")
+        assert pipe(unknown)[0]["label"] == "UNK"
 
     def test_none(self, guarded, pipe):
         place, _, unknown = guarded

@@ -10,6 +10,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
@@ -23,6 +24,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets.fingerprint import Hasher
+from filelock import FileLock, Timeout
 from safetensors import safe_open
 from safetensors.numpy import save_file
 from transformers.utils import logging
@@ -352,26 +354,27 @@ def extract_features(
     versions = {modality: _encoder_version(names[modality]) for modality in slugs}
     # Parts of encoders whose weights have changed since are not merged with those of the current ones.
     parts = root / f".parts-{'-'.join(slugs.values())}-{Hasher.hash([versions, video_frame_rate])[:8]}"
-    if state.is_main_process:
-        _recover(parts, folders)
-    state.wait_for_everyone()
-    earlier = {modality: _earlier_features(modality, folders[modality], versions[modality]) for modality in slugs}
-    left = _left(jobs, earlier, _part_of(parts))
-    if len(left) < len(jobs):
-        state.print(f"{len(jobs) - len(left)} of {len(jobs)} clips are already encoded")
-    # No process may add a part before all have seen which clips are left.
-    state.wait_for_everyone()
-    share, failures = left[state.process_index :: state.num_processes], {}
-    if share:
-        encoders = _load_encoders(audio_encoder, video_encoder, state.device, audio_encoder_layer, video_frame_rate)
-        failures = _encode_share(share, encoders, parts, on_error, hidden=not state.is_main_process)
-    failures = dict(sorted(gather_object([*failures.items()])))
-    if state.is_main_process:
-        _join_parts(parts, folders, earlier, versions, jobs, dtype)
-        _report(root, folders, len(jobs), failures)
-        shutil.rmtree(parts)
-    state.wait_for_everyone()
-    return failures
+    with _one_at_a_time(parts, folders) if state.is_main_process else nullcontext():
+        state.wait_for_everyone()
+        earlier = {modality: _earlier_features(modality, folders[modality], versions[modality]) for modality in slugs}
+        left = _left(jobs, earlier, _part_of(parts))
+        if len(left) < len(jobs):
+            state.print(f"{len(jobs) - len(left)} of {len(jobs)} clips are already encoded")
+        # No process may add a part before all have seen which clips are left.
+        state.wait_for_everyone()
+        share, failures = left[state.process_index :: state.num_processes], {}
+        if share:
+            encoders = _load_encoders(
+                audio_encoder, video_encoder, state.device, audio_encoder_layer, video_frame_rate
+            )
+            failures = _encode_share(share, encoders, parts, on_error, hidden=not state.is_main_process)
+        failures = dict(sorted(gather_object([*failures.items()])))
+        if state.is_main_process:
+            _join_parts(parts, folders, earlier, versions, jobs, dtype)
+            _report(root, folders, len(jobs), failures)
+            shutil.rmtree(parts)
+        state.wait_for_everyone()
+        return failures
 
 
 def read_jobs(data_dir: str | Path, dataset_name: str = "mintrec", table: str | Path | None = None) -> list[ClipJob]:
@@ -395,13 +398,21 @@ def _table_rows(table: Path, folder: Path) -> Iterator[dict[str, Any]]:
         yield {"id": as_text(row.get("id")) or f"{table.stem}-{number}", **paths, **span}
 
 
-def _recover(parts: Path, folders: dict[str, Path]) -> None:
-    """Make the folder of parts, and remove half-written files of a killed run."""
-    for folder in folders.values():
-        recover_folder(folder)
+@contextmanager
+def _one_at_a_time(parts: Path, folders: dict[str, Path]) -> Iterator[None]:
+    """Make the folder of parts, lock it, and remove half-written files of a killed run."""
     parts.mkdir(parents=True, exist_ok=True)
-    for leftover in parts.glob("*.partial"):
-        leftover.unlink()
+    try:
+        with FileLock(parts / ".lock", timeout=0):
+            for folder in folders.values():
+                recover_folder(folder)
+            for leftover in parts.glob("*.partial"):
+                leftover.unlink()
+            yield
+    except Timeout as error:
+        raise ValueError(
+            f"another extraction is writing into {parts.parent}; wait for it, or choose another `output_dir`"
+        ) from error
 
 
 def _earlier_features(modality: str, folder: Path, version: str) -> Mapping[str, np.ndarray]:

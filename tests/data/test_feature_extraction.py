@@ -122,6 +122,20 @@ def test_killed_between_taking_away_and_putting_there(corpus, tmp_path):
     check_complete(corpus, tmp_path)
 
 
+def test_two_at_a_time(corpus, tmp_path, monkeypatch):
+    """The second is refused, and the first is not disturbed."""
+    write_part = clip_features._write_part
+
+    def write_while_another_begins(*args):
+        with pytest.raises(ValueError, match=f"another extraction is writing into {corpus}; wait for it"):
+            extract_features(corpus, **ENCODERS)
+        write_part(*args)
+
+    monkeypatch.setattr(clip_features, "_write_part", write_while_another_begins)
+    extract_features(corpus, **ENCODERS)
+    check_complete(corpus, tmp_path)
+
+
 def test_features_of_other_weights_are_not_added_to(corpus, tmp_path):
     """An encoder in a local folder is known by what the folder holds."""
     encoder = save_speech_model(tmp_path / "speech")
