@@ -41,7 +41,7 @@ OPTIONAL_FIELDS = {
 SPAN_FIELDS = {"start": ("start_timestamp", "start"), "end": ("end_timestamp", "end")}
 
 # A row may have this many empty cells beyond the header, as spreadsheets write them.
-MOST_EXTRA_CELLS = 64
+MOST_EXTRA_CELLS = 16
 
 # A compressed table may expand to this many times its size; text expands to about ten times.
 TABLE_UNFOLD_LIMIT = 100
