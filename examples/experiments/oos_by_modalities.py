@@ -27,6 +27,7 @@ from amess_hf.evaluation import compute_oos_metrics, predict_clips, predict_mask
 
 
 HALVES = 20
+PER_CLIP = ("logits", "pooler_output", "multimodal_embeds", "modality_mask")
 FIGURES = ("known_refused", "unknown_caught", "auroc")
 
 
@@ -77,11 +78,8 @@ def measure(detector, by_set):
     return {key: np.mean(values, axis=0) for key, values in found.items()}
 
 
-PER_CLIP = ("logits", "pooler_output", "multimodal_embeds", "modality_mask")
-
-
-def main():
-    (own,) = parse([DetectorArguments], __doc__)
+def main(arguments=None):
+    (own,) = parse([DetectorArguments], __doc__, arguments)
     model = AMESSForIntentClassification.from_pretrained(own.model_name_or_path)
     collator = AMESSDataCollator(AutoTokenizer.from_pretrained(own.model_name_or_path), model.config)
     dataset = load_clips(own, model.config)
@@ -102,6 +100,7 @@ def main():
         rows,
         left=(0, 1, 2),
     )
+    return found
 
 
 if __name__ == "__main__":

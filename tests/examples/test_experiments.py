@@ -6,6 +6,7 @@ import math
 import compare_fusions
 import learning_curve
 import numpy as np
+import oos_by_modalities
 import open_world
 import pandas
 import pytest
@@ -221,6 +222,15 @@ class TestOutOfScopeScores:
             compare_oos_scores.main([*arguments, "mintrec2.0"])
         with pytest.raises(ValueError, match="has no split test"):
             compare_oos_scores.main([*arguments[:-1], "--split", "test"])
+
+    def test_by_modalities(self, compared, world, tmp_path):
+        folder, _, _ = compared
+        arguments = ["--data_dir", str(world[0]), "--model_name_or_path", str(folder / "seed-0")]
+        rows = oos_by_modalities.main([*arguments, "--output_dir", str(tmp_path)])
+        assert len(rows) == 2 * 7 and rows["text + audio + video", "one"] == pytest.approx(
+            rows["text + audio + video", "for each set"]
+        )
+        assert (tmp_path / "oos_by_modalities.csv").is_file() and (tmp_path / "oos_by_modalities.md").is_file()
 
     def test_interval_is_that_of_resampled_aurocs(self):
         generator = np.random.default_rng(1)
