@@ -257,7 +257,7 @@ class AMESSAnchorFusion(AMESSTokenFusion):
         """Fuse; see [`AMESSFusion`]."""
         features = self._read_features(features)
         normalized = self._normalize(features, masks)
-        tokens, token_masks = self.embeddings(normalized, masks)
+        tokens, token_masks = self._embed(normalized, masks)
         # Statistics of a clip preserve how loud it is.
         raw = {name for name, config in self.config.feature_configs.items() if config.norm == "clip"}
         frames = {name: features[name] if name in raw else normalized[name] for name in features}

@@ -74,7 +74,7 @@ class AMESSMeanFusion(AMESSTokenFusion):
         self, features: dict[str, torch.Tensor], masks: dict[str, torch.Tensor], summary: torch.Tensor
     ) -> FusionOutput:
         """Fuse; see [`AMESSFusion`]."""
-        tokens, masks = self._embed(features, masks)
+        tokens, masks = self._embed(self._normalize(self._read_features(features), masks), masks)
         means = {name: masked_mean(tokens[name], masks[name]) for name in tokens}
         return FusionOutput(self.mlp(self._concatenate(means, summary)))
 
@@ -107,7 +107,7 @@ class AMESSCrossModalFusion(AMESSTokenFusion):
         self, features: dict[str, torch.Tensor], masks: dict[str, torch.Tensor], summary: torch.Tensor
     ) -> FusionOutput:
         """Fuse; see [`AMESSFusion`]."""
-        tokens, masks = self._embed(features, masks)
+        tokens, masks = self._embed(self._normalize(self._read_features(features), masks), masks)
         means = {name: masked_mean(self._attend(name, tokens, masks), masks[name]) for name in tokens}
         return FusionOutput(self.out_proj(self._concatenate(means, summary)))
 

@@ -50,7 +50,7 @@ def masked_statistics(states: torch.Tensor, mask: torch.Tensor) -> tuple[torch.T
     return mean, (variance + torch.finfo(torch.float32).eps).sqrt()
 
 
-def sinusoidal_positions(length: int, width: int, like: torch.Tensor) -> torch.Tensor:
+def _sinusoidal_positions(length: int, width: int, like: torch.Tensor) -> torch.Tensor:
     """Return sines, then cosines, of positions (arXiv 1706.03762, section 3.5): `(length, width)`, of the type of `like`."""
     frequencies = torch.exp(torch.arange(0, width, 2, device=like.device) * (-math.log(10000.0) / width))
     angles = torch.arange(length, device=like.device)[:, None] * frequencies
@@ -254,38 +254,27 @@ def _shifted_places(size: int, most: int, batch_size: int, device: torch.device)
     return (torch.arange(size, device=device) + steps).clamp(0, size - 1)
 
 
-def shift_bands(frames: torch.Tensor, most: int) -> torch.Tensor:
-    """Move each clip's filterbank up or down by a random number of bands, as if another throat had spoken.
+def shift_features(frames: torch.Tensor, most: int, grid_side: int | None = None) -> torch.Tensor:
+    """Move each clip's features by a random number of places: bands up or down, or pictures across and down.
 
-    A simple form of vocal tract length perturbation (Jaitly & Hinton, ICML workshop on deep learning for audio, 2013).
+    A shifted filterbank sounds as if another throat had spoken (vocal tract length perturbation; Jaitly & Hinton, ICML
+    workshop on deep learning for audio, 2013), a shifted grid looks as if the camera had stood elsewhere.
 
     Args:
-        frames (`torch.Tensor` of shape `(batch_size, length, bands)`): Frames of a filterbank.
-        most (`int`): Bands at most, in either direction.
+        frames (`torch.Tensor` of shape `(batch_size, length, feature_size)`): A filterbank, or grids of features.
+        most (`int`): Places at most, in each direction.
+        grid_side (`int`, *optional*): Places along each side of the grid.
 
     Returns:
         `torch.Tensor`: of the same shape.
     """
     batch_size, length, width = frames.shape
-    bands = _shifted_places(width, most, batch_size, frames.device)
-    return frames.gather(2, bands.unsqueeze(1).expand(-1, length, -1))
-
-
-def shift_grid(frames: torch.Tensor, side: int, most: int) -> torch.Tensor:
-    """Move each clip's pictures by a random number of places across and down, as if the camera had stood elsewhere.
-
-    Args:
-        frames (`torch.Tensor` of shape `(batch_size, length, side * side * width)`): Grids of features.
-        side (`int`): Places along each side of the grid.
-        most (`int`): Places at most, in each direction.
-
-    Returns:
-        `torch.Tensor`: of the same shape.
-    """
-    batch_size, length = frames.shape[:2]
-    rows, columns = (_shifted_places(side, most, batch_size, frames.device) for _ in range(2))
+    if grid_side is None:
+        bands = _shifted_places(width, most, batch_size, frames.device)
+        return frames.gather(2, bands.unsqueeze(1).expand(-1, length, -1))
+    rows, columns = (_shifted_places(grid_side, most, batch_size, frames.device) for _ in range(2))
     clips = torch.arange(batch_size, device=frames.device)[:, None, None]
-    grid = frames.reshape(batch_size, length, side, side, -1).permute(0, 2, 3, 1, 4)
+    grid = frames.reshape(batch_size, length, grid_side, grid_side, -1).permute(0, 2, 3, 1, 4)
     return grid[clips, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2, 4).reshape(frames.shape)
 
 
@@ -329,25 +318,7 @@ class AMESSModalityEmbedding(nn.Module):
         for layer in self.conv_layers:
             tokens, mask = layer(tokens, mask)
         tokens = tokens + self.modality_embedding
-        return self.norm(tokens + sinusoidal_positions(tokens.shape[1], tokens.shape[2], tokens)), mask
-
-
-class AMESSModalityEmbeddings(nn.ModuleDict):
-    """One embedding for each modality that the configuration names."""
-
-    def __init__(self, config: PreTrainedConfig):
-        embeddings = {"text": AMESSModalityEmbedding(config, config.text_config.hidden_size)}
-        for name, features in config.feature_configs.items():
-            layers = features.num_conv_layers, features.conv_kernel_size
-            embeddings[name] = AMESSModalityEmbedding(config, frame_size(config, name), *layers)
-        super().__init__(embeddings)
-
-    def forward(
-        self, features: dict[str, torch.Tensor], masks: dict[str, torch.Tensor]
-    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """Embed each modality; both arguments and both results are dictionaries by modality."""
-        embedded = {name: layer(features[name], masks[name]) for name, layer in self.items() if name in features}
-        return {name: pair[0] for name, pair in embedded.items()}, {name: pair[1] for name, pair in embedded.items()}
+        return self.norm(tokens + _sinusoidal_positions(tokens.shape[1], tokens.shape[2], tokens)), mask
 
 
 @dataclass
@@ -401,8 +372,7 @@ class AMESSFusion(nn.Module):
         shifted = {}
         for name, config in self.config.feature_configs.items():
             if config.max_shift and name in features:
-                grid = (config.grid_side,) if config.grid_side else ()
-                shifted[name] = (shift_grid if grid else shift_bands)(features[name], *grid, config.max_shift)
+                shifted[name] = shift_features(features[name], config.max_shift, config.grid_side)
         return features | shifted
 
     def _read_features(self, features: dict[str, torch.Tensor]):
@@ -446,11 +416,17 @@ class AMESSTokenFusion(AMESSFusion):
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__(config)
-        self.embeddings = AMESSModalityEmbeddings(config)
+        embeddings = {"text": AMESSModalityEmbedding(config, config.text_config.hidden_size)}
+        for name, features in config.feature_configs.items():
+            layers = features.num_conv_layers, features.conv_kernel_size
+            embeddings[name] = AMESSModalityEmbedding(config, frame_size(config, name), *layers)
+        self.embeddings = nn.ModuleDict(embeddings)
 
-    def _embed(self, features: dict[str, torch.Tensor], masks: dict[str, torch.Tensor]):
-        """Tokens and their masks by modality, (batch, tokens, hidden_size) and (batch, tokens)."""
-        return self.embeddings(self._normalize(self._read_features(features), masks), masks)
+    def _embed(self, normalized: dict[str, torch.Tensor], masks: dict[str, torch.Tensor]):
+        """Tokens and their masks by modality, (batch, tokens, hidden_size) and (batch, tokens), of normalized features."""
+        layers = {name: layer for name, layer in self.embeddings.items() if name in normalized}
+        embedded = {name: layer(normalized[name], masks[name]) for name, layer in layers.items()}
+        return {name: tokens for name, (tokens, _) in embedded.items()}, {name: m for name, (_, m) in embedded.items()}
 
     def _concatenate(self, states: dict[str, torch.Tensor], summary: torch.Tensor):
         """Concatenate one state (batch, hidden_size) for each modality, with zeros for those that are absent."""

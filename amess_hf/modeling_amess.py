@@ -47,7 +47,6 @@ from .pipeline_amess import IntentRecognitionPipeline  # noqa: F401
 from .processing_amess import give_usual_mode
 from .synchronization_amess import AMESSSynchronization
 from .text_encoders_amess import (
-    base_of,
     build_text_encoder,
     encode_tokens,
     frozen_names,
@@ -195,7 +194,7 @@ class AMESSPreTrainedModel(PreTrainedModel):
             model.config._name_or_path = os.path.abspath(pretrained_model_name_or_path)
         names = ("revision", "token", "cache_dir", "local_files_only", "subfolder")
         model.hub_kwargs = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
-        if base := base_of(model.config.text_adapter):
+        if base := (model.config.text_adapter or {}).get("base_model_name_or_path"):
             encoder = model.base_model.text_encoder
             load_frozen_weights(encoder, load_text_encoder(base, dtype=encoder.dtype), model.config.text_adapter)
         return loaded
@@ -239,7 +238,7 @@ class AMESSPreTrainedModel(PreTrainedModel):
 
     def _leave_frozen_weights_out(self):
         """Leave out frozen weights of the text encoder that are loaded from elsewhere when saving and loading."""
-        if base_of(self.config.text_adapter) is None:
+        if (self.config.text_adapter or {}).get("base_model_name_or_path") is None:
             self._keys_to_ignore_on_save = set()
             return
         prefix = next(name for name, module in self.named_modules() if module is self.base_model.text_encoder)

@@ -127,7 +127,7 @@ def _gather(tensor: torch.Tensor):
         return torch.cat(all_gather(tensor))
 
 
-def gather_clips(embeds: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
+def _gather_clips(embeds: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
     """Gather the clips of all processes, with gradient; batches may differ in size. For training: every process takes the step.
 
     Args:
@@ -264,7 +264,7 @@ class AMESSSynchronization:
         """
         config, labelled, terms = self.config, labels >= 0, []
         if weight := config.batch_triplet_loss_weight:
-            others = gather_clips(embeds, labels) if self.training else ()
+            others = _gather_clips(embeds, labels) if self.training else ()
             values = batch_triplet_loss(embeds, labels, config.triplet_margin, *others)
             terms.append(("batch_triplet_loss", weight, values, labelled))
         if config.label_descriptions is None:

@@ -43,7 +43,7 @@ def build_text_encoder(config: PreTrainedConfig) -> nn.Module:
     Args:
         config (`PreTrainedConfig`): Its configuration.
     """
-    return without_pooler(_auto_class(config).from_config(config))
+    return _without_pooler(_auto_class(config).from_config(config))
 
 
 def load_text_encoder(name: str | os.PathLike, **kwargs: Any) -> nn.Module:
@@ -58,7 +58,7 @@ def load_text_encoder(name: str | os.PathLike, **kwargs: Any) -> nn.Module:
     """
     config = AutoConfig.from_pretrained(name)
     check_text_config(config, os.fspath(name))
-    return without_pooler(_auto_class(config).from_pretrained(name, **kwargs))
+    return _without_pooler(_auto_class(config).from_pretrained(name, **kwargs))
 
 
 def unquantized_config(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -74,7 +74,7 @@ def is_quantized(text_encoder: nn.Module) -> bool:
     return getattr(text_encoder, "hf_quantizer", None) is not None
 
 
-def without_pooler(text_encoder: nn.Module) -> nn.Module:
+def _without_pooler(text_encoder: nn.Module) -> nn.Module:
     """Remove the pooler that BERT and similar encoders have: weights without a gradient would stop DDP."""
     if getattr(text_encoder, "pooler", None) is not None:
         text_encoder.pooler = None
@@ -332,8 +332,3 @@ def merge_adapter(text_encoder: nn.Module) -> None:
     for attribute in ("peft_config", "_hf_peft_config_loaded"):
         if attribute in vars(text_encoder):
             delattr(text_encoder, attribute)
-
-
-def base_of(settings: dict[str, Any] | None) -> str | os.PathLike | None:
-    """Return where the frozen weights are loaded from; `None` where the checkpoint contains them."""
-    return None if settings is None else settings.get("base_model_name_or_path")

@@ -15,7 +15,7 @@ from amess_hf.anchor_embedding_amess import (
     pool_votes,
     support,
 )
-from amess_hf.layers_amess import AMESSGridConvolution, AMESSTemporalLayer, shift_bands, shift_grid
+from amess_hf.layers_amess import AMESSGridConvolution, AMESSTemporalLayer, shift_features
 
 
 TONE = {"audio_config": {"norm": "clip", "num_conv_layers": 2, "pooling": "statistics"}}
@@ -111,7 +111,7 @@ class TestShifts:
 
     def test_bands(self):
         frames = torch.arange(1.0, 7).repeat(64, 2, 1)
-        moved = shift_bands(frames, 2)
+        moved = shift_features(frames, 2)
         steps = moved[:, 0, 2] - frames[:, 0, 2]
         assert set(steps.tolist()) == {-2, -1, 0, 1, 2}
         for clip, step in enumerate(steps):
@@ -120,7 +120,7 @@ class TestShifts:
     def test_grid(self):
         rows, columns = torch.meshgrid(torch.arange(4.0), torch.arange(4.0), indexing="ij")
         frames = torch.stack([rows, columns], dim=-1).reshape(1, 1, -1).repeat(64, 3, 1)
-        moved = shift_grid(frames, 4, 1).reshape(64, 3, 4, 4, 2)
+        moved = shift_features(frames, 1, grid_side=4).reshape(64, 3, 4, 4, 2)
         steps = moved[:, 0, 1, 1] - 1
         assert len({tuple(step.tolist()) for step in steps}) == 9
         for clip, (down, across) in enumerate(steps):

@@ -51,7 +51,7 @@ FAILED_CLIPS_NAME = "failed_clips.tsv"
 
 
 @dataclass
-class ClipJob:
+class _ClipJob:
     """A clip to encode and, once it is encoded, its features.
 
     Attributes:
@@ -75,7 +75,7 @@ class ClipJob:
 
 def clip_jobs(
     rows: Iterable[dict[str, Any]], data_dir: str | Path | None = None, allow_missing: bool = False
-) -> list[ClipJob]:
+) -> list[_ClipJob]:
     """Return what to read for each row of a data set.
 
     Args:
@@ -100,7 +100,7 @@ def clip_jobs(
             error = "the row has no clip"
             missing.append(row["id"])
         span = {} if row.get("dialogue_id") is not None else {"start": row.get("start"), "end": row.get("end")}
-        jobs.append(ClipJob(row["id"], audio, video, **span, error=error))
+        jobs.append(_ClipJob(row["id"], audio, video, **span, error=error))
     if missing and not allow_missing:
         raise ValueError(
             f"{data_dir or 'the data'}: no raw clip for {len(missing)} of {len(jobs)} rows: {first_of(missing)}; "
@@ -110,8 +110,8 @@ def clip_jobs(
 
 
 def _encode_jobs(
-    jobs: list[ClipJob], encoders: dict[str, AudioEncoder | VideoEncoder], limits: dict[str, int | None]
-) -> list[ClipJob]:
+    jobs: list[_ClipJob], encoders: dict[str, AudioEncoder | VideoEncoder], limits: dict[str, int | None]
+) -> list[_ClipJob]:
     """Encode a few clips together, at most `limits[modality]` features of each; frames are decoded as they are encoded.
 
     Returns copies of the jobs with features. A clip that cannot be read has its `error` set and does not affect the others.
@@ -125,7 +125,7 @@ def _encode_jobs(
     return jobs
 
 
-def _sound(job: ClipJob, encoder: AudioEncoder, limit: int | None) -> np.ndarray:
+def _sound(job: _ClipJob, encoder: AudioEncoder, limit: int | None) -> np.ndarray:
     try:
         if job.audio is not None:
             return encoder.read(Clip(audio=job.audio, start=job.start, end=job.end), limit)
@@ -134,7 +134,7 @@ def _sound(job: ClipJob, encoder: AudioEncoder, limit: int | None) -> np.ndarray
     return np.zeros(0, dtype=np.float32)
 
 
-def _frames(job: ClipJob, encoder: VideoEncoder, limit: int | None) -> Iterator[np.ndarray]:
+def _frames(job: _ClipJob, encoder: VideoEncoder, limit: int | None) -> Iterator[np.ndarray]:
     try:
         if job.video is not None and job.error is None:
             yield from encoder.read(Clip(video=job.video, start=job.start, end=job.end), limit)
@@ -217,7 +217,7 @@ def _load_encoders(
 def _encode_split(
     split: datasets.Dataset,
     name: str,
-    jobs: list[ClipJob],
+    jobs: list[_ClipJob],
     encoders: dict[str, AudioEncoder | VideoEncoder],
     limits: dict[str, int | None],
     on_error: str,
@@ -267,7 +267,7 @@ def _encode_split(
     return encoded
 
 
-def _failures(clips: list[ClipJob], on_error: str) -> dict[str, str]:
+def _failures(clips: list[_ClipJob], on_error: str) -> dict[str, str]:
     """Return {clip id: why it could not be read}, or raise `ValueError` for the first."""
     failures = {clip.id: clip.error for clip in clips if clip.error is not None}
     if failures and on_error == "raise":
@@ -377,7 +377,7 @@ def extract_features(
         return failures
 
 
-def read_jobs(data_dir: str | Path, dataset_name: str = "mintrec", table: str | Path | None = None) -> list[ClipJob]:
+def read_jobs(data_dir: str | Path, dataset_name: str = "mintrec", table: str | Path | None = None) -> list[_ClipJob]:
     """Return the clips of `table` or of all splits of the data set, each once; see [`extract_features`]."""
     if table is not None:
         rows = _table_rows(Path(table), Path(data_dir))
@@ -436,14 +436,14 @@ def _part_of(parts: Path) -> dict[str, Path]:
     return part_of
 
 
-def _left(jobs: list[ClipJob], earlier: dict[str, Mapping], part_of: dict[str, Path]) -> list[ClipJob]:
+def _left(jobs: list[_ClipJob], earlier: dict[str, Mapping], part_of: dict[str, Path]) -> list[_ClipJob]:
     """Return the clips that are neither in a part nor in the earlier features of every modality."""
     encoded = {key.split("/", 1)[1] for key in part_of} | set.intersection(*map(set, earlier.values()))
     return [job for job in jobs if job.id not in encoded]
 
 
 def _encode_share(
-    jobs: list[ClipJob], encoders: dict[str, AudioEncoder | VideoEncoder], parts: Path, on_error: str, hidden: bool
+    jobs: list[_ClipJob], encoders: dict[str, AudioEncoder | VideoEncoder], parts: Path, on_error: str, hidden: bool
 ) -> dict[str, str]:
     """Encode the clips of this process, a part for each few; return {clip id: why it could not be read}."""
     failures = {}
@@ -456,7 +456,7 @@ def _encode_share(
     return failures
 
 
-def _write_part(parts: Path, clips: list[ClipJob], modalities: Iterable[str]) -> None:
+def _write_part(parts: Path, clips: list[_ClipJob], modalities: Iterable[str]) -> None:
     """Write the features of a few clips; a part gets its name only when it is complete."""
     tensors = {
         f"{m}/{clip.id}": np.ascontiguousarray(getattr(clip, f"{m}_features")) for clip in clips for m in modalities
@@ -471,7 +471,7 @@ def _join_parts(
     folders: dict[str, Path],
     earlier: dict[str, Mapping[str, np.ndarray]],
     versions: dict[str, str],
-    jobs: list[ClipJob],
+    jobs: list[_ClipJob],
     dtype: str,
 ) -> None:
     """Merge the parts and the features of earlier runs into feature folders, in the order of the table."""
