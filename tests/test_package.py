@@ -19,7 +19,7 @@ def test_only_public_names_are_shown():
 
 def test_nothing_heavy_is_imported():
     heavy = in_a_fresh_process(
-        "import sys, amess_hf; print(*[name for name in ('sklearn', 'evaluate', 'matplotlib') if name in sys.modules])"
+        "import sys, amess_hf, amess_hf.evaluation; print(*[name for name in ('sklearn', 'evaluate', 'matplotlib') if name in sys.modules])"
     )
     assert heavy == []
 

@@ -2,13 +2,11 @@
 
 import inspect
 import os
-import subprocess
-import sys
 
 import evaluate
 import numpy as np
 import pytest
-from sklearn.metrics import f1_score, precision_score, recall_score, roc_auc_score
+from sklearn.metrics import roc_auc_score
 
 from amess_hf.evaluation import metrics as metrics_module
 from amess_hf.evaluation.metrics import (
@@ -34,16 +32,6 @@ class TestIntentClassification:
         assert metrics["weighted_f1"] == pytest.approx((1 * f1[0] + 2 * f1[1]) / 4)
         assert metrics["weighted_precision"] == pytest.approx((1 * 0.5 + 2 * 1) / 4)
         assert metrics["weighted_recall"] == pytest.approx(0.5)
-
-    def test_against_scikit_learn(self):
-        rng = np.random.default_rng(0)
-        references = rng.integers(0, 20, 300)
-        predictions = np.where(rng.random(300) < 0.6, references, rng.integers(0, 20, 300))
-        metrics = compute_classification_metrics(predictions, references)
-        for prefix, average in (("weighted_", "weighted"), ("", "macro")):
-            assert metrics[f"{prefix}f1"] == f1_score(references, predictions, average=average)
-            assert metrics[f"{prefix}precision"] == precision_score(references, predictions, average=average)
-            assert metrics[f"{prefix}recall"] == recall_score(references, predictions, average=average)
 
     def test_per_class_lists_every_name(self):
         metrics = compute_classification_metrics([0, 0, 1], [0, 1, 1], ["Care", "Joke", "Warn"])
@@ -171,13 +159,6 @@ class TestOOSDetection:
             assert metrics["der"] == pytest.approx(published_error(scores, in_scope))
             assert metrics["auroc"] == pytest.approx(roc_auc_score(in_scope, scores))
 
-    def test_perfect_and_reversed(self):
-        perfect = compute_oos_metrics([4, 3, 2, 1], [1, 1, 0, 0])
-        assert perfect == pytest.approx(
-            {"auroc": 1, "aupr_in": 1, "aupr_out": 1, "fpr95": 0, "eer": 0, "der": 0}, abs=1e-12
-        )
-        assert compute_oos_metrics([4, 3, 2, 1], [0, 0, 1, 1])["auroc"] == 0
-
     def test_ties_do_not_depend_on_the_order(self):
         rng = np.random.default_rng(3)
         scores, in_scope = rng.integers(0, 4, 60) / 4, rng.random(60) < 0.5
@@ -243,17 +224,3 @@ class TestModules:
         assert card.startswith("---\ntitle: ")
         for function, predictions, references, options in self.CASES.values():
             assert all(f"`{key}`" in card for key in function(predictions, references, **options))
-
-
-@pytest.mark.slow
-def test_scoring_libraries_are_imported_when_they_are_needed():
-    """`import amess_hf` brings none of them but what transformers brings itself (scipy)."""
-    code = """
-import sys
-from transformers import AutoModel, AutoProcessor, PreTrainedModel, ProcessorMixin, Trainer, pipelines
-before = set(sys.modules)
-import amess_hf, amess_hf.evaluation, amess_hf.training
-print({name.partition(".")[0] for name in set(sys.modules) - before} & {"sklearn", "evaluate", "scipy", "matplotlib"})
-"""
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "set()"
