@@ -94,7 +94,8 @@ class Clip:
         Raises:
             ClipError: The span, an array or a sampling rate is invalid. Files are not opened yet.
         """
-        if isinstance(row.get("clip"), cls):
+        # By its method: of code loaded from the Hub, pipeline and processor may have a copy of this class each.
+        if hasattr(row.get("clip"), "iter_frames"):
             return row["clip"]
         whole = row.get("clip") if row.get("video") is None else row["video"]
         audio, rate = row.get("audio"), row.get("sampling_rate")
