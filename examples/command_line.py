@@ -22,7 +22,8 @@ class ArgumentParser(HfArgumentParser):
     """Arguments from the command line or one JSON file. Its help shows the default values; an error is one line."""
 
     def __init__(self, *args, **kwargs):
-        super().__init__(*args, formatter_class=_HelpFormatter, usage="%(prog)s [--option value ...]", **kwargs)
+        usage = "%(prog)s [--option value ...]"
+        super().__init__(*args, formatter_class=_HelpFormatter, usage=usage, allow_abbrev=False, **kwargs)
 
     def error(self, message):
         raise ValueError(f"{message} (`--help` lists the arguments)")

@@ -134,15 +134,17 @@ def parse_arguments(arguments: list[str] | None = None, description: str | None 
     """`ModelArguments`, `DataArguments`, `RunArguments` and `AMESSTrainingArguments`."""
     types = (ModelArguments, DataArguments, RunArguments, AMESSTrainingArguments)
     parsed = ArgumentParser(types, description=description).parse(arguments)
-    check_arguments(*parsed[:3])
+    check_arguments(*parsed)
     return parsed
 
 
-def check_arguments(model_args, data_args, run_args):
+def check_arguments(model_args, data_args, run_args, training_args):
     """Refuse what would fail only after training, or be ignored."""
     new, few = model_args.text_model_name_or_path, data_args.train_clips_per_intent
     quantizes = f"`--load_in {model_args.load_in}` is for a new model with an adapter"
+    does = training_args.do_train or training_args.do_eval or training_args.do_predict
     for holds, problem in (
+        (does, "give `--do_train`, `--do_eval` or `--do_predict`, or several of them"),
         (new or model_args.model_name_or_path, "give `--text_model_name_or_path`, or `--model_name_or_path`"),
         (not model_args.load_in or (new and model_args.lora_rank), f"{quantizes}; give `--lora_rank` too"),
         (few is None or few > 0, f"`--train_clips_per_intent` is {few}; it must be at least 1"),
@@ -173,11 +175,14 @@ def read_overrides(text: str | None) -> dict[str, Any]:
     }
     known = [name for name in types if {int, float, str} & set(types[name])]
     overrides = {}
-    for pair in re.split(r",(?=[\w.]+=)", text) if text else ():
+    for pair in re.split(r",(?=\s*[\w.]+\s*=)", text) if text else ():
         path, _, value = pair.partition("=")
-        if path not in known:
-            near = difflib.get_close_matches(path, known, 1, cutoff=0)[0]
-            raise ValueError(f"`--config_overrides`: there is no field {path!r}; did you mean {near}?")
+        path = path.strip()
+        if path not in known or hasattr(DataArguments, path):  # such as `context_turns`, which the clips follow too
+            near = (
+                f"--{path}" if hasattr(DataArguments, path) else difflib.get_close_matches(path, known, 1, cutoff=0)[0]
+            )
+            raise ValueError(f"`--config_overrides`: there is no field {path!r} to set; did you mean {near}?")
         for kind in (int, float):
             if kind in types[path] and isinstance(value, str):
                 with suppress(ValueError):  # a text that is no number is refused by the configuration
@@ -258,6 +263,9 @@ def check_splits(dataset, data_args, run_args, training_args):
         if not dataset.get(name):
             has = ", ".join(split for split in dataset if len(dataset[split]))
             raise ValueError(f"`--{option}` needs the split `{name}`, but the data has only {has}")
+    dev = dataset.get("validation")
+    if training_args.do_train and training_args.eval_strategy != "no" and dev and max(dev["label"]) < 0:
+        raise ValueError("no dev clip has an intent: give `--eval_strategy no --load_best_model_at_end False`")
 
 
 def warn_of_unknown_labels(dataset):
@@ -397,8 +405,8 @@ def prepare(model_args, data_args, run_args, training_args) -> Run:
     labels = combining.labels_of(dataset)
     descriptions = find_label_descriptions(data_args, labels)
     held_out = combining.intents_to_hold_out(data_args.hold_out_intents or "", labels)
-    if held_out and descriptions is None:
-        raise ValueError("unseen intents are known only by their descriptions: give `--label_descriptions FILE`")
+    if descriptions is None and (held_out or run_args.detector == "label_similarity"):
+        raise ValueError("`--hold_out_intents` and label_similarity compare clips with `--label_descriptions FILE`")
     seen = combining.hold_out_intents(dataset, held_out) if held_out else dataset
     if training_args.do_train:
         warn_of_unknown_labels(seen)

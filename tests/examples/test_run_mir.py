@@ -183,10 +183,15 @@ class TestArguments:
 
     @pytest.mark.parametrize(
         ("text", "near"),
-        [("num_anchor=4", "num_anchors"), ("audio_config.max_len=4", "audio_config.max_length"), ("4", "")],
+        [
+            ("context_turns=1", "--context_turns"),
+            ("num_anchor=4", "num_anchors"),
+            ("audio_config.max_len=4", "audio_config.max_length"),
+            ("4", ""),
+        ],
     )
     def test_unknown_field(self, text, near):
-        with pytest.raises(ValueError, match=f"no field '{text.split('=')[0]}'; did you mean {near}"):
+        with pytest.raises(ValueError, match=f"no field '{text.split('=')[0]}' to set; did you mean {near}"):
             run_mir.read_overrides(text)
 
     def test_json_file(self, inputs, tmp_path):
@@ -238,6 +243,7 @@ class TestArguments:
             ({"train_clips_per_intent": 0}, "`--train_clips_per_intent` is 0"),
             ({"context_turns": -1}, "`context_turns` is -1"),
             ({"number_of_anchors": 4}, "--number_of_anchors"),
+            ({"max_step": 4}, "--max_step"),
             ({"model_name_or_path": "."}, "is not a saved model that can be loaded"),
         ],
     )
@@ -262,7 +268,7 @@ class TestArguments:
     @pytest.mark.parametrize("option", ["resume_from_checkpoint", "push_to_hub", "early_stopping_patience=2"])
     def test_what_the_loop_does_not_do(self, option):
         with pytest.raises(ValueError, match="this loop trains to the end and saves once"):
-            run_mir_no_trainer.main(["--text_model_name_or_path", "x", "--output_dir", "x", *f"--{option}".split("=")])
+            run_mir_no_trainer.main(["--text_model_name_or_path", "x", "--do_train", *f"--{option}".split("=")])
 
 
 class TestClips:
@@ -289,6 +295,34 @@ class TestClips:
         both = run_mir.find_label_descriptions(arguments, ["Praise", "Doubt"])
         assert both["Praise"][: len(alone)] == alone and len(set(both["Praise"])) == len(both["Praise"])
         assert list(both) == ["Praise", "Doubt"]
+
+    @pytest.mark.parametrize(
+        ("splits", "change", "message"),
+        [
+            ({"train": ["Refuse"] * 4}, {}, "'Refuse' is the only label: give at least two"),
+            (
+                {"train": ["Refuse", "Thank"], "dev": ["UNK"]},
+                {"out_of_scope_clips": True},
+                "no dev clip has an intent",
+            ),
+            (
+                {"train": ["Refuse", "Thank"], "dev": ["Thank"]},
+                {"detector": "label_similarity"},
+                "`--label_descriptions",
+            ),
+        ],
+    )
+    def test_data_that_cannot_be_trained_on(self, inputs, tmp_path, splits, change, message):
+        data = write_folder(tmp_path / "data", **splits)
+        with pytest.raises(SystemExit, match=message), one_line_errors():
+            run({**inputs, **data}, "do_train", output_dir=tmp_path / "run", **change)
+
+    def test_misspelt_column(self, inputs, tmp_path):
+        data = write_folder(tmp_path / "data", train=["Refuse", "Thank"])
+        table = data["data_dir"] / "train.csv"
+        table.write_text("text,label,vidoe\nplease,Refuse,a.mp4\nno,Thank,b.mp4\n")
+        with pytest.raises(SystemExit, match="the column 'vidoe' is not read; rename it to video"), one_line_errors():
+            run({**inputs, **data}, "do_train", output_dir=tmp_path / "run")
 
     def test_labels_that_train_lacks_are_named(self, inputs, tmp_path, caplog):
         data = write_folder(tmp_path / "data", train=["Refuse", "Thank"] * 4, dev=["Refuse", "Warn"])
@@ -621,7 +655,7 @@ def test_stopped_from_outside(inputs, number, tmp_path):
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.2)
         for script in SCRIPTS:
-            with pytest.raises(ValueError, match=rf"is in use by process {process.pid} on .* \(run_mir.py, since"):
+            with pytest.raises(ValueError, match=rf"is in use by process {process.pid} on .* \(.*run_mir.py, since"):
                 run(values, "do_train", script)
         process.send_signal(number)
         _, errors = process.communicate(timeout=300)
