@@ -65,7 +65,7 @@ def folder(tmp_path, tokenizer, monkeypatch):
     for name in ("sentence-transformers/all-MiniLM-L6-v2", "bert-base-uncased"):
         BertModel(text_config()).save_pretrained(name)
         tokenizer.save_pretrained(name)
-    write_clip_corpus(Path("demo_output/clips-0-1000-160"), clips_per_split={"train": 20, "dev": 10, "test": 4})
+    write_clip_corpus(Path("demo_output/clips-0-1000-160"), clips_per_split={"train": 20, "dev": 10, "test": 8})
     shutil.copytree(ROOT / "examples", "examples", ignore=shutil.ignore_patterns("results", "__pycache__"))
     (tmp_path / "my_data").mkdir()
     shutil.copytree("demo_output/clips-0-1000-160/raw_data/S03/E01", "my_data/clips")
