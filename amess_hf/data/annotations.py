@@ -433,7 +433,7 @@ def _warn_of_unseen_labels(splits: dict[str, list[Clip]]) -> None:
     for split, clips in splits.items():
         unseen = sorted({clip.label for clip in clips} - seen)
         if unseen and "train" in splits:
-            logger.warning(f"{split} has {len(unseen)} labels that train lacks: {first_of(unseen)}")
+            logger.warning(f"no model can answer with labels of {split} that train lacks: {first_of(unseen)}")
 
 
 def _warn_of_shared_ids(splits: dict[str, list[Clip]]) -> None:

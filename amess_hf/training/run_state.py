@@ -110,7 +110,10 @@ def locked(folder: str | os.PathLike) -> Iterator[None]:
         lock.acquire(timeout=0)
         if not nested:
             began = time.strftime("%Y-%m-%d %H:%M:%S")
-            write_text(holder, f"process {os.getpid()} on {socket.gethostname()} ({sys.argv[0]}, since {began})")
+            write_text(
+                holder,
+                f"process {os.getpid()} on {socket.gethostname()} ({os.path.basename(sys.argv[0])}, since {began})",
+            )
     except Timeout:
         who = holder.read_text(encoding="utf-8") if holder.exists() else "another process"
         raise ValueError(f"`--output_dir` {folder} is in use by {who}; wait until it ends, or give another") from None

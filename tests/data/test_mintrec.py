@@ -455,8 +455,8 @@ class TestBadInput:
         monkeypatch.setattr("amess_hf.data.annotations.logger.warning", said.append)
         load(write_mintrec(tmp_path / "data"))
         assert said == [
-            "validation has 2 labels that train lacks: Greet, Prevent",
-            "test has 1 labels that train lacks: Oppose",
+            "no model can answer with labels of validation that train lacks: Greet, Prevent",
+            "no model can answer with labels of test that train lacks: Oppose",
         ]
 
     @pytest.mark.parametrize(
