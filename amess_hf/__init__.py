@@ -1,9 +1,9 @@
-"""A-MESS for Hugging Face: multimodal intent recognition from words, voice and picture."""
+"""A-MESS for Hugging Face: multimodal intent recognition from text, audio and video."""
 
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .configuration_amess import AMESSConfig
+from .configuration_amess import AMESSConfig, AMESSFeatureConfig
 from .data.collator import AMESSDataCollator
 from .data.mintrec import load_mintrec
 from .hub import push_to_hub, save_for_hub
@@ -26,6 +26,7 @@ PIPELINE_REGISTRY.register_pipeline(
 __all__ = [
     "AMESSConfig",
     "AMESSDataCollator",
+    "AMESSFeatureConfig",
     "AMESSForIntentClassification",
     "AMESSModel",
     "AMESSProcessor",
