@@ -1,4 +1,4 @@
-"""Frozen encoders: from the sound or the frames of a clip to one feature vector per time step.
+"""Frozen encoders: from the audio or the frames of a clip to one feature vector per time step.
 
 Front ends (log-mel filterbanks, histograms of oriented gradients) need no download; any other name is a model on the Hub.
 The features of a clip depend neither on the clips that are encoded with it nor on what follows after the current window:

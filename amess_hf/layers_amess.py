@@ -328,7 +328,7 @@ class FusionOutput:
     Attributes:
         state (`torch.Tensor` of shape `(batch_size, text_config.hidden_size)`): The fused clip, added to the text summary.
         evidence (`torch.Tensor` of shape `(batch_size, 2, num_labels)`, *optional*):
-            What sound and picture say on their own, added to the logits.
+            What audio and video say on their own, added to the logits.
         anchor_indices (`torch.LongTensor` of shape `(batch_size, 3, num_anchors)`, *optional*): Positions of the anchors.
         anchor_scores (`torch.Tensor` of shape `(batch_size, 3, num_anchors)`, *optional*): How much of its modality each anchor carries.
         hidden_states (`tuple(torch.Tensor)`, *optional*): States before the first layer and after each.
