@@ -203,8 +203,7 @@ def hostile_files(target):
     code_in_storage = Call(torch.storage._load_from_bytes, pickle.dumps(Call(os.system, command), 2))
     four = torch.zeros(4)._typed_storage()
     good = np.ones((2, 3), np.float32)
-    huge = [1.0] * 50_000
-    return {
+    return damaged_files(command) | {
         "os.system": (pickle.dumps({"a": Call(os.system, command)}), "system"),
         "eval": (pickle.dumps({"a": Call(builtins.eval, code)}), "builtins.eval"),
         "exec, protocol 0": (pickle.dumps({"a": Call(builtins.exec, code)}, 0), "exec"),
@@ -229,6 +228,13 @@ def hostile_files(target):
             pickle.dumps({"a": Call(REBUILD, four, 0, (10**6, 10**6), (0, 0))}),
             "larger than its storage",
         ),
+    }
+
+
+def damaged_files(command):
+    """The same for pickles written by hand, bombs and files that are something else."""
+    good, huge = np.ones((2, 3), np.float32), [1.0] * 50_000
+    return {
         "zip codec": (
             b"\x80\x02}" + text("a") + b"c_codecs\nencode\n" + text("x") + text("zip") + b"\x86Rs.",
             "codec",
