@@ -5,6 +5,7 @@ Below it: tokenizing and padding; the official labels; and how this package writ
 
 import json
 import os
+import re
 import shutil
 import threading
 import uuid
@@ -677,6 +678,12 @@ def folder_written_aside(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def plain_cell(value: Any) -> Any:
+    """Return what a spreadsheet shows as text: a string that it would take for a formula gets an apostrophe before it."""
+    is_formula = isinstance(value, str) and re.match(r"\s*([=+@]|-(?!\s|[\d.]+$))", value)
+    return f"'{value}" if is_formula else value
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

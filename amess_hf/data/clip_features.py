@@ -31,7 +31,7 @@ from transformers.utils import logging
 
 from ..clips_amess import Clip, ClipError
 from ..encoders_amess import AudioEncoder, VideoEncoder, load_encoder
-from ..processing_amess import write_text, written_aside
+from ..processing_amess import plain_cell, write_text, written_aside
 from .annotations import CLIP_COLUMNS, as_text, read_rows, read_span
 from .dataset_files import NO_FEATURES, RAW_CLIPS_FOLDER, find_clips, fingerprint
 from .errors import first_of
@@ -498,5 +498,7 @@ def _report(root: Path, folders: dict[str, Path], total: int, failures: dict[str
     print(f"{total - len(failures)} of {total} clips are in {' and '.join(map(str, folders.values()))}")
     path.unlink(missing_ok=True)
     if failures:
-        write_text(path, "id\treason\n" + "".join(f"{clip}\t{reason}\n" for clip, reason in failures.items()))
+        write_text(
+            path, "id\treason\n" + "".join(f"{plain_cell(clip)}\t{reason}\n" for clip, reason in failures.items())
+        )
         print(f"{len(failures)} clips could not be read; {path} says why")

@@ -14,9 +14,8 @@ from torch.utils.data import DataLoader
 from transformers.utils import logging
 
 from ..configuration_amess import FEATURE_MODALITIES, IGNORED_LABEL_ID, MODALITIES, OUT_OF_SCOPE_LABEL
-from ..processing_amess import written_aside
+from ..processing_amess import plain_cell, written_aside
 from .metrics import compute_classification_metrics, compute_oos_metrics
-from .tables import plain_cell
 
 
 logger = logging.get_logger(__name__)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
-from ..processing_amess import written_aside
+from ..processing_amess import plain_cell, written_aside
 
 
 def percent(share: float) -> str:
@@ -28,12 +28,6 @@ def markdown_table(header: Sequence[str], rows: Iterable[Iterable[Any]], left: C
     """Format a Markdown table, with a final line break; columns in `left` hold words, the others numbers."""
     rule = ["---" if column in left else "---:" for column in range(len(header))]
     return "".join(f"| {' | '.join(map(str, line))} |\n" for line in (header, rule, *rows))
-
-
-def plain_cell(value: Any) -> Any:
-    """Return what a spreadsheet shows as text: a string that it would take for a formula gets an apostrophe before it."""
-    is_formula = isinstance(value, str) and re.match(r"\s*([=+@]|-(?!\s|[\d.]+$))", value)
-    return f"'{value}" if is_formula else value
 
 
 def write_csv(path: str | os.PathLike, header: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:

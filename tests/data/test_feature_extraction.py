@@ -166,6 +166,11 @@ def test_clips_that_cannot_be_read(corpus, tmp_path, capsys):
     check_complete(corpus, tmp_path)
 
 
+def test_a_listed_id_is_no_formula(tmp_path):
+    clip_features._report(tmp_path, {}, 1, {"=1+1": "cannot be decoded"})
+    assert (tmp_path / "failed_clips.tsv").read_text() == "id\treason\n'=1+1\tcannot be decoded\n"
+
+
 class TestTable:
     def test_spans_of_one_file(self, tmp_path):
         generator = np.random.default_rng(0)
