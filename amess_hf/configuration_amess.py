@@ -330,6 +330,13 @@ class AMESSConfig(PreTrainedConfig):
         described_offset (`float`, *optional*, defaults to 0.0):
             What is added to the scaled similarities of `described_labels`, so that trained labels do not outweigh
             them; [`~AMESSForIntentClassification.set_label_descriptions`] finds it.
+        temperature (`float`, *optional*, defaults to 1.0):
+            Divisor of the logits at inference; [`~amess_hf.evaluation.calibrate`] fits it, with the next two.
+        evidence_scales (`list[float]`, *optional*):
+            Factors of the evidence of audio and of video at inference, in this order; `None`: 1.
+        coverage_thresholds (`list[float]`, *optional*):
+            Entry k - 1: the probability from which on an intent is in the set that holds the right one in k % of the
+            clips; as many entries, at most 99, as the dev clips sufficed for.
 
     Raises:
         `ValueError`: If a field has a value that is not allowed; the message names the field, its value and the
@@ -395,6 +402,9 @@ class AMESSConfig(PreTrainedConfig):
     label_descriptions: dict | None = None
     described_labels: list[str] | None = None
     described_offset: float | int = interval(min=-1e6, max=1e6)(default=0.0)
+    temperature: float | int = interval(min=0.01, max=100)(default=1.0)
+    evidence_scales: list[float] | None = None
+    coverage_thresholds: list[float] | None = None
 
     def __post_init__(self, **kwargs: Any):
         if (version := kwargs.pop("format_version", FORMAT_VERSION)) != FORMAT_VERSION:
@@ -523,6 +533,9 @@ class AMESSConfig(PreTrainedConfig):
         _require(self, "hidden_size", fits, f"a multiple of `num_attention_heads` ({heads})")
         even = self.hidden_size % 2 == 0
         _require(self, "hidden_size", even, "an even number (half sines, half cosines in the positions)")
+        scales = self.evidence_scales
+        valid = scales is None or (len(scales) == 2 and all(0 < scale <= 1e4 for scale in scales))
+        _require(self, "evidence_scales", valid, "two factors above 0 and at most 1e4, of audio and of video")
         _require(self, "text_pooling", self.text_pooling in TEXT_POOLINGS, f"one of {', '.join(TEXT_POOLINGS)}")
         check_text_config(self.text_config, "`text_config`")
 

@@ -119,7 +119,7 @@ class AMESSClassifierOutput(ModelOutput):
         loss (`torch.FloatTensor`, scalar, *optional*):
             With `labels`: cross-entropy and the weighted sum of the other losses.
         logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`):
-            Scores of the labels.
+            Scores of the labels; in evaluation mode calibrated, if the model was.
         label_embeds (`torch.FloatTensor` of shape `(num_labels, projection_dim)`, *optional*):
             The label descriptions, unit length; `None` where the model has none.
         classification_loss, text_loss, audio_loss, video_loss, label_triplet_loss, label_contrastive_loss,
@@ -638,10 +638,10 @@ class AMESSForIntentClassification(AMESSSynchronization, AMESSPreTrainedModel):
             given = (_repeat(value, passes) for value in (labels, candidate_mask, teacher_logits))
             items = None if num_items_in_batch is None else num_items_in_batch * passes
             losses = self._losses(outputs, label_embeds, class_logits, similarity_logits, *given, items)
-        evidence = 0.0 if outputs.evidence is None else outputs.evidence.sum(1)
-        # In training without the similarity to descriptions, which has losses of its own.
-        scores = class_logits, similarity_logits, evidence
-        logits = class_logits + evidence if self.training else self.combine_logits(*scores)
+        if self.training:  # without the similarity to descriptions, which has losses of its own
+            logits = class_logits if outputs.evidence is None else class_logits + outputs.evidence.sum(1)
+        else:
+            logits = self._calibrated(class_logits, similarity_logits, outputs.evidence)
         if passes > 1:
             count = logits.shape[0] // passes
             outputs, logits = outputs.first(count), logits[:count]
@@ -652,12 +652,17 @@ class AMESSForIntentClassification(AMESSSynchronization, AMESSPreTrainedModel):
 
     def answer(self, outputs: AMESSModelOutput) -> torch.Tensor:
         """Return the logits of [`forward`] from states, embeddings and evidence that may have been pooled since."""
-        evidence = 0.0 if outputs.evidence is None else outputs.evidence.sum(1)
-        class_logits, similarity_logits = (
-            self.classifier(outputs.pooler_output),
-            self._compare(outputs, self.label_embeds),
-        )
-        return self.combine_logits(class_logits, similarity_logits, evidence)
+        similarity_logits = self._compare(outputs, self.label_embeds)
+        return self._calibrated(self.classifier(outputs.pooler_output), similarity_logits, outputs.evidence)
+
+    def _calibrated(
+        self, class_logits: torch.Tensor, similarity_logits: torch.Tensor | None, evidence: torch.Tensor | None
+    ):
+        """The combined logits, with the temperatures that were fitted on dev; see `amess_hf/evaluation/calibration.py`."""
+        if evidence is not None and self.config.evidence_scales:
+            evidence = evidence * evidence.new_tensor(self.config.evidence_scales).unsqueeze(-1)
+        evidence = 0.0 if evidence is None else evidence.sum(1)
+        return self.combine_logits(class_logits, similarity_logits, evidence) / self.config.temperature
 
     def _compare(self, outputs: AMESSModelOutput, label_embeds: torch.Tensor):
         """Similarity logits of clips and descriptions, `None` without descriptions; zero for a clip without text."""

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import PreTrainedConfig
 from transformers.utils import cached_file
 
 from .configuration_amess import MODALITIES
@@ -250,6 +251,7 @@ class OutOfScopeDetector:
         keep (`float`, *optional*): The share of in-scope dev clips that each threshold keeps.
         calibration_clips (`int`, *optional*): The number of in-scope dev clips that the threshold was set on.
         spread (`float`, *optional*): The standard deviation of their scores.
+        calibration (`list`, *optional*): Temperature and scales of the evidence of the model that it was fitted on.
         state (`dict[str, torch.Tensor]`): What the method learned from the training split.
 
     Raises:
@@ -268,7 +270,20 @@ class OutOfScopeDetector:
             raise ValueError(f"`method` is {method!r}; it must be one of {', '.join(SCORES)}")
         self.method = method
         self.state: State = {}
+        self.calibration: list[Any] | None = None
         self._forget_thresholds()
+
+    def check_model(self, config: PreTrainedConfig) -> None:
+        """Raise a `ValueError` if the model was calibrated since the detector was fitted: the scores are others then.
+
+        Args:
+            config ([`AMESSConfig`]): The model's configuration.
+        """
+        if self.calibration not in (None, [config.temperature, config.evidence_scales]):
+            raise ValueError(
+                f"the out-of-scope detector was fitted with the temperatures {self.calibration}, but the model has "
+                f"{[config.temperature, config.evidence_scales]}; fit and calibrate the detector again"
+            )
 
     def _forget_thresholds(self) -> None:
         self.threshold: float | None = None
@@ -295,7 +310,8 @@ class OutOfScopeDetector:
             labels (`torch.LongTensor` of shape `(clips,)`, or a list of them, *optional*):
                 Label ids, or those of each batch. Clips with -1 are left out.
             model ([`AMESSForIntentClassification`], *optional*):
-                The model that made the outputs (`residual` and `vim` read its classifier).
+                The model that made the outputs (`residual` and `vim` read its classifier); with it, a detector knows when
+                the model's temperatures have changed since.
 
         Returns:
             [`OutOfScopeDetector`]: This detector, without a threshold.
@@ -304,6 +320,8 @@ class OutOfScopeDetector:
             `ValueError`: If no clip is in scope, or the outputs lack a field.
         """
         self._forget_thresholds()  # they belonged to the previous state
+        if hasattr(model, "config"):
+            self.calibration = [model.config.temperature, model.config.evidence_scales]
         score = SCORES[self.method]()
         if not score.state_shapes:
             return self
@@ -485,7 +503,7 @@ class OutOfScopeDetector:
         return detector
 
 
-_SETTINGS = ("method", "threshold", "keep", "calibration_clips", "thresholds", "spread")
+_SETTINGS = ("method", "threshold", "keep", "calibration_clips", "thresholds", "spread", "calibration")
 
 
 @contextmanager

@@ -574,7 +574,10 @@ def find_detector(run, outputs) -> OutOfScopeDetector | None:
         detector.save_pretrained(folder)
         return detector
     if not run.training_args.do_train:
-        return OutOfScopeDetector.from_pretrained(run.model_args.model_name_or_path, missing_ok=True)
+        saved = OutOfScopeDetector.from_pretrained(run.model_args.model_name_or_path, missing_ok=True)
+        if saved is not None:
+            saved.check_model(run.model.config)
+        return saved
     for name in (DETECTOR_CONFIG_NAME, DETECTOR_WEIGHTS_NAME):  # of an earlier run; it would be used for this model
         Path(folder, name).unlink(missing_ok=True)
     return None
@@ -634,7 +637,7 @@ def write_reports(run, scored, outputs, detector) -> dict[str, dict]:
         folder = os.path.join(run.training_args.output_dir, "report", short_name)
         reports[short_name] = report(
             run.model, run.seen[name], collator, folder, short_name, detectors,
-            outputs=outputs[name], calibration_outputs=outputs.get("validation"), evidence_spans=spans,
+            outputs=outputs[name], evidence_spans=spans,
         )  # fmt: skip
     return reports
 

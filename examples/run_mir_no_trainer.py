@@ -25,7 +25,7 @@ from transformers.trainer import TRAINER_STATE_NAME, TrainerState
 from transformers.utils import logging
 
 from amess_hf import AMESSDataCollator, AMESSTrainer
-from amess_hf.evaluation import predict_clips
+from amess_hf.evaluation import calibrate, predict_clips
 from amess_hf.evaluation.aggregation import update_results
 from amess_hf.evaluation.metrics import CLASSIFICATION_METRICS, in_scope_metrics
 from amess_hf.hub import save_for_hub
@@ -182,6 +182,9 @@ class Training:
         if self.pretrained is not None:
             mix_encoder_weights(self.model, self.pretrained, self.args.pretrained_share)
         update_label_embeds(self.model, self.tokenizer)
+        if self.eval_dataset is not None:
+            where = self.collator, self.eval_dataset, self.args.per_device_eval_batch_size
+            calibrate(self.model, predict(self.accelerator, self.model, *where))
 
 
 def train_and_evaluate(*arguments):

@@ -1,6 +1,7 @@
 """Metrics, predictions, reports and model cards. Plots and cards need the `report` extra: `pip install "amess_hf[report]"`."""
 
 from .aggregation import aggregate_runs, paired_difference, write_aggregate
+from .calibration import calibrate
 from .metrics import compute_classification_metrics, compute_oos_metrics, compute_open_classification_metrics
 from .model_card import create_model_card, name_repository
 from .prediction import (
@@ -17,6 +18,7 @@ from .reporting import fit_detectors, report
 __all__ = [
     "ClipOutputs",
     "aggregate_runs",
+    "calibrate",
     "compute_anchor_metrics",
     "compute_classification_metrics",
     "compute_oos_metrics",

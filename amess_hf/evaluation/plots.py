@@ -249,29 +249,23 @@ def plot_modalities(table: Sequence[Mapping]) -> Figure:
     return figure
 
 
-def plot_calibration(
-    correct: ArrayLike, confidence: ArrayLike, calibrated: ArrayLike | None = None, temperature: float | None = None
-) -> Figure:
+def plot_calibration(series: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> Figure:
     """Draw a reliability diagram with the number of clips in each bin.
 
     Args:
-        correct (`np.ndarray` of shape `(clips,)`): Whether each answer is right.
-        confidence (`np.ndarray` of shape `(clips,)`): Probability of each answer.
-        calibrated (`np.ndarray` of shape `(clips,)`, *optional*): The probabilities with a temperature.
-        temperature (`float`, *optional*): The temperature.
+        series (`dict`):
+            Name of each of one or two curves -> whether each answer is right and its probability, both of shape `(clips,)`.
 
     Returns:
         `Figure`: The plot.
     """
     from sklearn.calibration import CalibrationDisplay
 
-    series = [("uncalibrated", confidence, BLUE, BLUE, "o", "-")]
-    if calibrated is not None:
-        series.append((f"temperature {temperature:.2f}", calibrated, VERMILION, "none", "s", ":"))
+    looks = ((BLUE, BLUE, "o", "-"), (VERMILION, "none", "s", ":"))
     with _styled_figure(6.5, 6) as figure:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         upper.plot([0, 1], [0, 1], color=GRAY, linestyle="--", linewidth=1, label="perfectly calibrated")
-        for name, values, color, fill, marker, line in series:
+        for (name, (correct, values)), (color, fill, marker, line) in zip(series.items(), looks, strict=False):
             style = {"color": color, "marker": marker, "linestyle": line}
             CalibrationDisplay.from_predictions(
                 correct, values, n_bins=NUM_BINS, pos_label=True, ref_line=False, ax=upper, name=name, **style

@@ -22,7 +22,10 @@ logger = logging.get_logger(__name__)
 
 _MASKS = {"text": "attention_mask", "audio": "audio_attention_mask", "video": "video_attention_mask"}
 # Fields of the model's output that have one row for each clip and are kept.
-CLIP_OUTPUTS = ("logits", "pooler_output", "multimodal_embeds", "anchor_indices", "anchor_scores", "modality_mask")
+CLIP_OUTPUTS = (
+    *("logits", "pooler_output", "multimodal_embeds"),
+    *("anchor_indices", "anchor_scores", "evidence", "modality_mask"),
+)
 
 
 @dataclass
@@ -40,6 +43,8 @@ class ClipOutputs:
             float32; `None` if the model has no descriptions.
         anchor_indices, anchor_scores (`np.ndarray` of shape `(clips, 3, num_anchors)`, *optional*):
             `None` if the model chooses no anchors.
+        evidence (`np.ndarray` of shape `(clips, 2, num_labels)`, *optional*):
+            What audio and video add to the logits, before calibration; `None` if the fusion has none.
         modality_mask (`np.ndarray` of shape `(clips, 3)`, bool, *optional*): Which modalities a clip has.
     """
 
@@ -52,6 +57,7 @@ class ClipOutputs:
     label_embeds: np.ndarray | None = None
     anchor_indices: np.ndarray | None = None
     anchor_scores: np.ndarray | None = None
+    evidence: np.ndarray | None = None
     modality_mask: np.ndarray | None = None
 
     @classmethod
@@ -79,11 +85,11 @@ class ClipOutputs:
         """The best known label's id for each clip, of shape `(clips,)`."""
         return self.logits.argmax(-1)
 
-    def confidence(self, temperature: float = 1.0) -> np.ndarray:
-        """Return the probability of each clip's best label, of shape `(clips,)`, with logits divided by `temperature`."""
+    def confidence(self) -> np.ndarray:
+        """Return the probability of each clip's best label, of shape `(clips,)`."""
         from scipy.special import softmax
 
-        return softmax(self.logits.astype(np.float64) / temperature, axis=-1).max(-1)
+        return softmax(self.logits.astype(np.float64), axis=-1).max(-1)
 
     def as_model_outputs(self) -> dict[str, np.ndarray]:
         """Return the same as a `dict`, as [`OutOfScopeDetector`] takes it."""

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from ..configuration_amess import FEATURE_MODALITIES, MODALITIES, OUT_OF_SCOPE_I
 from ..oos_amess import OOS_METHODS, OutOfScopeDetector
 from ..pipeline_amess import anchor_spans, scored_anchors, utterance_words
 from ..processing_amess import encode_text, write_json, write_text
+from .calibration import uncalibrated_scores
 from .metrics import (
     CLASSIFICATION_METRICS,
     OOS_METRICS,
@@ -19,7 +21,6 @@ from .metrics import (
     compute_classification_metrics,
     compute_oos_metrics,
     compute_open_classification_metrics,
-    fit_temperature,
 )
 from .prediction import ClipOutputs, compute_anchor_metrics, modality_table, predict_clips
 from .tables import escape_markdown, markdown_table, percent
@@ -72,7 +73,6 @@ def report(
     name: str = "dev",
     detectors: Sequence[OutOfScopeDetector] = (),
     outputs: ClipOutputs | None = None,
-    calibration_outputs: ClipOutputs | None = None,
     batch_size: int = 32,
     evidence_spans: Mapping[str, Mapping[str, tuple[int, int, int]]] | None = None,
 ) -> dict:
@@ -93,8 +93,6 @@ def report(
         outputs ([`ClipOutputs`], *optional*):
             The model's outputs for `dataset`, if they are already available; only inputs with masked modalities are then
             predicted. A detector whose threshold was set on these outputs then keeps exactly the intended clips.
-        calibration_outputs ([`ClipOutputs`], *optional*):
-            Outputs to fit a temperature on, usually those of the dev split. Without them there is no temperature.
         batch_size (`int`, *optional*, defaults to 32): Clips at a time.
         evidence_spans (`dict`, *optional*):
             The frames that hold each clip's evidence, as [`read_evidence_spans`] gives them, to compare the anchors with;
@@ -113,7 +111,7 @@ def report(
     Example:
     ```python
     outputs = predict_clips(model, dataset["validation"], collator)
-    report(model, dataset["validation"], collator, "report/dev", outputs=outputs, calibration_outputs=outputs)
+    report(model, dataset["validation"], collator, "report/dev", outputs=outputs)
     ```
     """
     if outputs is None:
@@ -129,7 +127,7 @@ def report(
     page.results["modalities"] = modality_table(model, dataset, data_collator, batch_size, outputs, first)
     page.write_classification()
     page.write_modalities()
-    page.write_calibration(calibration_outputs)
+    page.write_calibration(model.config)
     page.write_oos(list(detectors))
     page.write_mistakes()
     page.write_map()
@@ -222,33 +220,33 @@ class _Page:
         self.table(["modalities", *header.values()], rows)
         self.plot(self.plots.plot_modalities(table), "modalities.png", "Accuracy with some modalities masked")
 
-    def write_calibration(self, fitted_on: ClipOutputs | None):
+    def write_calibration(self, config: Any):
         self.add(
             "## Calibration",
-            "ECE: expected calibration error over 15 bins, in percent. NLL: negative log-likelihood. A temperature changes "
-            "no answer.",
+            "ECE: expected calibration error over 15 bins, in percent. NLL: negative log-likelihood.",
         )
-        known, calibrated, temperature = self.known, None, None
+        known, before = self.known, None
         result = compute_calibration_metrics(known.logits, known.labels)
-        rows = [["uncalibrated", 1.0, result]]
-        if fitted_on is not None:
-            fitted_on = fitted_on.select(fitted_on.labels >= 0)
-            temperature = fit_temperature(fitted_on.logits, fitted_on.labels)
-            calibrated = known.confidence(temperature)
-            measured = compute_calibration_metrics(known.logits, known.labels, temperature)
-            rows.append(["with temperature", temperature, measured])
-            result = result | {
-                "calibrated": {"temperature": temperature, "fitted_on_clips": len(fitted_on)} | measured
-            }
-            if fitted_on.ids == known.ids:
-                self.add("The temperature was fitted on these same clips, so its row is optimistic.")
+        rows = [["calibrated" if config.coverage_thresholds else "not calibrated", result]]
+        if config.coverage_thresholds:
+            scales = dict(zip(FEATURE_MODALITIES, config.evidence_scales or (), strict=False))
+            fitted = ", ".join(f"evidence of {name} × {scale:.2f}" for name, scale in scales.items())
+            self.add(f"Temperature {config.temperature:.2f}{', ' if fitted else ''}{fitted}, fitted on dev.")
+            if self.results["split"] == "dev":
+                self.add("These are the same clips, so the calibrated row is optimistic.")
+            before = replace(known, logits=uncalibrated_scores(known, config).sum(0))
+            measured = compute_calibration_metrics(before.logits, known.labels)
+            rows.insert(0, ["before", measured])
+            result = result | {"temperature": config.temperature, "evidence_scales": scales, "before": measured}
         keys = ("expected_calibration_error", "negative_log_likelihood")
         self.table(
-            ["logits", "temperature", "ECE ↓", "NLL ↓"],
-            [[label, f"{value:.3f}", percent(row[keys[0]]), f"{row[keys[1]]:.4f}"] for label, value, row in rows],
+            ["scores", "ECE ↓", "NLL ↓"],
+            [[label, percent(row[keys[0]]), f"{row[keys[1]]:.4f}"] for label, row in rows],
         )
-        figure = self.plots.plot_calibration(self.correct, self.confidence, calibrated, temperature)
-        self.plot(figure, "calibration.png", "Reliability diagram")
+        series = {"calibrated" if before else "not calibrated": (self.correct, self.confidence)}
+        if before is not None:
+            series = {"before": (before.predictions == known.labels, before.confidence()), **series}
+        self.plot(self.plots.plot_calibration(series), "calibration.png", "Reliability diagram")
         self.results["calibration"] = result
 
     def write_oos(self, detectors: list[OutOfScopeDetector]):

@@ -16,6 +16,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, has_l
 
 from ..configuration_amess import AMESSConfig
 from ..data.collator import AMESSDataCollator
+from ..evaluation.calibration import calibrate
 from ..evaluation.metrics import CLASSIFICATION_METRICS
 from ..evaluation.prediction import CLIP_OUTPUTS, ClipOutputs
 from ..hub import PushesToHub
@@ -268,7 +269,15 @@ class AMESSTrainer(PushesToHub, Trainer):
         if self._pretrained is not None:
             mix_encoder_weights(self.model, self._pretrained, args.pretrained_share)
         update_label_embeds(self.model, self.tokenizer)
+        self._calibrate()
         return result._replace(training_loss=result.metrics["train_loss"])
+
+    def _calibrate(self):
+        """Fit the temperatures of the trained model on dev, if there are clips with intents."""
+        if has_length(self.eval_dataset) and not isinstance(self.eval_dataset, dict):
+            outputs, _ = self.predict_clips(self.eval_dataset)
+            if (outputs.labels >= 0).any():
+                calibrate(self.model, outputs)
 
     def _make_ready(self, model: AMESSForIntentClassification):
         """Prepare a model for training, and what watches and averages it."""
@@ -378,8 +387,9 @@ class AMESSTrainer(PushesToHub, Trainer):
         ignored = [name for name in fields if name not in CLIP_OUTPUTS]
         with _replaced(self.args, prediction_loss_only=False):
             result = self.predict(dataset, ignore_keys=ignored, metric_key_prefix=metric_key_prefix)
-        has_anchors = config.fusion_type == "anchor"
-        names = [name for name in fields if name in CLIP_OUTPUTS and (has_anchors or not name.startswith("anchor_"))]
+        absent = {"anchor": (), "late": ("anchor_indices", "anchor_scores")}
+        absent = absent.get(config.fusion_type, ("anchor_indices", "anchor_scores", "evidence"))
+        names = [name for name in fields if name in CLIP_OUTPUTS and name not in absent]
         outputs = dict(zip(names, result.predictions, strict=True))
         label_embeds = None if config.label_descriptions is None else self.model.label_embeds.float().cpu().numpy()
         return ClipOutputs.from_predictions(dataset, label_embeds=label_embeds, **outputs), result.metrics

@@ -31,7 +31,7 @@ from amess_hf.evaluation import (
     read_evidence_spans,
     report,
 )
-from amess_hf.evaluation.metrics import compute_calibration_metrics, fit_temperature
+from amess_hf.evaluation.metrics import compute_calibration_metrics
 from amess_hf.evaluation.prediction import CLIP_OUTPUTS, ClipOutputs, write_predictions
 from amess_hf.oos_amess import OOS_METHODS
 
@@ -221,24 +221,9 @@ class TestCalibration:
         """0.6 and 9/15 + a little are in neighboring bins, so their gaps do not cancel."""
         assert calibration([0.6 - 1e-9, 0.6 + 1e-9], [True, False]) == pytest.approx((0.4 + 0.6) / 2)
 
-    def test_temperature_is_the_best_of_a_grid(self):
-        rng = np.random.default_rng(0)
-        labels = rng.integers(0, 6, 400)
-        logits = rng.normal(size=(400, 6))
-        logits[np.arange(400), labels] += 1.5
-        temperature = fit_temperature(5 * logits, labels)
-        measured = {t: compute_calibration_metrics(5 * logits, labels, t) for t in np.geomspace(0.1, 50, 2000)}
-        best = min(measured, key=lambda t: measured[t]["negative_log_likelihood"])
-        assert temperature == pytest.approx(best, rel=0.01)
-        # logits five times as large need five times the temperature
-        assert temperature == pytest.approx(5 * fit_temperature(logits, labels), rel=1e-3)
-        before = compute_calibration_metrics(5 * logits, labels)
-        after = compute_calibration_metrics(5 * logits, labels, temperature)
-        assert after["expected_calibration_error"] < before["expected_calibration_error"]
-
     def test_likelihood_by_hand(self):
         expected = -(math.log(math.e / (math.e + 1)) + math.log(0.5)) / 2
-        metrics = compute_calibration_metrics([[2.0, 0.0], [3.0, 3.0]], [0, 1], 2.0)
+        metrics = compute_calibration_metrics([[1.0, 0.0], [3.0, 3.0]], [0, 1])
         assert metrics["negative_log_likelihood"] == pytest.approx(expected)
 
 
@@ -257,7 +242,7 @@ def written(model, dataset, collator, outputs, tmp_path_factory):
 
 def write_report(model, dataset, collator, outputs, folder):
     detectors = fit_detectors(model, outputs, outputs, methods=("energy", "mahalanobis", "label_similarity"))
-    return report(model, dataset, collator, folder, "dev", detectors, outputs, outputs, batch_size=16)
+    return report(model, dataset, collator, folder, "dev", detectors, outputs, batch_size=16)
 
 
 class TestReport:
@@ -306,13 +291,12 @@ class TestReport:
         assert set(results["open_classification"]) == {"accuracy", "f1_known", "f1_open", "f1"}
         direct = compute_calibration_metrics(outputs.logits[:45], outputs.labels[:45])
         assert {name: results["calibration"][name] for name in direct} == direct
-        assert results["calibration"]["calibrated"]["fitted_on_clips"] == 45
 
     def test_complete_inputs_are_not_predicted_again(self, model, dataset, collator, outputs, tmp_path):
         """With the outputs given, the model sees six sets of masked modalities and nothing else."""
         calls = []
         hook = model.register_forward_pre_hook(lambda *_: calls.append(1))
-        report(model, dataset, collator, tmp_path, outputs=outputs, calibration_outputs=outputs, batch_size=60)
+        report(model, dataset, collator, tmp_path, outputs=outputs, batch_size=60)
         hook.remove()
         assert len(calls) == 6
 
@@ -346,7 +330,7 @@ class TestReport:
     def test_in_scope_only_and_text_that_could_break_a_table(self, model, dataset, collator, tmp_path):
         rows = [row | {"text": "a | b\n| c <img>"} for row in dataset.select(range(12))]
         results = report(model, Dataset.from_list(rows), collator, tmp_path)
-        assert "oos_detection" not in results and "calibrated" not in results["calibration"]
+        assert "oos_detection" not in results and "before" not in results["calibration"]
         markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
         assert "Out of scope" not in markdown and not (tmp_path / "oos_roc.png").exists()
         section = markdown.split("confident mistakes")[1].split("## ")[0]
@@ -492,7 +476,7 @@ class TestPlots:
 
     @pytest.mark.filterwarnings("error")
     def test_legend_is_beside_the_curves(self, tmp_path):
-        figure = plots.plot_calibration([True, False], [0.05, 0.9], [0.1, 0.8], 1.5)
+        figure = plots.plot_calibration({"before": ([True, False], [0.05, 0.9]), "after": ([True, False], [0.1, 0.8])})
         plots.save_figure(figure, tmp_path / "plot.png")
         (legend,) = figure.legends
         assert len(legend.get_texts()) == 3 and figure.axes[0].get_legend() is None

@@ -194,13 +194,12 @@ def compute_oos_metrics(scores: ArrayLike, in_scope: ArrayLike) -> dict[str, flo
     }
 
 
-def compute_calibration_metrics(logits: ArrayLike, labels: ArrayLike, temperature: float = 1.0) -> dict[str, float]:
+def compute_calibration_metrics(logits: ArrayLike, labels: ArrayLike) -> dict[str, float]:
     """How well the probability of an answer says whether it is right.
 
     Args:
         logits (`np.ndarray` of shape `(clips, num_labels)`): Scores.
         labels (`np.ndarray` of shape `(clips,)`): Label ids, all in scope.
-        temperature (`float`, *optional*, defaults to 1.0): Divisor of the logits.
 
     Returns:
         `dict[str, float]`: `expected_calibration_error`, the gap between confidence and accuracy, averaged over clips bin by
@@ -209,7 +208,7 @@ def compute_calibration_metrics(logits: ArrayLike, labels: ArrayLike, temperatur
     from scipy.special import log_softmax
 
     labels = np.asarray(labels)
-    log_probabilities = log_softmax(np.asarray(logits, dtype=np.float64) / temperature, axis=-1)
+    log_probabilities = log_softmax(np.asarray(logits, dtype=np.float64), axis=-1)
     confidence = np.exp(log_probabilities.max(-1))
     bins = np.searchsorted(np.linspace(0, 1, NUM_BINS + 1)[1:-1], confidence)
     gaps = np.bincount(bins, weights=confidence - (log_probabilities.argmax(-1) == labels))
@@ -217,28 +216,6 @@ def compute_calibration_metrics(logits: ArrayLike, labels: ArrayLike, temperatur
         "expected_calibration_error": float(np.abs(gaps).sum() / len(labels)),
         "negative_log_likelihood": float(-log_probabilities[np.arange(len(labels)), labels].mean()),
     }
-
-
-def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
-    """Find the divisor of the logits, from 0.01 to 100, with the lowest negative log-likelihood; it changes no answer.
-
-    Args:
-        logits (`np.ndarray` of shape `(clips, num_labels)`): Scores, usually of the dev split.
-        labels (`np.ndarray` of shape `(clips,)`): Label ids, all in scope.
-    """
-    from scipy.optimize import minimize_scalar
-
-    # The loss is convex in the inverse temperature, so it has a single minimum in its logarithm.
-    def loss(log_temperature: float):
-        return compute_calibration_metrics(logits, labels, np.exp(log_temperature))["negative_log_likelihood"]
-
-    best = minimize_scalar(
-        loss,
-        bounds=(np.log(0.01), np.log(100)),
-        method="bounded",
-        options={"xatol": 1e-6},
-    )
-    return float(np.exp(best.x))
 
 
 def _require_both(rows: np.ndarray, kind: str, other: str):
