@@ -22,6 +22,7 @@ The paper's formulas were not available; these are this project's reading of its
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -42,6 +43,8 @@ from .loss_amess import classification_loss
 
 # Above so many labels the votes of the frames take more memory than all else of the fusion.
 MANY_LABELS = 256
+# Of votes that are learned from examples: weight of their squares, and steps of the optimizer at most.
+VOTES_PENALTY, VOTES_STEPS = 1e-2, 30
 
 
 class AMESSVotes(nn.Linear):
@@ -56,6 +59,68 @@ class AMESSVotes(nn.Linear):
         zero = self.weight.new_zeros(self.in_features)
         self.weight = nn.Parameter(torch.stack([zero if row is None else self.weight[row] for row in rows]))
         self.out_features = len(rows)
+
+
+def voted_labels(fusion: nn.Module) -> set[int]:
+    """Return the ids of the labels that audio or video votes for: not of those that are only described in sentences."""
+    rows = [votes.weight.any(1) for votes in fusion.modules() if isinstance(votes, AMESSVotes)]
+    return set(torch.stack(rows).any(0).nonzero().flatten().tolist())
+
+
+def teach_votes(model: nn.Module, examples: dict[int, Sequence[dict[str, torch.Tensor]]]) -> None:
+    """Learn votes for some labels from a few clips of each, all other votes being fixed.
+
+    The new votes have the lowest mean cross-entropy of the evidence of audio and of video, each on its own, plus
+    `VOTES_PENALTY` times their squares. They start from zero, as in training.
+
+    Args:
+        model ([`AMESSModel`]): Its votes for these labels are changed.
+        examples (`dict[int, Sequence[dict[str, torch.Tensor]]]`): Id of a label -> clips, each a batch of one.
+    """
+    weights = {f"{name}.weight": part.weight for name, part in model.named_modules() if isinstance(part, AMESSVotes)}
+    clips = [(label, clip) for label, group in sorted(examples.items()) for clip in sorted(group, key=_content)]
+    batch = _stack(model.config, [clip for _, clip in clips]) if weights else {}
+    if not batch:
+        return
+    labels = torch.tensor([label for label, _ in clips], device=model.device)
+    rows = labels.unique()
+    with torch.inference_mode(False), torch.enable_grad():
+        fixed = {name: weight.detach().clone() for name, weight in weights.items()}
+        free = {name: torch.zeros_like(weight[rows], requires_grad=True) for name, weight in fixed.items()}
+        optimizer = torch.optim.LBFGS(free.values(), max_iter=VOTES_STEPS, line_search_fn="strong_wolfe")
+
+        def compute_loss():
+            optimizer.zero_grad()
+            changed = {name: fixed[name].index_copy(0, rows, free[name]) for name in fixed}
+            outputs = torch.func.functional_call(model, changed, kwargs=batch)
+            values = [classification_loss(evidence, labels) for evidence in outputs.evidence.unbind(1)]
+            loss = torch.stack(values, dim=1).where(outputs.modality_mask[:, 1:], 0.0).sum() / len(clips)
+            loss = loss + VOTES_PENALTY * sum(weight.float().square().sum() for weight in free.values())
+            loss.backward()
+            return loss
+
+        optimizer.step(compute_loss)
+    for name, weight in weights.items():
+        weight.data[rows] = free[name].detach()
+
+
+def _content(clip: dict[str, torch.Tensor]):
+    """A key to sort clips by, so that their order changes nothing."""
+    return [clip[name].float().cpu().numpy().tobytes() for name in sorted(clip)]
+
+
+def _stack(config: PreTrainedConfig, clips: list[dict[str, torch.Tensor]]):
+    """The audio and video of batches of one as one batch; empty if there is none."""
+    batch = {}
+    for name in config.feature_configs:
+        keys = f"{name}_features", f"{name}_attention_mask"
+        there = [clip[keys[0]] for clip in clips if keys[0] in clip]
+        if there:
+            nothing = {keys[0]: there[0][:, :0], keys[1]: there[0].new_zeros(1, 0, dtype=torch.long)}
+            for key in keys:
+                parts = [{**nothing, **clip}[key][0].clone() for clip in clips]
+                batch[key] = nn.utils.rnn.pad_sequence(parts, batch_first=True)
+    return batch
 
 
 def pool_votes(votes: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

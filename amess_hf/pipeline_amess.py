@@ -72,6 +72,10 @@ _PARAMETERS = {
         "a number of intents, at least 1, or None for all",
     ),
     "threshold": (lambda value: _is_number(value) and 0 <= value <= 1, "a probability, a number from 0 to 1"),
+    "coverage": (
+        lambda value: _is_number(value) and 0 < value < 1,
+        "a share of clips above 0 and below 1, without `top_k`, `threshold`, `candidate_labels` and `extra_labels`",
+    ),
     "return_anchors": (lambda value: isinstance(value, bool), "True or False"),
     "on_error": (lambda value: value in ("raise", "skip"), '"raise" or "skip"'),
     "window_s": (lambda value: _is_number(value) and value > 0, "a number of seconds above 0"),
@@ -81,6 +85,13 @@ _PARAMETERS = {
         "{name: description, ...}, a list of names, or names with commas between them",
     ),
     "extra_labels": (lambda value: isinstance(value, dict), "{name: description, ...}, without `candidate_labels`"),
+}
+
+
+# Parameters that exclude others.
+_WITHOUT = {
+    "extra_labels": {"candidate_labels"},
+    "coverage": {"top_k", "threshold", "candidate_labels", "extra_labels"},
 }
 
 
@@ -179,6 +190,8 @@ class IntentRecognitionPipeline(Pipeline):
         super().__init__(model=model, tokenizer=processor.tokenizer, processor=processor, **kwargs)
         self.model.eval()
         self.detector = self._find_detector() if detector is None else (detector or None)
+        if self.detector is not None:
+            self.detector.check_model(model.config)
         if isinstance(asr_model, str):
             from transformers import pipeline
 
@@ -222,28 +235,42 @@ class IntentRecognitionPipeline(Pipeline):
         for name, value in given.items():
             is_valid, what = _PARAMETERS[name]
             is_late = name == "stride_s" and is_valid(value) and value > given.get("window_s", 0.0)
-            if not is_valid(value) or is_late or (name == "extra_labels" and "candidate_labels" in given):
+            clashes = not _WITHOUT.get(name, set()).isdisjoint(given)
+            if not is_valid(value) or is_late or clashes:
                 raise ValueError(f"`{name}` is {value!r}; it must be {what}")
+        if "coverage" in given:
+            given["coverage"] = self._lowest_score(given["coverage"])
         if "window_s" in given:
             given.setdefault("stride_s", given["window_s"])
         for name in ("candidate_labels", "extra_labels"):
             if name in given:
                 given[name] = self._descriptions(name, given[name])
         steps = [{"on_error", "window_s", "stride_s"}, {"candidate_labels", "extra_labels"}]
-        steps.append({"top_k", "threshold", "return_anchors"})
+        steps.append({"top_k", "threshold", "coverage", "return_anchors"})
         return tuple({name: value for name, value in given.items() if name in step} for step in steps)
 
+    def _lowest_score(self, coverage: float) -> float:
+        """Return the probability from which on an intent is in the set with this coverage."""
+        thresholds, percent = self.model.config.coverage_thresholds or [], math.ceil(100 * coverage - 1e-9)
+        if self.model.config.described_labels or len(thresholds) < percent:
+            limit = f"covers at most {len(thresholds)} % of the clips" if thresholds else "was not calibrated"
+            limit = "has described intents, without dev clips" if self.model.config.described_labels else limit
+            raise ValueError(
+                f"`coverage` is {coverage}, but this model {limit}; train it with a dev split that is larger"
+            )
+        return thresholds[percent - 1]
+
     def _descriptions(self, parameter: str, given: dict[str, Any] | list[str] | str) -> dict[str, list[str]]:
-        """Return sentences for each label; a name alone stands for the model's own description, or for itself."""
-        labels = given
+        """Return sentences and examples for each label; a name alone stands for the model's own description, or for itself."""
+        labels, own = given, self.model.config.label_descriptions or {}
         if isinstance(given, str):  # comma-separated names, as in other zero-shot pipelines
             labels = [name.strip() for name in given.split(",") if name.strip()]
         if not isinstance(labels, dict) and all(isinstance(name, str) for name in labels):
-            own = self.model.config.label_descriptions or {}
             labels = {name: own.get(name, name) for name in labels}
         if not isinstance(labels, dict) or not labels or not all(map(_is_described, labels.items())):
             raise ValueError(
-                f"`{parameter}` is {given!r}; give one name or more, each with a sentence or a list of them"
+                f"`{parameter}` is {given!r}; give one name or more, each with a sentence, an example (a dictionary as for an "
+                "input, or a path), or a list of both"
             )
         unknown = [name for name in labels if name not in self.model.config.label2id]
         if unknown and not self.model.knows_descriptions():
@@ -251,11 +278,16 @@ class IntentRecognitionPipeline(Pipeline):
                 f"`{parameter}` has {', '.join(map(repr, unknown))}, but this model was trained without descriptions "
                 f"and knows only {', '.join(self.model.config.label2id)}; train with `label_descriptions`"
             )
-        return {name: [texts] if isinstance(texts, str) else list(texts) for name, texts in labels.items()}
+        labels = {name: list(one) if isinstance(one, (list, tuple)) else [one] for name, one in labels.items()}
+        return {
+            name: one if any(isinstance(part, str) for part in one) else [*own.get(name, [name]), *one]
+            for name, one in labels.items()
+        }
 
-    def set_label_descriptions(self, label_descriptions: dict[str, str | list[str]]) -> None:
+    def set_label_descriptions(self, label_descriptions: dict[str, Any]) -> None:
         """Answer with described intents from now on; see the model's method. Calls of other threads are not disturbed.
 
+        An intent has a sentence, an example (a clip in any form that is an input, but for plain strings), or a list of both.
         An out-of-scope detector is dropped: it was calibrated on the former intents.
         """
         described = self._descriptions("label_descriptions", label_descriptions)
@@ -274,12 +306,16 @@ class IntentRecognitionPipeline(Pipeline):
                 - `top_k` (`int`, *optional*, defaults to 5): Number of answers to give, `None` for all.
                 - `threshold` (`float`, *optional*): Probability of the best intent below which the answer is `UNK`;
                   replaces the detector.
-                - `candidate_labels` (`dict[str, str | list[str]]`, `list[str]` or `str`, *optional*): Choose among
-                  these intents, each described in one sentence or several. Names alone, in a list or a comma-separated
+                - `coverage` (`float`, *optional*): Give the set of intents that holds the right one in this share of the
+                  clips, for clips like those of the dev split that the model was calibrated on (split conformal
+                  prediction); the set is never empty. It replaces `top_k` and the detector: sets hold intents only.
+                - `candidate_labels` (`dict[str, Any]`, `list[str]` or `str`, *optional*): Choose among
+                  these intents, each described in one sentence or several, or taught by examples: clips as inputs
+                  (`{"text": ..., "video": ...}` or a `pathlib.Path`), in a list with the sentences or alone. Names alone, in a list or a comma-separated
                   string, stand for the model's own descriptions, or else for themselves. Intents that the model was
                   trained on keep their classifier. `none of these` gets the probability of the model's other intents.
                   The detector, which was calibrated on the model's own intents, is ignored.
-                - `extra_labels` (`dict[str, str | list[str]]`, *optional*): Choose among these intents and the model's
+                - `extra_labels` (`dict[str, Any]`, likewise, *optional*): Choose among these intents and the model's
                   own. The detector has its say where the answer is one of the model's own.
                 - `return_anchors` (`bool`, *optional*): Also return which words, sounds and frames decided.
                 - `window_s` (`float`, *optional*): Split each clip into windows of this many seconds and answer for
@@ -552,7 +588,7 @@ class IntentRecognitionPipeline(Pipeline):
         tensors = [*model.parameters(), *model.buffers()]
         state = [(tensor.data_ptr(), tensor.dtype, tensor.is_inference() or tensor._version) for tensor in tensors]
         key, described = (labels, state), self._described  # read as one pair: other threads may use other labels
-        if described[0] != key:
+        if not _same(described[0], key):
             own = own or {name: [name] for name in model.config.label2id}
             described = self._described = key, self._with_labels(model, {**own, **labels})
         return described[1]
@@ -560,14 +596,31 @@ class IntentRecognitionPipeline(Pipeline):
     def _with_labels(self, model: PreTrainedModel, labels: dict[str, list[str]]) -> PreTrainedModel:
         """Return a copy with another label set, which shares all weights but those of the labels."""
         copied = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
-        copied.set_label_descriptions(labels, self.processor.tokenizer)
+        sentences = {name: [part for part in one if isinstance(part, str)] for name, one in labels.items()}
+        examples = {
+            name: [self._example(name, number, part) for number, part in enumerate(one) if not isinstance(part, str)]
+            for name, one in labels.items()
+        }
+        copied.set_label_descriptions(sentences, self.processor.tokenizer, examples)
         return copied
+
+    def _example(self, name: str, number: int, given: Any) -> dict[str, torch.Tensor]:
+        """Return the first window of a clip that teaches an intent, as a batch."""
+        try:
+            example = self._read(given)
+        except ValueError as error:
+            raise ValueError(f"entry {number} of {name!r}, an example: {error}") from error
+        if example["speech"] is not None:
+            example["text"] = self._transcribe(example["speech"])
+        batch = self.processor.collate(self.processor.encode([example], self.device))
+        return dict(batch.to(self.device, self.model.dtype))
 
     def postprocess(
         self,
         result: dict[str, Any],
         top_k: int | None = 5,
         threshold: float | None = None,
+        coverage: float | None = None,
         return_anchors: bool = False,
     ) -> list[dict[str, Any]] | dict[str, Any]:
         """Turn what the model says of one input into the answer; see `__call__`."""
@@ -575,7 +628,11 @@ class IntentRecognitionPipeline(Pipeline):
             return {"error": result["error"]}
         read = {} if result["read"] is None else dict(zip(("start", "end"), result["read"], strict=True))
         predictions = [{"label": name, "score": score, **read} for name, score in result["scores"]]
-        doubt, in_scope = self._doubt(predictions[0], result, threshold), None
+        doubt, in_scope = None, None
+        if coverage is not None:
+            predictions, top_k = [one for one in predictions if one["score"] >= coverage] or predictions[:1], None
+        else:
+            doubt = self._doubt(predictions[0], result, threshold)
         if doubt is not None:
             in_scope = doubt < 0.5 and predictions[0]["label"] != NONE_OF_THESE
         if doubt is not None and doubt >= 0.5:
@@ -761,10 +818,22 @@ def _key_of(text: str) -> str:
 
 
 def _is_described(candidate: tuple[Any, Any]) -> bool:
-    """Tell whether a name and its description (a sentence or several) are what they must be."""
-    name, texts = candidate
-    texts = [texts] if isinstance(texts, str) else texts
-    return isinstance(name, str) and isinstance(texts, (list, tuple)) and all(isinstance(one, str) for one in texts)
+    """Tell whether a name and what describes it (sentences, examples) are what they must be."""
+    name, parts = candidate
+    parts = parts if isinstance(parts, (list, tuple)) else [parts]
+    kinds = (str, dict, bytes, os.PathLike)
+    return isinstance(name, str) and bool(parts) and all(isinstance(part, kinds) for part in parts)
+
+
+def _same(first: Any, second: Any) -> bool:
+    """Tell whether two nested values are equal, arrays in them too."""
+    if isinstance(first, (list, tuple)) and isinstance(second, (list, tuple)):
+        return len(first) == len(second) and all(map(_same, first, second))
+    if isinstance(first, dict) and isinstance(second, dict):
+        return list(first) == list(second) and all(map(_same, first.values(), second.values()))
+    return (
+        np.array_equal(first, second) if hasattr(first, "shape") else type(first) is type(second) and first == second
+    )
 
 
 def scored_anchors(indices: Iterable[Any], scores: Iterable[Any]) -> list[tuple[int, float]]:

@@ -12,9 +12,12 @@ of an intent that the batch brings along stands for d_y, with gradient; d_y of t
    s(a, p)), n being the most similar clip of another intent. In training the clips are those of all processes, gradient
    included; with gradient accumulation, those of one micro-batch.
 4. *Answer* (`combine_logits`), w = `label_similarity_weight`: (1 - w) classifier + w l + evidence.
-5. *Described intents* have only sentences: the classifier was not trained on them. They are scored by l plus an offset
+5. *Described intents* have sentences, and examples that a person showed, but the classifier was not trained on them. An
+   example is embedded as any clip and counts in d_y as often as `EXAMPLE_WEIGHT` sentences. They are scored by l plus an offset
    (`balancing_offset`; calibrated stacking, Chao et al., ECCV 2016): the largest with which the fraction `kept_share` of the
-   sentences about trained intents that are answered correctly stays correct. It needs text only.
+   sentences about trained intents that are answered correctly stays correct; the more examples there are, the more it is the
+   one that gives the fraction `FOUND_SHARE` of them, each left out in turn, to a described intent.
+6. *Votes of examples* (`teach_votes` of A-ME): audio and video learn to vote for a described intent from its examples.
 
 The paper names the triplet contrastive learning; its formulas were not available, and these are the textbook forms.
 """
@@ -31,6 +34,7 @@ from torch import distributed, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
+from .anchor_embedding_amess import teach_votes, voted_labels
 from .configuration_amess import OUT_OF_SCOPE_ID, TRAINING_SENTENCES, check_sentences, text_positions
 from .loss_amess import classification_loss, num_processes, restrict
 from .processing_amess import encode_texts
@@ -42,6 +46,11 @@ SENTENCES_AT_A_TIME = 8
 PROBES = 24
 # Tokens of a description that are read.
 MAX_DESCRIPTION_LENGTH = 128
+# Sentences that an example outweighs; 2 and 8 were not better on MIntRec's dev split (four folds, ten draws of 1, 4, 16).
+EXAMPLE_WEIGHT = 4
+# The share of the examples that are to be answered with a described intent, and the number of examples from which on this
+# decides more about the offset than the sentences do.
+FOUND_SHARE, ENOUGH_EXAMPLES = 0.8, 50
 
 
 def label_triplet_loss(
@@ -286,14 +295,14 @@ class AMESSSynchronization:
 
         Without descriptions, the classifier and the evidence; with trained labels only, as 4 in this file's header. Beside
         described intents, with P = softmax(l, plus `config.described_offset` for these): a described intent y scores
-        log P(y); a trained one (1 - w) (log softmax(classifier) + log P(trained)) + w log P(y), among which the evidence
-        then moves probability.
+        log P(y); a trained one (1 - w) (log softmax(classifier) + log P(trained)) + w log P(y). The evidence then moves
+        probability among the intents that audio and video vote for: the trained ones, and those taught by examples.
 
         Args:
             class_logits (`torch.Tensor` of shape `(batch_size, num_labels)`): The classifier's scores.
             similarity_logits (`torch.Tensor` of shape `(batch_size, num_labels)`): Scaled similarities.
             evidence (`torch.Tensor` of shape `(batch_size, num_labels)`, *optional*):
-                What audio and video add to the trained labels.
+                What audio and video add to the labels that they vote for.
 
         Returns:
             `torch.Tensor` of shape `(batch_size, num_labels)`.
@@ -311,10 +320,13 @@ class AMESSSynchronization:
         offsets = torch.full_like(similarity_logits[:1], self.config.described_offset).index_fill(1, index, 0.0)
         by_similarity = (similarity_logits + offsets).log_softmax(-1)
         known = self._known_scores(class_logits.index_select(1, index), by_similarity.index_select(1, index))
-        if isinstance(evidence, torch.Tensor):
-            shifted = known + evidence.index_select(1, index)
-            known = shifted.log_softmax(-1) + known.logsumexp(-1, keepdim=True)
-        return by_similarity.index_copy(1, index, known)
+        scores = by_similarity.index_copy(1, index, known)
+        if not isinstance(evidence, torch.Tensor):
+            return scores
+        index = torch.tensor(sorted({*trained, *voted_labels(self.amess.fusion)}), device=class_logits.device)
+        voted = scores.index_select(1, index)
+        shifted = voted + evidence.index_select(1, index)
+        return scores.index_copy(1, index, shifted.log_softmax(-1) + voted.logsumexp(-1, keepdim=True))
 
     def _known_scores(self, class_logits: torch.Tensor, similarities: torch.Tensor) -> torch.Tensor:
         """Combine both scores of trained labels; the classifier's are scaled to the total that the similarities give them first."""
@@ -336,24 +348,29 @@ class AMESSSynchronization:
 
     @torch.no_grad()
     def set_label_descriptions(
-        self, label_descriptions: dict[str, list[str] | str], tokenizer: PreTrainedTokenizerBase | None = None
+        self,
+        label_descriptions: dict[str, list[str] | str],
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        examples: dict[str, list[dict[str, torch.Tensor]]] | None = None,
     ) -> None:
-        """Replace the label set with described intents, without training.
+        """Replace the label set with described intents, without training the classifier.
 
         Intents that the classifier knows by the same name keep their weights; the others are scored by their
-        descriptions alone, with an offset (`config.described_offset`) that is measured on sentences about the trained
-        intents which training did not draw from, where there are such.
+        descriptions and examples alone, with an offset (`config.described_offset`); see 5 and 6 in this file's header. What
+        examples teach is in the weights; the examples are not kept, and their order changes nothing.
 
         Args:
             label_descriptions (`dict[str, list[str] | str]`): Sentences for each intent.
             tokenizer (`PreTrainedTokenizerBase`, *optional*):
                 The text encoder's tokenizer; loaded from the model's own folder if not given.
+            examples (`dict[str, list[dict[str, torch.Tensor]]]`, *optional*):
+                Clips of some of the intents, each a batch of one as [`AMESSProcessor.collate`] makes it.
 
         Raises:
             `ValueError`: If an intent has no description, no tokenizer can be found, or the model was trained without
                 descriptions and an intent is none of its own.
         """
-        knows = self.knows_descriptions()
+        knows, was_training = self.knows_descriptions(), self.training
         unknown = [name for name in label_descriptions if name not in self.config.label2id]
         if unknown and not knows:
             raise ValueError(
@@ -362,27 +379,52 @@ class AMESSSynchronization:
                 "choose among others"
             )
         descriptions = _sentences_by_label(label_descriptions)
+        self.eval()
         trained = {self.config.id2label[index]: index for index in self._trained_labels()}
-        probes = self._probes(descriptions, trained)
+        probes, examples = self._probes(descriptions, trained), examples or {}
         # Sorted by length: less padding.
         sentences = sorted({*chain(*descriptions.values(), *probes.values())}, key=lambda text: (len(text), text))
         place = {sentence: index for index, sentence in enumerate(sentences)}
         embeds, pooled = self._embed_sentences(sentences, tokenizer or self._own_tokenizer())
         members = [[place[sentence] for sentence in group] for group in descriptions.values()]
+        shown = []
+        for row, name in enumerate(descriptions):
+            for clip in self._embed_examples(examples.get(name, ())):
+                shown.append((row, len(embeds)))
+                members[row] += [len(embeds)] * EXAMPLE_WEIGHT
+                embeds, pooled = (torch.cat(pair) for pair in zip((embeds, pooled), clip, strict=True))
         label_embeds = _mean_directions(embeds[group] for group in members)
         offset = 0.0
         if probes:
             ids = [trained[name] for name in descriptions if name in trained]
             asked = [(row, place[sentence]) for row, group in probes.items() for sentence in group]
-            offset = self._measure_offset(embeds, self.classifier(pooled)[:, ids], label_embeds, members, asked)
-        self._select_labels([trained.get(name) for name in descriptions])
-        self.label_embeds = label_embeds.to(self.label_embeds)
+            offset = self._measure_offset(embeds, self.classifier(pooled)[:, ids], label_embeds, members, asked, shown)
+        rows = [trained.get(name) for name in descriptions]
+        label_embeds = self._keep_same(label_embeds.to(self.label_embeds), rows)
+        self._select_labels(rows)
+        self.label_embeds = label_embeds
+        new = {row: examples.get(name, ()) for row, name in enumerate(descriptions) if name not in trained}
+        teach_votes(self.amess, new)
+        self.train(was_training)
         self.config.id2label = dict(enumerate(descriptions))
         self.config.label2id = {name: index for index, name in enumerate(descriptions)}
         # Drop them if this model was not trained with descriptions.
         self.config.label_descriptions = descriptions if knows else None
         self.config.described_labels = [name for name in descriptions if name not in trained] or None
         self.config.described_offset = offset
+
+    def _embed_examples(self, clips: Iterable[dict[str, torch.Tensor]]):
+        """Return `multimodal_embeds` and `pooler_output` of clips that have text, in an order that their own does not change."""
+        outputs = [self.amess(**clip, return_dict=True) for clip in clips]
+        kept = [one for one in outputs if one.evidence is None or one.modality_mask[0, 0]]
+        return sorted(((one.multimodal_embeds, one.pooler_output) for one in kept), key=lambda pair: pair[0].tolist())
+
+    def _keep_same(self, label_embeds: torch.Tensor, rows: list[int | None]):
+        """Replace embeddings by those of labels `rows` where they differ by rounding only, so that old answers come back."""
+        for row, known in enumerate(rows):
+            if known is not None and torch.allclose(label_embeds[row], self.label_embeds[known], atol=1e-3):
+                label_embeds[row] = self.label_embeds[known]
+        return label_embeds
 
     def _own_tokenizer(self):
         """Load the tokenizer from where the model was loaded."""
@@ -409,23 +451,47 @@ class AMESSSynchronization:
         label_embeds: torch.Tensor,
         members: list[list[int]],
         asked: list[tuple[int, int]],
+        shown: list[tuple[int, int]],
     ) -> float:
-        """Find the offset from sentences that describe trained labels, each with its label in `asked`.
+        """Find the offset from sentences that describe trained labels and from examples of described ones.
 
-        `members` are the sentences of all labels. A sentence is compared with the other sentences of its label, or with
-        itself if there is no other.
+        `asked` and `shown` are these sentences and the examples, each with its label and its place in `embeds`; `members` are
+        the places of the sentences and examples of all labels.
         """
-        rows, places = zip(*asked, strict=True)
-        trained = sorted(set(rows))
+        trained = sorted({row for row, _ in asked})
         described = [row for row in range(len(members)) if row not in trained]
-        similarities = self.similarity_logits(embeds[list(places)], label_embeds)
-        for sentence, (row, place) in enumerate(asked):
+        compared = embeds, class_logits, label_embeds, members
+        scores, similarities = self._compare_left_out(*compared, asked, trained)
+        targets = torch.tensor([trained.index(row) for row, _ in asked], device=scores.device)
+        keep = kept_share(len(trained), len(described))
+        offset = balancing_offset(scores, similarities[:, described], targets, keep)
+        if not (shown := [pair for pair in shown if pair[0] in described]):
+            return offset
+        scores, similarities = self._compare_left_out(*compared, shown, trained)
+        margins = scores.double().amax(-1) - similarities[:, described].double().amax(-1)
+        share = len(shown) / (len(shown) + ENOUGH_EXAMPLES)
+        return (1 - share) * offset + share * torch.quantile(margins, FOUND_SHARE).item()
+
+    def _compare_left_out(
+        self,
+        embeds: torch.Tensor,
+        class_logits: torch.Tensor,
+        label_embeds: torch.Tensor,
+        members: list[list[int]],
+        pairs: list[tuple[int, int]],
+        trained: list[int],
+    ):
+        """Score sentences or examples among the trained labels, and compare them with all labels.
+
+        Each is compared with the others of its own label, or with itself if there is no other.
+        """
+        places = [place for _, place in pairs]
+        similarities = self.similarity_logits(embeds[places], label_embeds)
+        for index, (row, place) in enumerate(pairs):
             others = [member for member in members[row] if member != place] or members[row]
             own = _mean_directions([embeds[others]])
-            similarities[sentence, row] = self.similarity_logits(embeds[place][None], own)[0, 0]
-        scores = self._known_scores(class_logits[list(places)], similarities[:, trained])
-        targets = torch.tensor([trained.index(row) for row in rows], device=scores.device)
-        return balancing_offset(scores, similarities[:, described], targets, kept_share(len(trained), len(described)))
+            similarities[index, row] = self.similarity_logits(embeds[place][None], own)[0, 0]
+        return self._known_scores(class_logits[places], similarities[:, trained]), similarities
 
     def _select_labels(self, rows: list[int | None]):
         """Give classifier and fusion a new label set: label `i` has the weights of label `rows[i]`, or zeros for `None`."""

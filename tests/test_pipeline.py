@@ -537,6 +537,26 @@ class TestCandidates:
         with pytest.raises(ValueError, match="`extra_labels` is .* without `candidate_labels`"):
             pipe(TEXT, extra_labels=extra, candidate_labels="Greet")
 
+    def test_examples_in_every_form(self, folder, clip, tmp_path):
+        """Words, a clip as a path and in a dictionary, and decoded features teach; the same ones are not encoded again."""
+        pipe = make_pipeline("intent-recognition", model=folder, device="cpu")
+        audio = np.random.default_rng(0).normal(size=(9, 80)).astype(np.float32)
+        shown = [{"text": "box box"}, Path(clip), {"clip": clip, "text": "no"}, {"audio_features": audio}]
+        before, taught = pipe(TEXT), pipe(TEXT, extra_labels={"Dance": [*shown, "a sentence"]})
+        model = pipe._described[1]
+        assert scores(pipe(TEXT, extra_labels={"Dance": [*shown, "a sentence"]})) == scores(taught)
+        assert pipe._described[1] is model
+        assert scores(taught) != pytest.approx(scores(pipe(TEXT, extra_labels={"Dance": "a sentence"})), abs=1e-4)
+        assert pipe(TEXT) == before
+        alone = pipe(TEXT, extra_labels={"Dance": {"text": "box box"}}, top_k=None)
+        assert "Dance" in scores(alone) and pipe._described[1].config.label_descriptions["Dance"] == ["Dance"]
+        pipe.set_label_descriptions({**DESCRIPTIONS, "Dance": shown})
+        pipe.save_pretrained(tmp_path)
+        loaded = make_pipeline("intent-recognition", model=str(tmp_path), device="cpu")
+        assert loaded({"text": "no", "clip": clip}) == pipe({"text": "no", "clip": clip})
+        with pytest.raises(ValueError, match="entry 1 of 'Dance', an example: .*missing.mp4"):
+            pipe(TEXT, extra_labels={"Dance": ["a sentence", Path("missing.mp4")]})
+
     @pytest.mark.parametrize("change", ["weights", "dtype", "labels"])
     def test_a_changed_model_answers_anew(self, folder, tokenizer, change):
         pipe = make_pipeline("intent-recognition", model=folder, device="cpu")

@@ -127,3 +127,79 @@ class TestDescribedIntents:
         model.set_label_descriptions(descriptions, tokenizer)
         other.set_label_descriptions(dict(reversed(descriptions.items())), tokenizer)
         assert model.config.described_offset == pytest.approx(other.config.described_offset, abs=1e-4)
+
+
+def shown_clips(model, seed, count=4, burst=6.0):
+    """Clips without text of an intent that a direction in some frames of audio and video tells, each a batch of one."""
+    direction = torch.Generator().manual_seed(seed)
+    signs = {n: torch.randn(c.feature_size, generator=direction) for n, c in model.config.feature_configs.items()}
+    clips = []
+    for number in range(count):
+        batch = random_batch(model.config, text=(0,), audio=(9,), video=(8,), seed=100 * seed + number, labels=False)
+        for name, sign in signs.items():
+            batch[f"{name}_features"][0, number % 4 : number % 4 + 3] += burst * sign / sign.norm()
+        clips.append(batch)
+    return clips
+
+
+class TestExamples:
+    SENTENCES = {"Wave": ["box box no"], "Nod": ["no box again"], "Bow": ["late box"], "Clap": ["again late"]}
+
+    @pytest.fixture(scope="class")
+    def taught(self, tokenizer):
+        """(model before, after, intents -> clips that were shown)."""
+        before = tiny_model()
+        examples = {name: shown_clips(before, seed) for seed, name in enumerate(self.SENTENCES, 1)}
+        after = copy.deepcopy(before)
+        after.set_label_descriptions({**DESCRIPTIONS, **self.SENTENCES}, tokenizer, examples)
+        return before, after, examples
+
+    @pytest.mark.parametrize("modality", ["audio", "video"])
+    def test_what_only_one_modality_tells_is_learned(self, taught, modality):
+        """Of 80 other clips with one modality, at least half: twice chance among the four new intents."""
+        _, model, _ = taught
+        right = []
+        for seed, name in enumerate(self.SENTENCES, 1):
+            for clip in shown_clips(model, seed, 24)[4:]:
+                clip = {key: value for key, value in clip.items() if key.startswith(modality)}
+                right.append(model.config.id2label[int(model(**clip).logits.argmax())] == name)
+        assert sum(right) / len(right) >= 0.5
+
+    def test_an_example_counts_as_its_weight_in_sentences(self, tokenizer):
+        model = tiny_model()
+        clip = random_batch(model.config, text=(5,), audio=None, video=None, labels=False)
+        embeds = torch.cat([model._embed_sentences(["box no"], tokenizer)[0]] + [model(**clip).multimodal_embeds] * 4)
+        model.set_label_descriptions({**DESCRIPTIONS, "Dance": "box no"}, tokenizer, {"Dance": [clip]})
+        torch.testing.assert_close(model.label_embeds[-1], torch.nn.functional.normalize(embeds.mean(0), dim=-1))
+
+    def test_order_changes_nothing(self, taught, tokenizer):
+        model, after, examples = taught
+        again = copy.deepcopy(model)
+        backwards = {name: clips[::-1] for name, clips in reversed(examples.items())}
+        again.set_label_descriptions({**DESCRIPTIONS, **self.SENTENCES}, tokenizer, backwards)
+        assert all(torch.equal(value, again.state_dict()[name]) for name, value in after.state_dict().items())
+        assert again.config.described_offset == after.config.described_offset
+
+    def test_a_checkpoint_keeps_what_was_taught(self, taught, tmp_path):
+        _, model, examples = taught
+        model.save_pretrained(tmp_path)
+        loaded = AMESSForIntentClassification.from_pretrained(tmp_path)
+        clip = examples["Wave"][0]
+        assert torch.equal(loaded(**clip).logits, model(**clip).logits)
+
+    def test_removing_the_intents_brings_the_old_answers_back(self, taught, tokenizer):
+        before, after, examples = taught
+        before, again = copy.deepcopy(before), copy.deepcopy(after)
+        before.update_label_embeds(tokenizer)
+        stored = copy.deepcopy(before)
+        before.set_label_descriptions({**DESCRIPTIONS, **self.SENTENCES}, tokenizer, examples)
+        before.set_label_descriptions(DESCRIPTIONS, tokenizer)
+        batch = random_batch(before.config)
+        assert torch.equal(before(**batch).logits, stored(**batch).logits)
+        assert not again.training
+
+    def test_trained_labels_keep_their_votes(self, taught):
+        before, after, examples = taught
+        known = before.config.num_labels
+        evidence = [model(**examples["Wave"][0]).evidence[..., :known] for model in (before, after)]
+        torch.testing.assert_close(*evidence)
