@@ -6,6 +6,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from .configuration_amess import AMESSConfig, AMESSFeatureConfig
 from .data.collator import AMESSDataCollator
 from .data.mintrec import load_mintrec
+from .discovery import discover_intents
 from .hub import push_to_hub, save_for_hub
 from .modeling_amess import AMESSForIntentClassification, AMESSModel
 from .oos_amess import OutOfScopeDetector
@@ -35,6 +36,7 @@ __all__ = [
     "IntentRecognitionPipeline",
     "OutOfScopeDetector",
     "__version__",
+    "discover_intents",
     "load_mintrec",
     "push_to_hub",
     "save_for_hub",

@@ -50,7 +50,7 @@ MAX_DESCRIPTION_LENGTH = 128
 EXAMPLE_WEIGHT = 4
 # The share of the examples that are to be answered with a described intent, and the number of examples from which on this
 # decides more about the offset than the sentences do.
-FOUND_SHARE, ENOUGH_EXAMPLES = 0.8, 50
+FOUND_SHARE, ENOUGH_EXAMPLES = 0.75, 40
 
 
 def label_triplet_loss(
@@ -422,7 +422,7 @@ class AMESSSynchronization:
     def _keep_same(self, label_embeds: torch.Tensor, rows: list[int | None]):
         """Replace embeddings by those of labels `rows` where they differ by rounding only, so that old answers come back."""
         for row, known in enumerate(rows):
-            if known is not None and torch.allclose(label_embeds[row], self.label_embeds[known], atol=1e-3):
+            if known is not None and torch.allclose(label_embeds[row], self.label_embeds[known], atol=1e-4):
                 label_embeds[row] = self.label_embeds[known]
         return label_embeds
 

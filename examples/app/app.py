@@ -3,7 +3,7 @@ What does the speaker intend? A page on which people try an A-MESS model: `pytho
 
 Record or upload a clip, type the words, and see the intents as bars and the anchors on the clip's time line; "none of
 these" where the model's out-of-scope detector says so. A box takes intents that the model has never seen, described in a
-sentence. Without `--model`, the page uses the model that `make demo` writes to `demo_output/model`. A Space takes the
+sentence or shown by clips that the visitor keeps as examples. Without `--model`, the page uses the model that `make demo` writes to `demo_output/model`. A Space takes the
 files of this folder and `clip_writer.py`, `demo_clips.py` and `demo_examples.py` from `examples/demo`, and the model's
 name in the variable `MODEL_ID`.
 """
@@ -42,7 +42,7 @@ DEMO_MODEL = Path("demo_output", "model")
 # What a visitor may ask for: bytes and seconds of a clip, characters of the words, own intents with their names and
 # descriptions, and seconds until an answer, the wait for others included. `ANSWERS_AT_ONCE` visitors are served at a time.
 MAX_BYTES, MAX_SECONDS, MAX_CHARACTERS = 50 * 2**20, 120, 2000
-MAX_ADDED, MAX_NAME, MAX_DESCRIPTION = 20, 60, 500
+MAX_ADDED, MAX_SHOWN, MAX_NAME, MAX_DESCRIPTION = 20, 16, 60, 500
 MAX_WAITING, MAX_WAIT, ANSWERS_AT_ONCE = 32, 60, 2
 WORKERS = futures.ThreadPoolExecutor(ANSWERS_AT_ONCE)
 THUMBNAILS, SOUND_BARS, SOUND_RATE = 8, 160, 8000
@@ -59,8 +59,8 @@ SHOW = "() => document.querySelector('#answer')?.scrollIntoView({block: 'nearest
 
 class Recognizer:
     """
-    A model behind the page: clips and words in, HTML out. Intents that a visitor describes belong to the visitor's
-    session, not to the model.
+    A model behind the page: clips and words in, HTML out. What a visitor teaches belongs to the visitor's session, not to the
+    model: intent → sentences and examples, as `extra_labels` of the pipeline takes them.
 
     Args:
         model (`str`): Folder or Hub repository of an A-MESS model.
@@ -76,7 +76,7 @@ class Recognizer:
         samples = read_audio(clip, rate, end=MAX_SECONDS)
         return self.transcriber({"raw": samples, "sampling_rate": rate})["text"].strip()
 
-    def __call__(self, clip: str | None, text: str, added: dict[str, str]) -> tuple[str, str]:
+    def __call__(self, clip: str | None, text: str, added: dict[str, list]) -> tuple[str, str]:
         """
         Returns:
             `tuple`: the answer and the time line, as HTML.
@@ -87,7 +87,8 @@ class Recognizer:
         inputs = {"text": text} | ({"clip": clip} if clip else {})
         answer = self.pipeline(inputs, extra_labels=added or None, return_anchors=True, top_k=None)
         scores = {entry["label"]: entry["score"] for entry in answer["predictions"] if entry["label"] != "UNK"}
-        return view.answer_html(scores, answer["in_scope"], set(added)), timeline(clip, text, answer["anchors"])
+        new = set(added) - set(self.intents)
+        return view.answer_html(scores, answer["in_scope"], new), timeline(clip, text, answer["anchors"])
 
     @property
     def intents(self) -> list[str]:
@@ -164,7 +165,7 @@ def build_app(recognizer: Recognizer, examples: list[dict[str, str]]) -> gr.Bloc
                 line = gr.HTML(elem_id="timeline-box", padding=False)
                 with gr.Accordion(f"The {len(recognizer.intents)} intents of this model", open=False, elem_id="known"):
                     gr.HTML(view.chips_html(recognizer.intents), padding=False)
-                added = own_intents(recognizer)
+                added = own_intents(recognizer, clip, words)
 
         shown = [answer, line]
         asked = {"fn": partial(answered, recognizer), "inputs": [clip, words, added], "outputs": shown}
@@ -179,10 +180,10 @@ def build_app(recognizer: Recognizer, examples: list[dict[str, str]]) -> gr.Bloc
     return app
 
 
-def own_intents(recognizer: Recognizer) -> gr.State:
-    """The part of the page in which a visitor describes intents; name → description."""
+def own_intents(recognizer: Recognizer, clip: gr.Video, words: gr.Textbox) -> gr.State:
+    """The part of the page in which a visitor teaches intents; name → sentences and examples."""
     added = gr.State({})
-    with gr.Accordion("Add your own intent", open=False, elem_id="add"):
+    with gr.Accordion("Teach an intent", open=False, elem_id="add"):
         name = gr.Textbox(label="Name", placeholder="Negotiate", max_length=MAX_NAME, elem_id="intent-name")
         question, example = (
             "What does a speaker with this intent do?",
@@ -191,11 +192,13 @@ def own_intents(recognizer: Recognizer) -> gr.State:
         limits = {"lines": 2, "max_length": MAX_DESCRIPTION}
         description = gr.Textbox(label=question, placeholder=example, elem_id="intent-description", **limits)
         with gr.Row():
-            add = gr.Button("Add", elem_id="intent-add")
+            add = gr.Button("Add the description", elem_id="intent-add")
+            keep = gr.Button("Keep this clip as an example", elem_id="intent-keep")
             remove = gr.Button("Remove all added", elem_id="intent-remove")
         own = gr.Markdown(listed({}), elem_id="intent-list")
     form = [name, description, added]
     add.click(partial(add_intent, recognizer), form, [*form, own])
+    keep.click(partial(add_intent, recognizer), [*form, clip, words], [*form, own])
     remove.click(lambda: ({}, listed({})), None, [added, own])
     return added
 
@@ -225,7 +228,7 @@ def in_time(function, *arguments):
 
 
 def answered(
-    recognizer: Recognizer, clip: str | None, words: str | None, added: dict[str, str], nothing: str | None = None
+    recognizer: Recognizer, clip: str | None, words: str | None, added: dict[str, list], nothing: str | None = None
 ) -> tuple[str, str]:
     """
     The answer and the time line as HTML; on an error, what the visitor can fix, without the server's paths. `nothing` is
@@ -256,26 +259,48 @@ def transcribe(recognizer: Recognizer, clip: str | None):
         return gr.skip()
 
 
-def add_intent(recognizer: Recognizer, name: str, description: str, added: dict[str, str]):
-    """The emptied form; the intents with the new one; and their list, which an error message replaces."""
+def add_intent(recognizer: Recognizer, name: str, description: str, added: dict[str, list], *example: str | None):
+    """
+    The emptied form; the intents with what is new; and their list, which an error message replaces. With a clip and its words
+    as `example`, a description is not needed, and the intent may be one that the model knows.
+    """
     kept = name, description, added
     name, description = (name or "").strip(), (description or "").strip()
-    if not name or not description:
+    shown = {key: value for key, value in zip(("clip", "text"), example, strict=False) if (value or "").strip()}
+    known = {known.lower(): known for known in recognizer.intents}
+    if example and not shown:
+        return *kept, f"**{NOTHING}**"
+    if not name or not (description or shown):
         return *kept, "**An intent needs a name and a sentence that describes it.**"
     if len(name) > MAX_NAME or len(description) > MAX_DESCRIPTION:
         return *kept, f"**A name has at most {MAX_NAME} characters, a description {MAX_DESCRIPTION}.**"
     if len(added) >= MAX_ADDED and name not in added:
         return *kept, f"**There are {MAX_ADDED} intents of your own already; remove them to add others.**"
-    if name.lower() in {known.lower() for known in recognizer.intents}:
+    if name.lower() in known and not shown:
         return *kept, f"**The model already knows the intent “{view.plain(name)}”; choose another name.**"
-    added = {**added, name: description}
+    name = known.get(name.lower(), name)
+    examples = [part for part in added.get(name, ()) if isinstance(part, dict)]
+    if shown and len(examples) >= MAX_SHOWN:
+        return *kept, f"**“{view.plain(name)}” has {MAX_SHOWN} examples already.**"
+    try:
+        check_size(shown.get("clip"), shown.get("text", ""))
+    except ValueError as error:
+        return *kept, f"**{view.plain(without_folders(str(error)))}**"
+    sentences = [description] if description else [part for part in added.get(name, ()) if isinstance(part, str)]
+    added = {**added, name: [*sentences, *examples, *([shown] if shown else [])]}
     return "", "", added, listed(added)
 
 
-def listed(added: dict[str, str]) -> str:
+def listed(added: dict[str, list]) -> str:
     if not added:
-        return "*None added yet. An added intent is recognized by its description alone, without training.*"
-    return "\n".join(f"- **{view.plain(name)}**: {view.plain(text)}" for name, text in added.items())
+        return "*None yet. An intent is recognized by its description and its examples, without training.*"
+    lines = []
+    for name, parts in added.items():
+        sentences = [view.plain(part) for part in parts if isinstance(part, str)]
+        examples = len(parts) - len(sentences)
+        counted = [f"{examples} example{'s' if examples > 1 else ''}"] if examples else []
+        lines.append(f"- **{view.plain(name)}**: {'; '.join(sentences + counted)}")
+    return "\n".join(lines)
 
 
 def launch(app: gr.Blocks, **options):

@@ -103,7 +103,7 @@ def answer_html(scores: dict[str, float], in_scope: bool | None, added: set[str]
         body = chips_html([name for name, _ in ranked[:3]])
     else:
         headline = best
-        note = "Described by you, never trained." if best in added else f"{share:.0%} of the score."
+        note = "Taught by you, never trained." if best in added else f"{share:.0%} of the score."
         body = "".join(_bar(name, value, name in added, name == best) for name, value in ranked)
     return (
         f'<div class="amess" id="answer"><div class="kicker">The speaker’s intent</div>'

@@ -199,11 +199,29 @@ class TestAnswers:
         *form, message = app.add_intent(recognizer, " greet ", "Something.", {})
         assert form == [" greet ", "Something.", {}] and "already knows" in message
         assert "needs a name" in app.add_intent(recognizer, "", "x", {})[3]
-        assert app.add_intent(recognizer, "New", "x", {})[:3] == ("", "", {"New": "x"})
+        assert app.add_intent(recognizer, "New", "x", {})[:3] == ("", "", {"New": ["x"]})
         for name, text in (("n" * 61, "x"), ("New", "x" * 501)):
             assert "at most 60 characters, a description 500" in app.add_intent(recognizer, name, text, {})[3]
-        many = {f"n{number}": "x" for number in range(app.MAX_ADDED)}
+        many = {f"n{number}": ["x"] for number in range(app.MAX_ADDED)}
         assert "20 intents of your own already" in app.add_intent(recognizer, "New", "x", many)[3]
+
+    def test_the_loop_of_ask_keep_and_ask_again(self, recognizer, clips):
+        """An example teaches a new intent and one that the model knows, for this visitor alone."""
+        clip, words = clips[0]["clip"], clips[0]["text"]
+        before = app.answered(recognizer, clip, words, {})[0]
+        _, _, added, message = app.add_intent(recognizer, "Wave", "", {}, clip, words)
+        assert added == {"Wave": [{"clip": clip, "text": words}]} and "1 example" in message
+        taught = app.answered(recognizer, clip, words, added)[0]
+        assert 'data-intent="Wave"' in taught and app.answered(recognizer, clip, words, {})[0] == before
+        *_, added, message = app.add_intent(recognizer, "Wave", "The speaker waves.", added, None, words)
+        assert added["Wave"] == ["The speaker waves.", {"clip": clip, "text": words}, {"text": words}]
+        assert "The speaker waves\\.; 2 examples" in message
+        known = recognizer.intents[0]
+        *_, added, _ = app.add_intent(recognizer, known.upper(), "", added, clip, "")
+        assert added[known] == [{"clip": clip}] and app.answered(recognizer, clip, words, added)[1]
+        assert "nothing to ask about" in app.add_intent(recognizer, "Wave", "x", {}, None, " ")[3]
+        full = {"Wave": [{"text": "x"}] * app.MAX_SHOWN}
+        assert "16 examples already" in app.add_intent(recognizer, "Wave", "", full, clip, "")[3]
 
 
 @pytest.fixture(scope="module")
@@ -320,6 +338,10 @@ class TestPage:
         screenshot = Path(os.environ.get("AMESS_SCREENSHOTS", page.profile)) / "app.png"
         page.screenshot(screenshot)
         assert screenshot.stat().st_size > 50_000
+        page.type("#intent-name textarea, #intent-name input", "Wave")
+        page.click("#intent-keep")
+        page.wait("return document.querySelector('#intent-list').textContent.includes('1 example')")
+        page.wait("return document.querySelector('#answer [data-intent=Wave]') !== null")
         page.click("#intent-remove")
         page.wait("return document.querySelectorAll('#intent-list li').length === 0")
         page.wait("return document.querySelector('#answer [data-intent=Negotiate]') === null")

@@ -1,0 +1,155 @@
+#!/usr/bin/env python3
+"""
+Find new intents among clips that match no known one.
+
+    python examples/discover_intents.py path/to/clips --model runs/mintrec2 --output_dir discovered
+
+Clips are the media files of a folder, or the rows of a table (csv, tsv, jsonl, parquet) with `text`, `clip`, `audio` or `video`,
+paths relative to it. Writes `clips.csv` (the group of each clip), `groups.md`, `label_descriptions.json` (what
+`set_label_descriptions` and `extra_labels` take; edit the names first) and `map.png`. Started again, it continues where it
+stopped. `--describe_with MODEL` has a language model on this machine name the groups.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from command_line import ProgressArguments, hide_progress_bars, one_line_errors
+from safetensors.numpy import load_file, save_file
+from transformers import HfArgumentParser, pipeline
+from transformers.hf_argparser import HfArg
+from transformers.utils import logging
+
+from amess_hf.configuration_amess import CLIP_SUFFIXES
+from amess_hf.data.annotations import READERS, read_rows
+from amess_hf.discovery import EmbeddedClips, discover_intents, embed_clips, write_descriptions
+from amess_hf.evaluation.plots import plot_embeddings, save_figure
+from amess_hf.evaluation.tables import escape_markdown, markdown_table, percent, write_csv
+from amess_hf.processing_amess import write_text, written_aside
+
+
+INPUTS = ("text", "clip", "audio", "video", "start", "end")
+CHUNK = 256  # clips that are embedded, and stored, at a time
+
+
+@dataclass
+class DiscoveryArguments:
+    """Which clips, which model, and where the results go."""
+
+    clips: str = HfArg(help="Folder of media files, or a table.")
+    model: str = HfArg(help="Folder or Hub repository of the model.")
+    output_dir: str = HfArg(help="Folder for the results.")
+    num_groups: int | None = HfArg(default=None, help="Number of groups; estimated if not given.")
+    all_clips: bool = HfArg(default=False, help="Group all clips, not only those that the detector calls unknown.")
+    describe_with: str | None = HfArg(default=None, help="Language model that names and describes the groups.")
+    trust_remote_code: bool = HfArg(default=False, help="Run code that comes with the model.")
+
+
+def read_clips(place):
+    """The inputs of the pipeline, one for each clip."""
+    place = Path(place)
+    if place.is_dir():
+        paths = sorted(path for path in place.rglob("*") if path.suffix.lower() in CLIP_SUFFIXES)
+        rows = [{"clip": str(path)} for path in paths]
+    elif place.is_file() and place.suffix in READERS:
+        rows = [{name: row[name] for name in INPUTS if row.get(name) not in (None, "")} for _, row in read_rows(place)]
+        for row in rows:
+            row |= {name: float(row[name]) for name in ("start", "end") if name in row}
+            row |= {name: str(place.parent / row[name]) for name in ("clip", "audio", "video") if name in row}
+    else:
+        raise ValueError(f"`clips` {place} is neither a folder nor a {', '.join(READERS)} table")
+    if not rows:
+        raise ValueError(f"`clips` {place} has no clip; give files that end in {', '.join(CLIP_SUFFIXES)}, or a table")
+    return rows
+
+
+def embed(pipe, rows, folder):
+    """The embedded clips, a stored chunk at a time; a chunk of other clips or of another model is made again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = Path(pipe.model.config._name_or_path, "model.safetensors")
+    version = weights.stat().st_mtime_ns if weights.is_file() else str(pipe.model.hub_kwargs.get("revision"))
+    parts = []
+    for first in logging.tqdm(range(0, len(rows), CHUNK), desc="Chunks", unit="chunk"):
+        chunk = rows[first : first + CHUNK]
+        asked = json.dumps([pipe.model.config._name_or_path, version, chunk], sort_keys=True)
+        path = folder / f"{hashlib.sha256(asked.encode()).hexdigest()[:16]}.safetensors"
+        if not path.is_file():
+            found = embed_clips(pipe, chunk)
+            texts = np.frombuffer(json.dumps(found.texts).encode(), dtype=np.uint8)
+            arrays = {name: getattr(found, name) for name in ("embeds", "probabilities", "unknown")}
+            with written_aside(path) as partial:
+                save_file({**arrays, "texts": texts}, partial)
+        parts.append(load_file(path))
+    arrays = {name: np.concatenate([part[name] for part in parts]) for name in ("embeds", "probabilities", "unknown")}
+    return EmbeddedClips(**arrays, texts=[text for part in parts for text in json.loads(part["texts"].tobytes())])
+
+
+def language_model(name):
+    """From utterances to a name and sentences, by a language model on this machine."""
+    write = pipeline("text-generation", name)
+
+    def describe(utterances):
+        lines = "\n".join(f"- {text}" for text in utterances)
+        question = f"People said:\n{lines}\nName in one or two words what these speakers intend, then a colon, then one sentence about it."
+        answer = write([{"role": "user", "content": question}], max_new_tokens=80, do_sample=False)
+        intent, _, sentence = answer[0]["generated_text"][-1]["content"].strip().partition(":")
+        return intent.strip()[:60], [sentence.strip() or f"The speaker intends: {intent.strip()}."]
+
+    return describe
+
+
+def write_results(pipe, rows, found, groups, folder):
+    """The tables, the descriptions and the map."""
+    group_of = {place: number for number, group in enumerate(groups, 1) for place in group.clips}
+    cells = [
+        [group_of.get(place, ""), row.get("clip") or row.get("video") or row.get("audio") or "", found.texts[place]]
+        for place, row in enumerate(rows)
+    ]
+    write_csv(folder / "clips.csv", ["group", "clip", "text"], cells)
+    table = [
+        [
+            number,
+            escape_markdown(group.name),
+            len(group.clips),
+            percent(group.tightness),
+            escape_markdown(group.nearest),
+        ]
+        + [escape_markdown(" · ".join(group.utterances))]
+        for number, group in enumerate(groups, 1)
+    ]
+    header = ["group", "name", "clips", "tightness", "nearest intent", "central utterances"]
+    write_text(folder / "groups.md", markdown_table(header, table, (1, 4, 5)) + "\n![Map of the clips](map.png)\n")
+    write_descriptions(groups, folder / "label_descriptions.json")
+    names = [f"{number} {group.name}" for number, group in enumerate(groups, 1)]
+    names += [f"known: {name}" for name in pipe.model.config.id2label.values()]
+    labels = len(groups) + found.probabilities.argmax(-1)
+    for place, number in group_of.items():
+        labels[place] = number - 1
+    if len(labels) >= 4:
+        there, labels = np.unique(labels, return_inverse=True)
+        save_figure(plot_embeddings(found.embeds, labels, [names[number] for number in there]), folder / "map.png")
+
+
+def main(arguments=None):
+    parser = HfArgumentParser((DiscoveryArguments, ProgressArguments), description=__doc__)
+    own, progress = parser.parse_args_into_dataclasses(arguments)
+    if progress.disable_tqdm:
+        hide_progress_bars()
+    rows, folder = read_clips(own.clips), Path(own.output_dir)
+    pipe = pipeline("intent-recognition", own.model, trust_remote_code=own.trust_remote_code or None)
+    describe = language_model(own.describe_with) if own.describe_with else None
+    found = embed(pipe, rows, folder / "embeddings")
+    groups = discover_intents(pipe, found, own.num_groups, not own.all_clips, describe)
+    write_results(pipe, rows, found, groups, folder)
+    logging.get_logger("amess_hf.discover_intents").warning(
+        f"{len(groups)} group(s) in {os.path.join(folder, 'groups.md')}"
+    )
+    return groups
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()
