@@ -6,7 +6,6 @@ MIntRec's dev split, mpnet without training, 41 % of the clips are grouped as th
 Both are centered, scaled to unit length and reduced to `NUM_COMPONENTS` principal components; k-means groups them.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,6 @@ from torch.utils.data import DataLoader
 from transformers.utils import logging
 
 from .pipeline_amess import IntentRecognitionPipeline
-from .processing_amess import write_json
 
 
 LAYER_DEPTH = 0.6
@@ -222,15 +220,3 @@ def _suggestion(words: list[str], group: int):
     if not words:
         return f"group {group + 1}", ["The speaker says nothing that can be told in words."]
     return " / ".join(words[:2]), [f"The speaker says something with words such as {', '.join(words)}."]
-
-
-def write_descriptions(groups: Sequence[IntentGroup], path: str | os.PathLike) -> None:
-    """Write names and sentences of groups as JSON, as `set_label_descriptions` and `--label_descriptions` take them.
-
-    Args:
-        groups (`Sequence[IntentGroup]`): What [`discover_intents`] found; a name that occurs twice gets a number.
-        path (`str`): The file.
-    """
-    names = [group.name for group in groups]
-    unique = [name if names.count(name) == 1 else f"{name} {index + 1}" for index, name in enumerate(names)]
-    write_json(path, {name: group.descriptions for name, group in zip(unique, groups, strict=True)})

@@ -25,10 +25,10 @@ from transformers.utils import logging
 
 from amess_hf.configuration_amess import CLIP_SUFFIXES
 from amess_hf.data.annotations import READERS, read_rows
-from amess_hf.discovery import EmbeddedClips, discover_intents, embed_clips, write_descriptions
+from amess_hf.discovery import EmbeddedClips, discover_intents, embed_clips
 from amess_hf.evaluation.plots import plot_embeddings, save_figure
 from amess_hf.evaluation.tables import escape_markdown, markdown_table, percent, write_csv
-from amess_hf.processing_amess import write_text, written_aside
+from amess_hf.processing_amess import write_json, write_text, written_aside
 
 
 INPUTS = ("text", "clip", "audio", "video", "start", "end")
@@ -122,7 +122,10 @@ def write_results(pipe, rows, found, groups, folder):
     ]
     header = ["group", "name", "clips", "tightness", "nearest intent", "central utterances"]
     write_text(folder / "groups.md", markdown_table(header, table, (1, 4, 5)) + "\n![Map of the clips](map.png)\n")
-    write_descriptions(groups, folder / "label_descriptions.json")
+    called = [group.name for group in groups]
+    unique = [name if called.count(name) == 1 else f"{name} {number}" for number, name in enumerate(called, 1)]
+    described = {name: group.descriptions for name, group in zip(unique, groups, strict=True)}
+    write_json(folder / "label_descriptions.json", described)
     names = [f"{number} {group.name}" for number, group in enumerate(groups, 1)]
     names += [f"known: {name}" for name in pipe.model.config.id2label.values()]
     labels = len(groups) + found.probabilities.argmax(-1)

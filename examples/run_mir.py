@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import combining
 import numpy as np
 import torch
 from command_line import ArgumentParser, one_line_errors, progress_bars
@@ -39,7 +40,6 @@ from amess_hf import (
     load_mintrec,
 )
 from amess_hf.configuration_amess import FEATURE_MODALITIES, OUT_OF_SCOPE_ID, AMESSFeatureConfig
-from amess_hf.data import combining
 from amess_hf.data.clip_features import add_clip_features
 from amess_hf.data.dataset_files import NO_FEATURES
 from amess_hf.data.mintrec import with_feature_arrays

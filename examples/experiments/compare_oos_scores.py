@@ -22,13 +22,21 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from datasets import concatenate_datasets
-from runner import DataArguments, model_folders, one_line_errors, parse, split_pair, write_results
+from runner import (
+    DataArguments,
+    model_folders,
+    one_line_errors,
+    parse,
+    split_pair,
+    with_labels,
+    words_of,
+    write_results,
+)
 from scipy.stats import rankdata
 from transformers import AutoTokenizer
 
 from amess_hf import AMESSConfig, AMESSForIntentClassification
 from amess_hf.data.collator import AMESSDataCollator
-from amess_hf.data.combining import with_labels, words_of
 from amess_hf.data.mintrec import load_mintrec
 from amess_hf.evaluation import compute_oos_metrics, fit_detectors, paired_difference, predict_clips
 from amess_hf.evaluation.aggregation import aggregate_runs, format_spread

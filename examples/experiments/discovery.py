@@ -15,14 +15,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from open_world import untrained_model
-from runner import DataArguments, one_line_errors, parse, write_results
+from runner import DataArguments, labels_of, one_line_errors, parse, write_results
 from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score, confusion_matrix, normalized_mutual_info_score
 from transformers import AutoTokenizer, pipeline
 
 from amess_hf import IntentRecognitionPipeline
-from amess_hf.data.combining import labels_of
 from amess_hf.data.mintrec import load_mintrec
 from amess_hf.descriptions_amess import describe_labels
 from amess_hf.discovery import assign_groups, embed_clips, reduce_embeds

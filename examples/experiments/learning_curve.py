@@ -15,13 +15,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from runner import NO_SS, SCORED_ONCE, RunArguments, one_line_errors, parse, seed_list, train, write_results
+from runner import NO_SS, SCORED_ONCE, RunArguments, few_clips, one_line_errors, parse, seed_list, train, write_results
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer
 from transformers import AutoModel, AutoTokenizer
 
-from amess_hf.data.combining import few_clips
 from amess_hf.data.dataset_files import NO_FEATURES
 from amess_hf.data.mintrec import load_mintrec
 from amess_hf.evaluation.aggregation import aggregate_runs, format_spread

@@ -17,6 +17,7 @@ from amess_hf.processing_amess import write_text
 EXAMPLES = Path(__file__).parents[1]
 sys.path.append(str(EXAMPLES))
 
+from combining import few_clips, labels_of, with_labels, words_of  # noqa: F401
 from command_line import ProgressArguments, hide_progress_bars, one_line_errors  # noqa: F401
 
 

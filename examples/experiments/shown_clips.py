@@ -15,13 +15,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from open_world import untrained_model
-from runner import DataArguments, one_line_errors, parse, write_results
+from runner import DataArguments, labels_of, one_line_errors, parse, write_results
 from sklearn.linear_model import LogisticRegression
 from transformers import AutoTokenizer
 
 from amess_hf import AMESSForIntentClassification
 from amess_hf.data.collator import AMESSDataCollator
-from amess_hf.data.combining import labels_of
 from amess_hf.data.mintrec import load_mintrec
 from amess_hf.descriptions_amess import describe_labels
 from amess_hf.evaluation import predict_clips

@@ -2,11 +2,7 @@
 
 import numpy as np
 import pytest
-from demo_corpus import write_demo_corpus
-from utils import tiny_config, write_table_folder
-
-from amess_hf import load_mintrec
-from amess_hf.data.combining import (
+from combining import (
     few_clips,
     hold_out_intents,
     in_labels_of,
@@ -15,6 +11,10 @@ from amess_hf.data.combining import (
     merge_datasets,
     with_labels,
 )
+from demo_corpus import write_demo_corpus
+from utils import tiny_config, write_table_folder
+
+from amess_hf import load_mintrec
 
 
 @pytest.fixture(scope="module")

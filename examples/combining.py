@@ -8,9 +8,9 @@ from typing import Any
 from datasets import ClassLabel, Dataset, DatasetDict, concatenate_datasets
 from transformers.utils import logging
 
-from ..configuration_amess import FEATURE_MODALITIES, OUT_OF_SCOPE_ID, AMESSConfig
-from ..datasets_amess import DATASETS, feature_sizes, label_names
-from .errors import require
+from amess_hf.configuration_amess import FEATURE_MODALITIES, OUT_OF_SCOPE_ID, AMESSConfig
+from amess_hf.data.errors import require
+from amess_hf.datasets_amess import DATASETS, feature_sizes, label_names
 
 
 logger = logging.get_logger(__name__)
