@@ -3,7 +3,10 @@
 import csv
 import math
 
+import calibration
 import compare_fusions
+import discover_intents
+import discovery
 import learning_curve
 import numpy as np
 import oos_by_modalities
@@ -11,12 +14,14 @@ import open_world
 import pandas
 import pytest
 import runner
+import shown_clips
 import speaker_folds
 from demo_corpus import AUDIO_WIDTH, VIDEO_WIDTH, demo_label_descriptions, write_demo_corpus
 from sklearn.metrics import roc_auc_score
 from transformers import BertConfig, BertModel
 from utils import TEXT_SIZES, tiny_model
 
+from amess_hf import AMESSProcessor
 from amess_hf.oos_amess import OOS_METHODS
 
 
@@ -55,7 +60,19 @@ def save_model(folder, tokenizer, seed, held_out, **fields):
         seed, text_config=TEXT_CONFIG, id2label=dict(enumerate(known)), label_descriptions=descriptions, **fields
     )
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    AMESSProcessor.for_model(model.config, tokenizer).save_pretrained(folder)
+
+
+def once(function):
+    """The function, which may be called once."""
+    calls = []
+
+    def called(*arguments):
+        calls.append(arguments)
+        assert len(calls) == 1
+        return function(*arguments)
+
+    return called
 
 
 @pytest.mark.slow
@@ -168,6 +185,63 @@ class TestOpenWorld:
         (line,) = [line for line in (folder / "open_world.md").read_text().splitlines() if "| untrained |" in line]
         mean = 100 * np.mean([rows["untrained"]["unseen_accuracy"] for rows in table.values()])
         assert f"| {mean:.1f} ± " in line
+
+    def test_shown_clips(self, scored, world, tmp_path):
+        """Draws are nested, both answers are there, and what is shown is what the regression learns too."""
+        arguments = [
+            "--data_dir",
+            str(world[0]),
+            "--text_model_name_or_path",
+            str(world[1]),
+            "--output_dir",
+            str(tmp_path),
+        ]
+        arguments += ["--model_name_or_path", str(scored[0] / "fold-1"), "--shown_clips", "0,2", "--draws", "2"]
+        (scores,) = shown_clips.main(arguments).values()
+        assert {key: len(draws) for key, draws in scores.items()} == {
+            (shown_clips.TAUGHT, 0): 1,
+            (shown_clips.TAUGHT, 2): 2,
+            (shown_clips.REGRESSION, 2): 2,
+        }
+        labels = np.repeat(np.arange(4), 9)
+        few, more = (shown_clips.draw_clips(labels, [1, 3], count, 0) for count in (2, 5))
+        assert all(set(few[label]) < set(more[label]) and (labels[more[label]] == label).all() for label in few)
+
+    def test_discovery(self, scored, world, tmp_path):
+        assert discovery.agreement(np.array([3, 3, 7, 7]), np.array([1, 1, 0, 0])) == pytest.approx((1, 1, 1))
+        assert discovery.agreement(np.array([3, 3, 7, 7]), np.array([0, 1, 0, 1]))[:2] == pytest.approx((0.5, 0))
+        arguments = ["--data_dir", str(world[0]), "--text_model_name_or_path", str(world[1]), "--num_seeds", "2"]
+        arguments += ["--model_name_or_path", str(scored[0] / "fold-1"), "--output_dir", str(tmp_path)]
+        found = discovery.main(arguments)
+        assert [task.split(": ")[-1] for task in found] == ["without labels, all intents", "unseen", "all"]
+        assert all(len(seeds) == 2 for answers in found.values() for seeds in answers.values())
+
+    def test_calibration(self, world, tmp_path, tokenizer):
+        save_model(tmp_path / "run", tokenizer, 0, (), fusion_type="text", audio_config=None, video_config=None)
+        arguments = ["--data_dir", str(world[0]), "--runs", str(tmp_path / "run"), "--halves", "3"]
+        (halves,) = calibration.main([*arguments, "--output_dir", str(tmp_path)]).values()
+        assert halves["before"]["accuracy"] == halves["after"]["accuracy"]
+        scores, labels = np.zeros((1, 900, 2)), np.repeat([0, 1], [720, 180])
+        scores[0, :, 0] = 3.0  # says 95 % where 80 % is right
+        before, after = calibration.measure_halves(scores, labels, 5).values()
+        assert before["confidence"] == pytest.approx(0.95, abs=0.01)
+        assert after["confidence"] == pytest.approx(after["accuracy"], abs=0.04)
+
+    def test_discover_intents_goes_on_where_it_stopped(self, scored, tmp_path, monkeypatch):
+        (tmp_path / "clips.csv").write_text("text\n" + "hello you\nbox again\nhello there\nbox box\n" * 3)
+        monkeypatch.setattr(discover_intents, "CHUNK", 5)
+        arguments = ["--clips", str(tmp_path / "clips.csv"), "--model", str(scored[0] / "fold-1"), "--num_groups", "2"]
+        arguments += ["--output_dir", str(tmp_path / "out")]
+        groups = discover_intents.main(arguments)
+        assert sum(len(group.clips) for group in groups) == 12
+        written = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.is_file()}
+        assert set(written) == {"clips.csv", "groups.md", "label_descriptions.json", "map.png"}
+        next((tmp_path / "out" / "embeddings").iterdir()).unlink()
+        monkeypatch.setattr(discover_intents, "embed_clips", once(discover_intents.embed_clips))
+        discover_intents.main(arguments)
+        assert written == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.is_file()}
+        with pytest.raises(ValueError, match="neither a folder nor a"):
+            discover_intents.read_clips(tmp_path / "nowhere")
 
     def test_clips_that_were_trained_on_are_left_out(self, world):
         names = {"model_name_or_path": "", "text_model_name_or_path": "", "output_dir": ""}
