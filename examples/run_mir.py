@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import aggregation
 import combining
 import numpy as np
 import torch
@@ -45,7 +46,7 @@ from amess_hf.data.dataset_files import NO_FEATURES
 from amess_hf.data.mintrec import with_feature_arrays
 from amess_hf.datasets_amess import DATASETS, feature_sizes, merge_fields
 from amess_hf.descriptions_amess import describe_labels
-from amess_hf.evaluation import aggregation, fit_detectors, predict_masked, read_evidence_spans, report
+from amess_hf.evaluation import fit_detectors, predict_masked, read_evidence_spans, report
 from amess_hf.evaluation import metrics as figures
 from amess_hf.evaluation.model_card import create_model_card
 from amess_hf.evaluation.prediction import ClipOutputs, write_predictions

@@ -18,6 +18,7 @@ from itertools import count, islice
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from aggregation import update_results
 from command_line import one_line_errors
 from run_mir import claim_folder, evaluate, for_each_seed, is_finished, parse_arguments, prepare, what_is_asked
 from transformers import get_scheduler, set_seed
@@ -26,7 +27,6 @@ from transformers.utils import logging
 
 from amess_hf import AMESSDataCollator, AMESSTrainer
 from amess_hf.evaluation import calibrate, predict_clips
-from amess_hf.evaluation.aggregation import update_results
 from amess_hf.evaluation.metrics import CLASSIFICATION_METRICS, in_scope_metrics
 from amess_hf.hub import save_for_hub
 from amess_hf.modeling_amess import LOSS_PARTS

@@ -1,6 +1,5 @@
 """Metrics, predictions, reports and model cards. Plots and cards need the `report` extra: `pip install "amess_hf[report]"`."""
 
-from .aggregation import aggregate_runs, paired_difference, write_aggregate
 from .calibration import calibrate
 from .metrics import compute_classification_metrics, compute_oos_metrics, compute_open_classification_metrics
 from .model_card import create_model_card, name_repository
@@ -17,7 +16,6 @@ from .reporting import fit_detectors, report
 
 __all__ = [
     "ClipOutputs",
-    "aggregate_runs",
     "calibrate",
     "compute_anchor_metrics",
     "compute_classification_metrics",
@@ -27,10 +25,8 @@ __all__ = [
     "fit_detectors",
     "modality_table",
     "name_repository",
-    "paired_difference",
     "predict_clips",
     "predict_masked",
     "read_evidence_spans",
     "report",
-    "write_aggregate",
 ]

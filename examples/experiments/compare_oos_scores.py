@@ -24,8 +24,11 @@ import numpy as np
 from datasets import concatenate_datasets
 from runner import (
     DataArguments,
+    aggregate_runs,
+    format_spread,
     model_folders,
     one_line_errors,
+    paired_difference,
     parse,
     split_pair,
     with_labels,
@@ -38,8 +41,7 @@ from transformers import AutoTokenizer
 from amess_hf import AMESSConfig, AMESSForIntentClassification
 from amess_hf.data.collator import AMESSDataCollator
 from amess_hf.data.mintrec import load_mintrec
-from amess_hf.evaluation import compute_oos_metrics, fit_detectors, paired_difference, predict_clips
-from amess_hf.evaluation.aggregation import aggregate_runs, format_spread
+from amess_hf.evaluation import compute_oos_metrics, fit_detectors, predict_clips
 from amess_hf.evaluation.metrics import OOS_METRICS
 from amess_hf.evaluation.plots import plot_roc, save_figure
 

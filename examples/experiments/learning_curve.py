@@ -15,7 +15,19 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from runner import NO_SS, SCORED_ONCE, RunArguments, few_clips, one_line_errors, parse, seed_list, train, write_results
+from runner import (
+    NO_SS,
+    SCORED_ONCE,
+    RunArguments,
+    aggregate_runs,
+    few_clips,
+    format_spread,
+    one_line_errors,
+    parse,
+    seed_list,
+    train,
+    write_results,
+)
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer
@@ -23,7 +35,6 @@ from transformers import AutoModel, AutoTokenizer
 
 from amess_hf.data.dataset_files import NO_FEATURES
 from amess_hf.data.mintrec import load_mintrec
-from amess_hf.evaluation.aggregation import aggregate_runs, format_spread
 from amess_hf.evaluation.plots import plot_learning_curve, save_figure
 from amess_hf.processing_amess import encode_texts
 

@@ -20,7 +20,17 @@ import os
 from dataclasses import dataclass, field
 
 import numpy as np
-from runner import DataArguments, labels_of, one_line_errors, parse, split_pair, words_of, write_results
+from runner import (
+    DataArguments,
+    aggregate_runs,
+    format_spread,
+    labels_of,
+    one_line_errors,
+    parse,
+    split_pair,
+    words_of,
+    write_results,
+)
 from transformers import AutoTokenizer
 
 from amess_hf import AMESSForIntentClassification
@@ -28,7 +38,6 @@ from amess_hf.data.collator import AMESSDataCollator
 from amess_hf.data.mintrec import load_mintrec
 from amess_hf.descriptions_amess import describe_labels
 from amess_hf.evaluation import predict_clips
-from amess_hf.evaluation.aggregation import aggregate_runs, format_spread
 from amess_hf.evaluation.metrics import generalized_accuracy
 from amess_hf.training.weights import encoder_weights, mix_encoder_weights
 

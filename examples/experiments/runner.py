@@ -9,7 +9,6 @@ from pathlib import Path
 from transformers import HfArgumentParser
 from transformers.utils import logging
 
-from amess_hf.evaluation.aggregation import load_seed_results
 from amess_hf.evaluation.tables import markdown_table, write_csv
 from amess_hf.processing_amess import write_text
 
@@ -17,6 +16,7 @@ from amess_hf.processing_amess import write_text
 EXAMPLES = Path(__file__).parents[1]
 sys.path.append(str(EXAMPLES))
 
+from aggregation import aggregate_runs, format_spread, load_seed_results, paired_difference  # noqa: F401
 from combining import few_clips, labels_of, with_labels, words_of  # noqa: F401
 from command_line import ProgressArguments, hide_progress_bars, one_line_errors  # noqa: F401
 

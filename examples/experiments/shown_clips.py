@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from open_world import untrained_model
-from runner import DataArguments, labels_of, one_line_errors, parse, write_results
+from runner import DataArguments, labels_of, one_line_errors, paired_difference, parse, write_results
 from sklearn.linear_model import LogisticRegression
 from transformers import AutoTokenizer
 
@@ -90,14 +90,14 @@ def score_fold(folder, data, descriptions, embeds, own):
     return scores
 
 
-def difference(first, second, resamples=2000):
-    """Mean of `first - second` (models, draws) in points, and its 95 % interval over both."""
-    values, rng = 100 * (first - second), np.random.default_rng(0)
-    models, draws = values.shape
-    means = [
-        values[rng.integers(models, size=models)][:, rng.integers(draws, size=draws)].mean() for _ in range(resamples)
+def gain(found, count):
+    """Harmonic accuracy of the taught models over that of the regression, in points, with a 95 % interval over models and draws."""
+    pairs = [
+        dict(enumerate(draw[-1] for scores in found.values() for draw in scores[name, count]))
+        for name in (TAUGHT, REGRESSION)
     ]
-    return f"{values.mean():.1f} ({np.percentile(means, 2.5):.1f} to {np.percentile(means, 97.5):.1f})"
+    mean, low, high = (100 * paired_difference(*pairs)[key] for key in ("mean", "low", "high"))
+    return f"{mean:.1f} ({low:.1f} to {high:.1f})"
 
 
 def main(arguments=None):
@@ -123,19 +123,13 @@ def main(arguments=None):
     for name, count in found[folders[0]]:
         values = np.array([scores[name, count] for scores in found.values()])  # (models, draws, figures)
         cell = [name, count, *(percent(share) for share in values.mean((0, 1)))]
-        other = np.array([scores[REGRESSION, count] for scores in found.values()]) if count else None
-        cells.append([*cell, difference(values[..., -1], other[..., -1]) if name == TAUGHT and count else ""])
+        cells.append([*cell, gain(found, count) if name == TAUGHT and count else ""])
     header = [
         f"{len(folders)} model(s), {own.draws} draws",
-        "clips shown",
-        "seen",
-        "unseen",
-        "harmonic",
-        "over regression",
+        *"clips shown,seen,unseen,harmonic,over regression".split(","),
     ]
-    write_results(
-        own.output_dir, "shown_clips", ["model", "answer", "clips", "draw", "figure", "value"], rows, header, cells
-    )
+    columns = ["model", "answer", "clips", "draw", "figure", "value"]
+    write_results(own.output_dir, "shown_clips", columns, rows, header, cells)
     return found
 
 

@@ -12,7 +12,8 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from amess_hf.evaluation.aggregation import aggregate_runs, format_spread, paired_difference
+from runner import aggregate_runs, format_spread, paired_difference
+
 from amess_hf.evaluation.tables import markdown_table
 
 

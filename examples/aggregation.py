@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..processing_amess import write_json, write_text
-from .metrics import CLASSIFICATION_METRICS, OOS_METRICS, OPEN_METRICS
-from .tables import markdown_table, percent, write_csv
+from amess_hf.evaluation.metrics import CLASSIFICATION_METRICS, OOS_METRICS, OPEN_METRICS
+from amess_hf.evaluation.tables import markdown_table, percent, write_csv
+from amess_hf.processing_amess import write_json, write_text
 
 
 # Named as by the Trainer's `save_metrics`.

@@ -6,8 +6,7 @@ import statistics
 
 import numpy as np
 import pytest
-
-from amess_hf.evaluation.aggregation import (
+from aggregation import (
     aggregate_runs,
     format_spread,
     load_seed_results,
@@ -16,6 +15,7 @@ from amess_hf.evaluation.aggregation import (
     update_results,
     write_aggregate,
 )
+
 from amess_hf.evaluation.tables import markdown_table, write_csv
 
 
