@@ -2,7 +2,8 @@
 
 With the scores z of text and fusion and the evidence e_m of audio and of video, the model answers softmax((z + sum_m s_m e_m) / T).
 T, the temperature (Guo et al., ICML 2017), and the scales s_m have the lowest negative log-likelihood on dev clips: in 1 / T
-and s_m / T this is a logistic regression, and convex. The sets are those of split conformal prediction (Sadinle et al., JASA
+and s_m / T this is a logistic regression, and convex; a penalty that weighs as much as one clip draws both to 1, so that a few
+dev clips which are all answered correctly do not make the model sure of everything. The sets are those of split conformal prediction (Sadinle et al., JASA
 2019): an intent is in the set if its probability is at least that of the right intent in a given share of the dev clips.
 """
 
@@ -61,7 +62,7 @@ def calibrated_logits(scores: np.ndarray, config: Any) -> np.ndarray:
 
 
 def fit_scales(scores: np.ndarray, labels: np.ndarray) -> tuple[float, list[float]]:
-    """Find the temperature and the scales of the evidence with the lowest negative log-likelihood.
+    """Find the temperature and the scales of the evidence with the lowest penalized negative log-likelihood.
 
     Args:
         scores (`np.ndarray` of shape `(1 or 3, clips, num_labels)`): What [`uncalibrated_scores`] gives.
@@ -80,7 +81,8 @@ def fit_scales(scores: np.ndarray, labels: np.ndarray) -> tuple[float, list[floa
         log_probabilities = log_softmax(np.tensordot(weights, scores, 1), axis=-1)
         errors = np.exp(log_probabilities)
         errors[rows, labels] -= 1
-        return -log_probabilities[rows, labels].mean(), (scores * errors).sum((1, 2)) / len(labels)
+        loss = 0.5 * np.square(weights - 1).sum() - log_probabilities[rows, labels].sum()
+        return loss / len(labels), (weights - 1 + (scores * errors).sum((1, 2))) / len(labels)
 
     start = np.ones(len(scores))
     weights = minimize(loss_and_gradient, start, jac=True, method="L-BFGS-B", bounds=[_BOUNDS] * len(scores)).x

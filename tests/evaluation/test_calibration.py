@@ -36,8 +36,14 @@ class TestFit:
         scores, labels = drawn_scores(400)
         temperature, scales = fit_scales(scores[:1], labels)
         grid = np.geomspace(0.1, 50, 4000)
-        losses = [-log_softmax(scores[0] / t, axis=-1)[np.arange(400), labels].mean() for t in grid]
+        losses = [
+            (1 / t - 1) ** 2 / 2 - log_softmax(scores[0] / t, axis=-1)[np.arange(400), labels].sum() for t in grid
+        ]
         assert temperature == pytest.approx(grid[np.argmin(losses)], rel=0.005) and scales == [1.0, 1.0]
+
+    def test_few_clips_that_are_all_right_do_not_make_it_sure(self):
+        temperature, _ = fit_scales(3 * np.eye(5)[None], np.arange(5))
+        assert 0.6 < temperature < 1
 
     def test_modality_without_evidence(self):
         scores, labels = drawn_scores(400)
