@@ -402,10 +402,7 @@ class AMESSAnchorFusion(AMESSTokenFusion):
 
 
 def modality_losses(
-    logits: torch.Tensor,
-    modality_mask: torch.Tensor,
-    labels: torch.Tensor,
-    candidate_mask: torch.Tensor | None = None,
+    logits: torch.Tensor, modality_mask: torch.Tensor, labels: torch.Tensor, candidate_mask: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Cross-entropy of each modality on its own, whose target is smoothed where another modality knows the label better (step 6).
 

@@ -69,10 +69,7 @@ def consistency_loss(
 
 
 def distillation_loss(
-    logits: torch.Tensor,
-    teacher_logits: torch.Tensor,
-    temperature: float,
-    candidate_mask: torch.Tensor | None = None,
+    logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float, candidate_mask: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Knowledge distillation (arXiv 1503.02531): the Kullback-Leibler divergence from a teacher's softened answers.
 

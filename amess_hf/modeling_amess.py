@@ -15,12 +15,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .anchor_embedding_amess import (
-    AMESSAnchorFusion,
-    AMESSStatisticsEvidence,
-    AMESSVotes,
-    modality_loss_terms,
-)
+from .anchor_embedding_amess import AMESSAnchorFusion, AMESSStatisticsEvidence, AMESSVotes, modality_loss_terms
 from .configuration_amess import (
     LOSS_ITEMS,
     LOSS_PARTS,

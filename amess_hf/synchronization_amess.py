@@ -166,10 +166,7 @@ class AMESSSynchronization:
 
     @torch.no_grad()
     def encode_label_descriptions(
-        self,
-        label_descriptions: dict[str, list[str] | str],
-        tokenizer: PreTrainedTokenizerBase,
-        batch_size: int = 64,
+        self, label_descriptions: dict[str, list[str] | str], tokenizer: PreTrainedTokenizerBase, batch_size: int = 64
     ) -> torch.Tensor:
         """Embed descriptions: the mean of each label's sentences, scaled to unit length.
 

@@ -112,15 +112,10 @@ def paired_difference(
     summary = _summary(differences)
     low = high = summary["mean"]
     if len(differences) > 1:
-        low, high = bootstrap(
-            (differences,),
-            np.mean,
-            n_resamples=10_000,
-            batch=500,  # ten thousand resamples of a thousand clips at once would take 80 MB
-            confidence_level=confidence,
-            method="percentile",
-            random_state=np.random.default_rng(0),
-        ).confidence_interval
+        # Ten thousand resamples of a thousand clips at once would take 80 MB.
+        sizes = {"n_resamples": 10_000, "batch": 500, "random_state": np.random.default_rng(0)}
+        how = {"confidence_level": confidence, "method": "percentile"}
+        low, high = bootstrap((differences,), np.mean, **sizes, **how).confidence_interval
     return summary | {"low": float(low), "high": float(high), "pairs": summary.pop("runs")}
 
 

@@ -12,7 +12,6 @@ stopped. `--describe_with MODEL` has a language model on this machine name the g
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -147,9 +146,7 @@ def main(arguments=None):
     found = embed(pipe, rows, folder / "embeddings")
     groups = discover_intents(pipe, found, own.num_groups, not own.all_clips, describe)
     write_results(pipe, rows, found, groups, folder)
-    logging.get_logger("amess_hf.discover_intents").warning(
-        f"{len(groups)} group(s) in {os.path.join(folder, 'groups.md')}"
-    )
+    print(f"{len(groups)} group(s) in {folder / 'groups.md'}")
     return groups
 
 

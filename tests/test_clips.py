@@ -14,14 +14,7 @@ av = pytest.importorskip("av")
 
 from clip_writer import write_clip
 
-from amess_hf.clips_amess import (
-    Clip,
-    ClipError,
-    clip_durations,
-    iter_frames,
-    read_audio,
-    read_frames,
-)
+from amess_hf.clips_amess import Clip, ClipError, clip_durations, iter_frames, read_audio, read_frames
 
 
 def brightening(count, height=48, width=64):

@@ -8,13 +8,7 @@ import torch
 from encoder_models import SPEECH_MODELS, save_speech_model, save_vision_model, save_whisper
 from transformers import AutoImageProcessor, AutoModel, WhisperFeatureExtractor, WhisperModel
 
-from amess_hf.encoders_amess import (
-    WINDOW_FEATURES,
-    HOGEncoder,
-    HOGGridEncoder,
-    LogMelEncoder,
-    load_encoder,
-)
+from amess_hf.encoders_amess import WINDOW_FEATURES, HOGEncoder, HOGGridEncoder, LogMelEncoder, load_encoder
 
 
 VISION_WIDTHS = {"swin": 24, "vit": 32, "resnet": 16, "videomae": 32}

@@ -85,10 +85,7 @@ class TestInputs:
             same(whole, processor(text="hello", clip=file.read()))
         sound = read_audio(clip, 16000)
         frames = read_frames(clip, **HOGEncoder().reading)
-        features = {
-            "audio_features": LogMelEncoder()([sound])[0],
-            "video_features": HOGEncoder()([frames])[0],
-        }
+        features = {"audio_features": LogMelEncoder()([sound])[0], "video_features": HOGEncoder()([frames])[0]}
         same(whole, processor(text="hello", **features))
         same(whole, processor(text="hello", audio={"array": sound, "sampling_rate": 16000}, video=clip))
         same(whole, processor(text=["hello"], audio=[sound], video=[clip]))

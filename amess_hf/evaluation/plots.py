@@ -415,10 +415,7 @@ def plot_embeddings(
 
 
 def plot_anchors(
-    title: str,
-    words: Sequence[tuple[str, float | None]],
-    tracks: Sequence[Mapping],
-    duration: float | None = None,
+    title: str, words: Sequence[tuple[str, float | None]], tracks: Sequence[Mapping], duration: float | None = None
 ) -> Figure:
     """Draw a clip's words, and its audio and video on one time axis, with the anchors marked in each.
 

@@ -222,8 +222,7 @@ class _Page:
 
     def write_calibration(self, config: Any):
         self.add(
-            "## Calibration",
-            "ECE: expected calibration error over 15 bins, in percent. NLL: negative log-likelihood.",
+            "## Calibration", "ECE: expected calibration error over 15 bins, in percent. NLL: negative log-likelihood."
         )
         known, before = self.known, None
         result = compute_calibration_metrics(known.logits, known.labels)

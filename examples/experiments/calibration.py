@@ -99,15 +99,10 @@ def main(arguments=None):
         for name, figures in halves.items()
         for figure, value in figures.items()
     ]
-    means = {
-        name: {figure: np.mean([halves[name][figure] for halves in found.values()]) for figure in FIGURES}
-        for name in ("before", "after")
-    }
-    header = [f"{len(folders)} model(s), {own.halves} halves", *FIGURES.values()]
-    cells = [
-        [name, *(percent(share) for share in list(mean.values())[:-1]), f"{mean['set_size']:.1f}"]
-        for name, mean in means.items()
-    ]
+    header, cells = [f"{len(folders)} model(s), {own.halves} halves", *FIGURES.values()], []
+    for name in ("before", "after"):
+        *shares, size = (np.mean([halves[name][figure] for halves in found.values()]) for figure in FIGURES)
+        cells.append([name, *map(percent, shares), f"{size:.1f}"])
     write_results(own.output_dir, "calibration", ["model", "calibrated", "figure", "value"], rows, header, cells)
     return found
 

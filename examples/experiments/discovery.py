@@ -91,23 +91,13 @@ def main(arguments=None):
         for seed, values in enumerate(seeds)
         for figure, value in zip(FIGURES, values, strict=True)
     ]
-    kinds = {task: task.split(": ")[-1] for task in found}
-    cells = [
-        [
-            kind,
-            answer,
-            *(
-                percent(np.mean([found[task][answer] for task in found if kinds[task] == kind], (0, 1))[i])
-                for i in range(3)
-            ),
-        ]
-        for kind in dict.fromkeys(kinds.values())
-        for answer in next(iter(found.values()))
-    ]
-    header = [f"{own.num_seeds} seeds", "groups", *FIGURES]
-    write_results(
-        own.output_dir, "discovery", ["task", "groups", "seed", "figure", "value"], rows, header, cells, (0, 1)
-    )
+    cells = []
+    for kind in dict.fromkeys(task.split(": ")[-1] for task in found):
+        for answer in next(iter(found.values())):
+            means = np.mean([found[task][answer] for task in found if task.endswith(kind)], axis=(0, 1))
+            cells.append([kind, answer, *map(percent, means)])
+    header, columns = [f"{own.num_seeds} seeds", "groups", *FIGURES], ["task", "groups", "seed", "figure", "value"]
+    write_results(own.output_dir, "discovery", columns, rows, header, cells, (0, 1))
     return found
 
 

@@ -14,12 +14,7 @@ from transformers import AutoModel, BertModel, set_seed
 from transformers import pipeline as make_pipeline
 from utils import text_config
 
-from amess_hf import (
-    AMESSConfig,
-    AMESSDataCollator,
-    AMESSForIntentClassification,
-    load_mintrec,
-)
+from amess_hf import AMESSConfig, AMESSDataCollator, AMESSForIntentClassification, load_mintrec
 
 
 av = pytest.importorskip("av")

@@ -9,12 +9,7 @@ from utils import random_batch, tiny_model
 
 from amess_hf import AMESSDataCollator, OutOfScopeDetector
 from amess_hf.evaluation import calibrate, predict_clips
-from amess_hf.evaluation.calibration import (
-    calibrated_logits,
-    coverage_thresholds,
-    fit_scales,
-    uncalibrated_scores,
-)
+from amess_hf.evaluation.calibration import calibrated_logits, coverage_thresholds, fit_scales, uncalibrated_scores
 from amess_hf.pipeline_amess import IntentRecognitionPipeline
 
 

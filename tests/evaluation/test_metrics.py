@@ -197,12 +197,7 @@ class TestModules:
             [0, 1, 0],
             {"label_names": ["Care", "Joke"]},
         ),
-        "open_intent_classification": (
-            compute_open_classification_metrics,
-            [0, 2, 2],
-            [0, 1, 2],
-            {"open_label": 2},
-        ),
+        "open_intent_classification": (compute_open_classification_metrics, [0, 2, 2], [0, 1, 2], {"open_label": 2}),
         "oos_detection": (compute_oos_metrics, [0.9, 0.3, 0.5 + 1e-12, 0.5], [1, 0, 1, 0], {}),
     }
 

@@ -10,14 +10,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, Value
-from demo_corpus import (
-    AUDIO_FRAMES,
-    AUDIO_WIDTH,
-    VIDEO_FRAMES,
-    VIDEO_WIDTH,
-    demo_clips,
-    demo_label_descriptions,
-)
+from demo_corpus import AUDIO_FRAMES, AUDIO_WIDTH, VIDEO_FRAMES, VIDEO_WIDTH, demo_clips, demo_label_descriptions
 from transformers import BertConfig, BertTokenizer
 from utils import TEXT_SIZES, tiny_model
 
