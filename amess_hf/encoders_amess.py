@@ -159,7 +159,7 @@ class LogMelEncoder(AudioEncoder):
         return np.ascontiguousarray((bands.T + 4) / 4, dtype=np.float32)
 
 
-class AudioModelEncoder(AudioEncoder):
+class _AudioModelEncoder(AudioEncoder):
     """Hidden states of a speech model from the Hub that reads raw samples (WavLM, wav2vec 2.0, HuBERT, ...).
 
     Args:
@@ -242,10 +242,10 @@ class AudioModelEncoder(AudioEncoder):
         return outputs.last_hidden_state if self.layer is None else outputs.hidden_states[self.layer]
 
 
-class WhisperEncoder(AudioModelEncoder):
+class WhisperEncoder(_AudioModelEncoder):
     """Hidden states of Whisper's encoder, which gets a clip at its own length, not padded to 30 seconds.
 
-    Positions are those of the clip's beginning. The arguments and errors are those of [`AudioModelEncoder`].
+    Positions are those of the clip's beginning. The arguments and errors are those of [`_AudioModelEncoder`].
     """
 
     reads = staticmethod(lambda config: config.model_type == "whisper")
@@ -401,7 +401,7 @@ class HOGGridEncoder(HOGEncoder):
         return np.concatenate([shapes[:, :, :, 0, 0], motion[..., None]], axis=-1)
 
 
-class VideoModelEncoder(VideoEncoder):
+class _VideoModelEncoder(VideoEncoder):
     """A vision model from the Hub (Swin, ViT, ResNet, ...) for each frame, or a video model (VideoMAE) for runs of frames.
 
     The feature of a frame is the class token where the model has one, else the mean over the frame; VideoMAE gives the
@@ -480,8 +480,8 @@ class VideoModelEncoder(VideoEncoder):
 # All encoders. A front end is found by its name, a Hub model by the first class that reads it; the last class of a
 # modality stands for Hub models of which nothing is loaded yet.
 ENCODERS: dict[str, tuple[type[_Encoder], ...]] = {
-    "audio": (LogMelEncoder, WhisperEncoder, AudioModelEncoder),
-    "video": (HOGEncoder, HOGGridEncoder, VideoModelEncoder),
+    "audio": (LogMelEncoder, WhisperEncoder, _AudioModelEncoder),
+    "video": (HOGEncoder, HOGGridEncoder, _VideoModelEncoder),
 }
 
 
@@ -506,7 +506,7 @@ def load_encoder(
             model (audio), of a Swin, ViT, ResNet or VideoMAE model (video).
         device (`str` or `torch.device`): Where it runs.
         preprocessor (*optional*): Feature extractor or image processor of a Hub model, by default its own.
-        layer (`int`, *optional*): As in [`AudioModelEncoder`].
+        layer (`int`, *optional*): As in [`_AudioModelEncoder`].
         frame_rate (`float`, *optional*): Frames of video per second, by default the encoder's own.
 
     Returns:

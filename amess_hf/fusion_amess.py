@@ -40,7 +40,7 @@ class AMESSLateClassifier(nn.Module):
         return self.scale.float() * log_probs * mask.any(1, keepdim=True)
 
 
-class AMESSLateFusion(AMESSFusion):
+class _LateFusion(AMESSFusion):
     """Baseline: the log-probabilities of a classifier of audio and of one of video are added to the text's logits."""
 
     def __init__(self, config: PreTrainedConfig):
@@ -58,7 +58,7 @@ class AMESSLateFusion(AMESSFusion):
         return FusionOutput(torch.zeros_like(summary), self._stack_evidence(evidence, summary))
 
 
-class AMESSMeanFusion(AMESSTokenFusion):
+class _MeanFusion(AMESSTokenFusion):
     """Ablation: mean of each modality, concatenation, MLP."""
 
     def __init__(self, config: PreTrainedConfig):
@@ -79,7 +79,7 @@ class AMESSMeanFusion(AMESSTokenFusion):
         return FusionOutput(self.mlp(self._concatenate(means, summary)))
 
 
-class AMESSCrossModalFusion(AMESSTokenFusion):
+class _CrossModalFusion(AMESSTokenFusion):
     """Ablation: the pairwise scheme of MulT (Tsai et al., ACL 2019, section 3), at this model's width.
 
     Every token of a modality attends to all tokens of each other modality, then to those of its own; the means of the
@@ -136,8 +136,8 @@ class AMESSCrossModalFusion(AMESSTokenFusion):
 # `fusion_type` -> class; `None` means no fusion, for text-only models.
 FUSIONS: dict[str, type[AMESSFusion] | None] = {
     "anchor": AMESSAnchorFusion,
-    "cross_modal": AMESSCrossModalFusion,
-    "late": AMESSLateFusion,
-    "mean": AMESSMeanFusion,
+    "cross_modal": _CrossModalFusion,
+    "late": _LateFusion,
+    "mean": _MeanFusion,
     "text": None,
 }

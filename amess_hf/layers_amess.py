@@ -57,7 +57,7 @@ def _sinusoidal_positions(length: int, width: int, like: torch.Tensor) -> torch.
     return torch.cat([angles.sin(), angles.cos()], dim=-1).to(like.dtype)
 
 
-def eager_attention_forward(
+def _eager_attention_forward(
     module: nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -102,7 +102,7 @@ class AMESSAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attend; see [`AMESSFusionLayer.forward`]."""
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
+            self.config._attn_implementation, _eager_attention_forward
         )
         output, weights = attention_interface(
             self,

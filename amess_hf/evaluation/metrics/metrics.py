@@ -18,7 +18,7 @@ METRICS = {
 }
 
 
-class IntentMetric(evaluate.Metric):
+class _IntentMetric(evaluate.Metric):
     """One prediction and one reference for each clip."""
 
     def _info(self):
