@@ -1,10 +1,11 @@
 """Calibration: probabilities that say how often an answer is right, and sets of intents that hold the right one.
 
-With the scores z of text and fusion and the evidence e_m of audio and of video, the model answers softmax((z + sum_m s_m e_m) / T).
+With the scores z of text and fusion and the evidence e_m of audio and video, the model answers softmax((z + sum_m s_m e_m) / T).
 T, the temperature (Guo et al., ICML 2017), and the scales s_m have the lowest negative log-likelihood on dev clips: in 1 / T
-and s_m / T this is a logistic regression, and convex; a penalty that weighs as much as one clip draws both to 1, so that a few
-dev clips which are all answered correctly do not make the model sure of everything. The sets are those of split conformal prediction (Sadinle et al., JASA
-2019): an intent is in the set if its probability is at least that of the right intent in a given share of the dev clips.
+and s_m / T this is a logistic regression, and convex. A penalty that weighs as much as one clip draws both to 1, so that a
+few dev clips which are all answered correctly do not make the model sure of everything. The sets are those of split conformal
+prediction (Sadinle et al., JASA 2019): an intent is in the set if its probability is at least that of the right intent in a
+given share of the dev clips. All of it is fitted on complete clips: without text, scores say too little.
 """
 
 import math

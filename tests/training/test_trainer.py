@@ -77,7 +77,7 @@ class TestEpochs:
         assert not caplog.records
 
 
-@pytest.mark.parametrize(("width", "rate"), [(32, 2e-4), (384, 2e-4), (768, 5e-5)])
+@pytest.mark.parametrize(("width", "rate"), [(32, 2e-4), (384, 2e-4), (768, 1e-4)])
 def test_default_learning_rate_falls_with_the_width(width, rate):
     encoder = text_config()
     encoder.hidden_size = width
