@@ -1,9 +1,9 @@
 """Discovery of new intents: what clips that belong to no known intent have in common.
 
 Clips fall into groups in the model's own space (`multimodal_embeds`), joined by the mean state of the text encoder's layer at
-`LAYER_DEPTH` of its depth: how something is said is clearer there than in the last layer, which says what it is about (on
-MIntRec's dev split, mpnet without training, 41 % of the clips are grouped as their intents are, and 35 % with the last layer).
-Both are centered, scaled to unit length and reduced to `NUM_COMPONENTS` principal components; k-means groups them.
+`LAYER_DEPTH` of its depth, where how something is said is clearer than in the last layer, which says what it is about. Each part
+has unit length; both are reduced to `NUM_COMPONENTS` principal components, scaled to unit length again, and grouped by k-means.
+Of MIntRec's dev clips, with all-mpnet-base-v2 and no training, 46 % are grouped as their intents are, and 35 % by the last layer.
 """
 
 from collections.abc import Callable, Sequence
