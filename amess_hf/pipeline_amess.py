@@ -251,13 +251,15 @@ class IntentRecognitionPipeline(Pipeline):
 
     def _lowest_score(self, coverage: float) -> float:
         """Return the probability from which on an intent is in the set with this coverage."""
-        thresholds, percent = self.model.config.coverage_thresholds or [], math.ceil(100 * coverage - 1e-9)
-        if self.model.config.described_labels or len(thresholds) < percent:
-            limit = f"covers at most {len(thresholds)} % of the clips" if thresholds else "was not calibrated"
-            limit = "has described intents, without dev clips" if self.model.config.described_labels else limit
-            raise ValueError(
-                f"`coverage` is {coverage}, but this model {limit}; train it with a dev split that is larger"
+        config, percent = self.model.config, math.ceil(100 * coverage - 1e-9)
+        thresholds = config.coverage_thresholds or []
+        if config.described_labels or len(thresholds) < percent:
+            reason = f"its dev clips suffice for {len(thresholds) / 100:g} at most; calibrate it on more"
+            reason = reason if thresholds else "it was not calibrated; train it with a dev split"
+            reason = (
+                "it has described intents, of which there were no dev clips" if config.described_labels else reason
             )
+            raise ValueError(f"`coverage` is {coverage}, which this model cannot give: {reason}")
         return thresholds[percent - 1]
 
     def _descriptions(self, parameter: str, given: dict[str, Any] | list[str] | str) -> dict[str, list[str]]:
