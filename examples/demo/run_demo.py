@@ -35,6 +35,7 @@ from amess_hf.data.mintrec import load_mintrec
 from amess_hf.datasets_amess import front_end_fields, merge_fields
 from amess_hf.encoders_amess import encoder_class, load_encoder
 from amess_hf.evaluation import (
+    calibrate,
     compute_anchor_metrics,
     create_model_card,
     fit_detectors,
@@ -239,9 +240,9 @@ def write_reports(model, dataset, collator, folder: Path, outputs: dict, detecto
     """The evaluation reports on dev and test; split → metrics. Empty without the extra that draws them."""
     if find_spec("matplotlib") is None:
         return {}
-    reports, dev = {}, outputs["validation"]
+    reports = {}
     for name, split in (("dev", "validation"), ("test", "test")):
-        reports[name] = report(model, dataset[split], collator, folder / name, name, detectors, outputs[split], dev)
+        reports[name] = report(model, dataset[split], collator, folder / name, name, detectors, outputs[split])
     return reports
 
 
@@ -280,6 +281,7 @@ def run(arguments: DemoArguments) -> dict:
     collator = AMESSDataCollator(processor)
     training_arguments = train(arguments, model, processor, collator, dataset["train"])
     hide_progress_bars()
+    calibrate(model, predict_clips(model, dataset["validation"], collator))
 
     print(f"3. What each modality adds, on {len(clips)} test clips of speakers unseen (the others are masked):\n")
     outputs = {name: predict_clips(model, rows, collator) for name, rows in dataset.items()}
