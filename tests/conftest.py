@@ -11,11 +11,19 @@ os.environ.setdefault("HF_HOME", tempfile.mkdtemp(prefix="amess-test-"))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
+from command_line import progress_bars
 from hub_server import HubServer
 from huggingface_hub import constants, hf_api
 from huggingface_hub.utils import close_session
 from transformers import BertTokenizer
 from utils import WORDS
+
+
+@pytest.fixture(autouse=True)
+def bars_as_before():
+    """A script that hides its progress bars hides them for no other test."""
+    with progress_bars(hidden=False):
+        yield
 
 
 @pytest.fixture(scope="session")

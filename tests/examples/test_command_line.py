@@ -15,7 +15,7 @@ EXAMPLES = Path(command_line.__file__).parent
 WITHOUT_BARS = {
     "clip_corpus.py", "clip_writer.py", "demo_clips.py",
     "demo_corpus.py", "demo_examples.py", "predict_clip.py", "summarize_results.py", "runner.py",
-    "command_line.py", "app.py", "app_view.py",
+    "command_line.py", "app.py", "app_view.py", "aggregation.py", "combining.py",
 }  # fmt: skip
 
 
