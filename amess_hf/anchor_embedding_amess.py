@@ -79,6 +79,8 @@ def teach_votes(model: nn.Module, examples: dict[int, Sequence[dict[str, torch.T
     """
     weights = {f"{name}.weight": part.weight for name, part in model.named_modules() if isinstance(part, AMESSVotes)}
     clips = [(label, clip) for label, group in sorted(examples.items()) for clip in sorted(group, key=_content)]
+    masks = [f"{name}_attention_mask" for name in FEATURE_MODALITIES]
+    clips = [(label, clip) for label, clip in clips if any(clip[mask].any() for mask in masks if mask in clip)]
     batch = _stack(model.config, [clip for _, clip in clips]) if weights else {}
     if not batch:
         return

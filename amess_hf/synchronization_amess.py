@@ -376,13 +376,14 @@ class AMESSSynchronization:
                 "choose among others"
             )
         descriptions = _sentences_by_label(label_descriptions)
+        tokenizer = tokenizer or self._own_tokenizer()
         self.eval()
         trained = {self.config.id2label[index]: index for index in self._trained_labels()}
         probes, examples = self._probes(descriptions, trained), examples or {}
         # Sorted by length: less padding.
         sentences = sorted({*chain(*descriptions.values(), *probes.values())}, key=lambda text: (len(text), text))
         place = {sentence: index for index, sentence in enumerate(sentences)}
-        embeds, pooled = self._embed_sentences(sentences, tokenizer or self._own_tokenizer())
+        embeds, pooled = self._embed_sentences(sentences, tokenizer)
         members = [[place[sentence] for sentence in group] for group in descriptions.values()]
         shown = []
         for row, name in enumerate(descriptions):

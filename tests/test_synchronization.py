@@ -7,6 +7,7 @@ import torch
 from utils import DESCRIPTIONS, LABELS, random_batch, tiny_model
 
 from amess_hf import AMESSForIntentClassification
+from amess_hf.anchor_embedding_amess import voted_labels
 from amess_hf.synchronization_amess import balancing_offset, kept_share
 
 
@@ -171,6 +172,14 @@ class TestExamples:
         embeds = torch.cat([model._embed_sentences(["box no"], tokenizer)[0]] + [model(**clip).multimodal_embeds] * 4)
         model.set_label_descriptions({**DESCRIPTIONS, "Dance": "box no"}, tokenizer, {"Dance": [clip]})
         torch.testing.assert_close(model.label_embeds[-1], torch.nn.functional.normalize(embeds.mean(0), dim=-1))
+
+    def test_words_alone_teach_no_votes(self, tokenizer):
+        model = tiny_model()
+        words = random_batch(model.config, text=(5,), audio=(0,), video=None, labels=False)
+        examples = {"Wave": shown_clips(model, 1), "Nod": [words]}
+        model.set_label_descriptions({**DESCRIPTIONS, "Wave": "box box", "Nod": "no box"}, tokenizer, examples)
+        known = len(DESCRIPTIONS)
+        assert voted_labels(model.amess.fusion) == {*range(known), known}
 
     def test_order_changes_nothing(self, taught, tokenizer):
         model, after, examples = taught
