@@ -6,12 +6,10 @@ Below it: tokenizing and padding; the official labels; and how this package writ
 import json
 import os
 import re
-import shutil
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -651,33 +649,6 @@ def written_aside(path: str | os.PathLike) -> Iterator[str]:
     finally:
         if os.path.exists(partial):
             os.remove(partial)
-
-
-@contextmanager
-def folder_written_aside(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a new folder beside `path`, which gets the name `path` when the block ends.
-
-    An error inside the block removes the new folder.
-
-    Args:
-        path: The folder to write; missing parents are made.
-
-    Yields:
-        The folder to write to.
-
-    Raises:
-        ValueError: If `path` exists and is not an empty folder.
-    """
-    path = Path(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ValueError(f"{path} exists and is not empty; give another folder, or remove it")
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def plain_cell(value: Any) -> Any:

@@ -1,10 +1,12 @@
-"""What the scripts' command lines share: help and errors to the point, and `--disable_tqdm`, which hides every progress bar."""
+"""What the scripts share: help and errors to the point, `--disable_tqdm`, and folders that appear when they are complete."""
 
 import errno
 import json
 import os
+import shutil
 import signal
 import sys
+import uuid
 from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -116,3 +118,21 @@ def progress_bars(hidden: bool) -> Iterator[None]:
             enable_progress_bars()
         if before[2]:
             logging.enable_progress_bar()
+
+
+@contextmanager
+def folder_written_aside(path) -> Iterator[Path]:
+    """Yield a new folder beside `path`, which gets the name `path` when the block ends.
+
+    An error inside the block removes the new folder. `path` must not exist, or be an empty folder.
+    """
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f"{path} exists and is not empty; give another folder, or remove it")
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -83,7 +83,7 @@ class ModelArguments:
     text_model_name_or_path: str | None = optional("Text encoder to train from: on the Hub, or a folder.")
     model_name_or_path: str | None = optional("Saved A-MESS model to evaluate or to train further.")
     config_overrides: str | None = optional("As num_anchors=4,audio_config.max_length=400,text_prefix=null.")
-    teacher_model_name_or_path: str | None = optional("Learn from these A-MESS models, or logits, too.")
+    teacher_model_name_or_path: str | None = optional("Learn from these A-MESS models too.")
     lora_rank: int | None = optional("Train an adapter of this rank in place of the text encoder.")
     lora_target_modules: list[str] | None = optional("Layers to adapt; all linear ones if not given.")
     load_in: Literal["4bit", "8bit"] | None = optional("Quantize the text encoder (with --lora_rank).")

@@ -22,11 +22,11 @@ from amess_hf.encoders_amess import HOGEncoder, LogMelEncoder
 av = pytest.importorskip("av")
 
 from clip_writer import write_clip
+from command_line import folder_written_aside
 
 from amess_hf.clips_amess import ClipError, read_audio, read_frames
 from amess_hf.processing_amess import (
     encode_texts,
-    folder_written_aside,
     pad_features,
     write_json,
     write_text,

@@ -2,7 +2,7 @@
 
 from .arguments import AMESSTrainingArguments
 from .batches import LabelDescriptionSampler
-from .distillation import add_teacher_logits, save_teacher_logits
+from .distillation import add_teacher_logits
 from .trainer import AMESSTrainer
 from .weights import WeightAverage, add_lora, merge_lora, parameter_groups
 
@@ -16,5 +16,4 @@ __all__ = [
     "add_teacher_logits",
     "merge_lora",
     "parameter_groups",
-    "save_teacher_logits",
 ]

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from command_line import folder_written_aside
 from demo_clips import Scene, write_scene
 from demo_corpus import EVIDENCE, FACES, TONES, demo_utterances, write_tables
 from transformers.utils import logging
-
-from amess_hf.processing_amess import folder_written_aside
 
 
 CLIPS_PER_SPLIT = {"train": 1000, "dev": 160, "test": 160}

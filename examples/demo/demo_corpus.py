@@ -37,11 +37,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from command_line import folder_written_aside
 
 from amess_hf.configuration_amess import MODALITIES
 from amess_hf.data.feature_files import write_features
 from amess_hf.descriptions_amess import load_label_descriptions
-from amess_hf.processing_amess import folder_written_aside
 
 
 GROUPS = {

@@ -21,8 +21,14 @@ from pathlib import Path
 
 import datasets
 import torch
+
+
+sys.path.append(str(Path(__file__).parents[1]))
+
 from clip_corpus import CLEAR, CLIPS_PER_SPLIT, CorpusClip, corpus_clips, write_clip_corpus
+from command_line import ProgressArguments, hide_progress_bars, progress_bars
 from demo_corpus import best_attainable_accuracy, demo_label_descriptions
+from predict_clip import merged_spans
 from transformers import BertConfig, BertTokenizer, HfArgumentParser, pipeline, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.utils import logging
@@ -47,12 +53,6 @@ from amess_hf.evaluation import (
 from amess_hf.hub import save_for_hub
 from amess_hf.processing_amess import write_json
 from amess_hf.training import AMESSTrainer, AMESSTrainingArguments
-
-
-sys.path.append(str(Path(__file__).parents[1]))
-
-from command_line import ProgressArguments, hide_progress_bars, progress_bars
-from predict_clip import merged_spans
 
 
 LOG_MEL, HOG = "log-mel", "hog"

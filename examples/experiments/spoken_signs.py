@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from command_line import folder_written_aside
 from runner import EXAMPLES, one_line_errors, parse
 from transformers.utils import logging
 
@@ -36,8 +37,6 @@ sys.path.append(str(EXAMPLES / "demo"))
 
 from clip_writer import write_clip
 from demo_clips import OVERSAMPLING, Actor, Scene
-
-from amess_hf.processing_amess import folder_written_aside
 
 
 # Intent: the spoken word that tells it, and the fingers that are stretched, thumb first.

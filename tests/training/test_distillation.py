@@ -5,13 +5,12 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from safetensors.numpy import save_file
 from utils import LABELS, length_mask, random_batch, tiny_model, write_table_folder
 
 from amess_hf import AMESSDataCollator, AMESSProcessor, AMESSTrainer, AMESSTrainingArguments
 from amess_hf.evaluation.prediction import predict_clips
 from amess_hf.loss_amess import distillation_loss
-from amess_hf.training import add_teacher_logits, save_teacher_logits
+from amess_hf.training import add_teacher_logits, distillation
 
 
 def softmax(scores):
@@ -50,58 +49,30 @@ class TestLoss:
         assert torch.isfinite(model.train()(**batch, teacher_logits=teacher).distillation_loss)
 
 
-def answers(path, ids, labels=LABELS):
-    """The column that a file of answers gives."""
-    clips = add_teacher_logits(Dataset.from_dict({"id": ids}), path, labels)
-    return torch.tensor(np.array(clips["teacher_logits"][:])).float()
-
-
-class TestFiles:
-    def test_there_and_back(self, tmp_path):
-        logits = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
-        save_teacher_logits(tmp_path / "t.safetensors", ["a", "b", "c"], logits, LABELS)
-        torch.testing.assert_close(
-            answers(tmp_path / "t.safetensors", ["a", "b", "c"]), torch.tensor(logits).log_softmax(-1)
-        )
-
-    def test_refused(self, tmp_path):
-        with pytest.raises(ValueError, match="must end in .safetensors"):
-            save_teacher_logits(tmp_path / "teacher.pt", ["a"], np.zeros((1, 4)), LABELS)
-        save_teacher_logits(tmp_path / "shape.safetensors", ["a"], np.zeros((2, 4)), LABELS)
-        save_teacher_logits(tmp_path / "nan.safetensors", ["a"], np.full((1, 4), np.nan), LABELS)
-        save_file({"scores": np.zeros((1, 4))}, tmp_path / "other.safetensors")
-        save_file({"logits": np.zeros((1, 4))}, tmp_path / "nameless.safetensors")
-        (tmp_path / "cut.safetensors").write_bytes(b"\x10\x00")
-        for name in ("nan", "shape", "other", "nameless", "cut", "missing"):
-            with pytest.raises(ValueError, match=f"{name}.safetensors is not what `save_teacher_logits` writes"):
-                answers(tmp_path / f"{name}.safetensors", ["a"])
-
-
 class TestTeachers:
-    def test_rows_and_columns_are_matched(self, tmp_path):
-        logits = np.arange(8.0).reshape(2, 4)
-        save_teacher_logits(
-            tmp_path / "t.safetensors", ["b", "a"], logits, [name.upper() for name in reversed(LABELS)]
-        )
-        expected = torch.tensor(logits[::-1, ::-1].copy()).log_softmax(-1).float()
-        torch.testing.assert_close(answers(tmp_path / "t.safetensors", ["a", "b"]), expected)
+    def answers(self, monkeypatch, *teachers):
+        """The column for a clip, from teachers given as (log-probabilities, names of labels)."""
+        monkeypatch.setattr(distillation, "_teacher_answers", lambda number, _: teachers[number])
+        clips = add_teacher_logits(Dataset.from_dict({"id": ["a"]}), list(range(len(teachers))), LABELS)
+        return torch.tensor(np.array(clips["teacher_logits"][:])).float()
 
-    def test_mean_of_several(self, tmp_path):
-        rows = np.random.default_rng(0).standard_normal((2, 1, 4))
-        for number, logits in enumerate(rows):
-            save_teacher_logits(tmp_path / f"{number}.safetensors", ["a"], logits, LABELS)
-        found = answers([tmp_path / "0.safetensors", tmp_path / "1.safetensors"], ["a"]).exp()
-        torch.testing.assert_close(found, torch.tensor(rows).softmax(-1).mean(0).float())
+    def test_columns_are_matched(self, monkeypatch):
+        answer = torch.randn(1, 4).log_softmax(-1)
+        found = self.answers(monkeypatch, (answer, [name.upper() for name in reversed(LABELS)]))
+        torch.testing.assert_close(found, answer.flip(1))
 
-    def test_what_is_missing_is_named(self, tmp_path):
-        save_teacher_logits(tmp_path / "t.safetensors", ["a"], np.zeros((1, 3)), LABELS[:3])
-        with pytest.raises(ValueError, match="no answer to 1 of 2 clips, first 'b'"):
-            answers(tmp_path / "t.safetensors", ["a", "b"], LABELS[:3])
+    def test_mean_of_several(self, monkeypatch):
+        rows = torch.randn(2, 1, 4).softmax(-1)
+        found = self.answers(monkeypatch, *((row.log(), LABELS) for row in rows)).exp()
+        torch.testing.assert_close(found, rows.mean(0))
+
+    def test_what_is_missing_is_named(self, monkeypatch, tmp_path):
         with pytest.raises(ValueError, match="does not know Ask for help"):
-            answers(tmp_path / "t.safetensors", ["a"])
+            self.answers(monkeypatch, (torch.zeros(1, 3), LABELS[:3]))
+        monkeypatch.undo()
         tiny_model().amess.text_encoder.save_pretrained(tmp_path / "encoder")
         with pytest.raises(ValueError, match="is a bert model; a teacher is a saved A-MESS model"):
-            answers(tmp_path / "encoder", ["a"])
+            add_teacher_logits(Dataset.from_dict({"id": ["a"]}), tmp_path / "encoder", LABELS)
 
     def test_saved_model_teaches(self, tmp_path):
         teacher, tokenizer = tiny_model(seed=1), distributed_worker.make_tokenizer()
@@ -157,5 +128,3 @@ def test_command_line(tmp_path, tokenizer):
     assert 0 <= results["eval_accuracy"] <= 1
     state = (tmp_path / "student" / "trainer_state.json").read_text()
     assert '"distillation_loss"' in state
-    with pytest.raises(ValueError, match="nowhere.safetensors is not what `save_teacher_logits` writes"):
-        run("other", "--teacher_model_name_or_path", "nowhere.safetensors")
