@@ -1,25 +1,30 @@
 #!/usr/bin/env python3
 """
-Intents taught by a few clips: accuracy by the number of clips shown, next to a logistic regression on the same clips.
+Intents taught by a few clips: accuracy by the number of clips shown, next to a logistic regression and to fine-tuning on the
+same clips.
 
     python examples/experiments/shown_clips.py --data_dir path/to/MIntRec --text_model_name_or_path path/to/encoder \
         --model_name_or_path runs/fold-1,runs/fold-2,runs/fold-3,runs/fold-4 --output_dir runs/shown
 
 The models are those of `open_world.py`. Each is shown clips of the intents that it was not trained on, drawn from the training
 split, beside the shipped sentences, and chooses among all intents on dev. The logistic regression sees the same clips, and all
-training clips of the other intents, as the untrained encoder embeds them. Draws are paired; the intervals are over models and
-draws.
+training clips of the other intents, as the untrained encoder embeds them; for `--fine_tuned_draws` of the draws, a new model is
+trained on the same clips by the recipe. Draws are paired; the intervals are over models and draws. `--modalities audio` asks
+what audio alone tells.
 """
 
+import tempfile
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from open_world import untrained_model
 from runner import DataArguments, labels_of, one_line_errors, paired_difference, parse, write_results
 from sklearn.linear_model import LogisticRegression
 from transformers import AutoTokenizer
 
-from amess_hf import AMESSForIntentClassification
+from amess_hf import AMESSForIntentClassification, AMESSTrainer, AMESSTrainingArguments
+from amess_hf.configuration_amess import MODALITIES
 from amess_hf.data.collator import AMESSDataCollator
 from amess_hf.data.mintrec import load_mintrec
 from amess_hf.descriptions_amess import describe_labels
@@ -28,7 +33,7 @@ from amess_hf.evaluation.metrics import generalized_accuracy
 from amess_hf.evaluation.tables import percent
 
 
-TAUGHT, REGRESSION = "A-MESS", "logistic regression"
+TAUGHT, REGRESSION, FINE_TUNED = "A-MESS", "logistic regression", "A-MESS, trained on them"
 FIGURES = ("seen_accuracy", "unseen_accuracy", "harmonic_accuracy")
 
 
@@ -40,6 +45,10 @@ class ShownClipsArguments(DataArguments):
     text_model_name_or_path: str = field(metadata={"help": "The pretrained text encoder that they were trained from."})
     shown_clips: str = field(default="0,1,4,16", metadata={"help": "Numbers of clips of each unseen intent."})
     draws: int = field(default=10, metadata={"help": "How often the clips are drawn."})
+    fine_tuned_draws: int = field(default=0, metadata={"help": "For how many draws a new model is trained."})
+    modalities: str = field(
+        default=",".join(MODALITIES), metadata={"help": "What the models may see of a clip of dev."}
+    )
 
 
 def draw_clips(labels, unseen, count, draw):
@@ -63,6 +72,20 @@ def teach(folder, data, descriptions, shown, collator):
     return model
 
 
+def fine_tune(data, unseen, shown, own):
+    """A new model, trained on all clips of the other intents and those that are shown."""
+    rows = np.concatenate([np.flatnonzero(~np.isin(data["train"]["label"], unseen)), *shown.values()])
+    model = AMESSForIntentClassification.from_text_pretrained(
+        own.text_model_name_or_path, dataset=data["train"], label_descriptions=own.dataset_name
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        once = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+        on_cpu = not torch.cuda.is_available()
+        args = AMESSTrainingArguments(folder, bf16=True, use_cpu=on_cpu, disable_tqdm=True, **once)
+        AMESSTrainer(model, args, train_dataset=data["train"].select(rows)).train()
+    return model
+
+
 def fit_regression(embeds, labels, unseen, shown):
     """A logistic regression on all clips of the other intents, and those that are shown."""
     rows = np.concatenate([np.flatnonzero(~np.isin(labels, unseen)), *shown.values()])
@@ -76,14 +99,17 @@ def score_fold(folder, data, descriptions, embeds, own):
     collator = AMESSDataCollator(AutoTokenizer.from_pretrained(folder), model.config)
     unseen = [index for index, label in enumerate(descriptions) if label not in model.config.label2id]
     labels, references = (np.array(data[name]["label"]) for name in ("train", "validation"))
+    asked = data["validation"], collator, 64, own.modalities.split(",")
     scores = {}
     for count in map(int, own.shown_clips.split(",")):
         for draw in range(own.draws if count else 1):
             shown = draw_clips(labels, unseen, count, draw)
             taught = teach(folder, data, descriptions, shown, collator)
-            answers = {TAUGHT: predict_clips(taught, data["validation"], collator, 64).predictions}
+            answers = {TAUGHT: predict_clips(taught, *asked).predictions}
             if count:
                 answers[REGRESSION] = fit_regression(embeds, labels, unseen, shown)
+            if count and draw < own.fine_tuned_draws:
+                answers[FINE_TUNED] = predict_clips(fine_tune(data, unseen, shown, own), *asked).predictions
             for name, predictions in answers.items():
                 figures = generalized_accuracy(predictions, references, unseen)
                 scores.setdefault((name, count), []).append([figures[figure] for figure in FIGURES])

@@ -197,11 +197,13 @@ class TestOpenWorld:
             str(tmp_path),
         ]
         arguments += ["--model_name_or_path", str(scored[0] / "fold-1"), "--shown_clips", "0,2", "--draws", "2"]
+        arguments += ["--fine_tuned_draws", "1"]
         (scores,) = shown_clips.main(arguments).values()
         assert {key: len(draws) for key, draws in scores.items()} == {
             (shown_clips.TAUGHT, 0): 1,
             (shown_clips.TAUGHT, 2): 2,
             (shown_clips.REGRESSION, 2): 2,
+            (shown_clips.FINE_TUNED, 2): 1,
         }
         labels = np.repeat(np.arange(4), 9)
         few, more = (shown_clips.draw_clips(labels, [1, 3], count, 0) for count in (2, 5))
