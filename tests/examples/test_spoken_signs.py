@@ -62,21 +62,6 @@ def test_what_tells_the_intent():
     assert clips == spoken_signs.draw_clips("train", 200, 0, ["en+a", "en+b"])
 
 
-def test_signs_differ_in_the_hand_alone():
-    def picture(fingers):
-        clip = spoken_signs.SpokenSign("Greet", "both", "well", ("hello",), fingers, "en+a", 3, "coins", 7)
-        signer = spoken_signs.Signer(clip, np.zeros(32_000, dtype=np.float32))
-        signer.grain = 0.0
-        return signer.draw(sum(signer.shown) / 2).astype(int)
-
-    open_hand, fist, no_hand = picture("11111"), picture("00000"), picture(None)
-    assert open_hand.shape == (*spoken_signs.SIZE[::-1], 3)
-    moved = np.abs(open_hand - fist).max(2) > 40
-    assert 0.01 < moved.mean() < 0.4
-    # The fingers lie where only the photograph and the person were.
-    assert (np.abs(open_hand - no_hand).max(2) > 40).sum() > moved.sum() / 2
-
-
 def test_corpus(tmp_path, synthesizer):
     arguments = spoken_signs.CorpusArguments(tmp_path / "clips", train_clips=4, dev_clips=2, test_clips=2)
     spoken_signs.write_corpus(arguments)
@@ -90,9 +75,3 @@ def test_corpus(tmp_path, synthesizer):
             assert clip.duration / av.time_base >= spoken_signs.SECONDS_AT_LEAST - 0.2 and clip.streams.audio
     with pytest.raises(ValueError, match="exists"):
         spoken_signs.write_corpus(arguments)
-
-
-def test_without_a_synthesizer(monkeypatch):
-    monkeypatch.setattr(spoken_signs.shutil, "which", lambda name: None)
-    with pytest.raises(ValueError, match="apt-get install espeak-ng"):
-        spoken_signs.voices()
