@@ -45,26 +45,6 @@ class TestView:
         assert "<script" not in html
         assert "&lt;script&gt;" in html
 
-    def test_anchors_stand_where_they_are_in_time(self):
-        html = app_view.timeline_html(4.0, [], np.ones(10), [("hm", 0.0)], [(1.0, 2.0, 0.5)], [(3.0, 3.1, 1.0)])
-        marks = re.findall(r'<div class="anchor"[^>]*left:([\d.]+)%;width:([\d.]+)%', html)
-        assert marks == [("75.0", "2.5"), ("25.0", "25.0")]  # the picture's anchor comes first
-
-    def test_colors_differ_where_scores_do(self):
-        scores = np.linspace(0, 1, 6)
-        distances = [
-            sum(abs(int(first[k : k + 2], 16) - int(second[k : k + 2], 16)) for k in (1, 3, 5))
-            for first, second in zip(map(app_view.color, scores), map(app_view.color, scores[1:]), strict=False)
-        ]
-        assert min(distances) > 40
-        html = app_view.timeline_html(2.0, [], np.ones(3), [("a", 0.2), ("b", 0.9)], [(0, 1, 0.3), (1, 2, 0.6)], [])
-        assert all(html.count(app_view.color(score)) for score in (0.2, 0.9, 0.3, 0.6))
-
-    def test_without_a_clip_there_are_only_words(self):
-        html = app_view.timeline_html(0.0, [], np.zeros(0), [("oh", 0.4), ("great", 0.0)], [], [])
-        assert "Words" in html and "Sound" not in html and "Picture" not in html
-        assert html.count('class="anchor"') == 1
-
 
 class TestStart:
     def test_without_a_model_it_says_what_to_do(self, tmp_path, monkeypatch, capsys):
@@ -148,9 +128,7 @@ class TestAnswers:
 
     def test_special_tokens_are_no_anchors(self, recognizer, clips):
         _, line = app.answered(recognizer, clips[0]["clip"], WORDS, {})
-        words = re.findall(
-            r"<span(?: class=\"anchor\"[^>]*)?>([^<]+)</span>", line.split("Words")[1].split("legend")[0]
-        )
+        words = re.findall(r"<span[^>]*>([^<]+)</span>", line.split("Words")[1].split("legend")[0])
         assert words == WORDS.split() and "[CLS]" not in line and "[SEP]" not in line
 
     def test_mistakes_are_told_in_place_of_an_answer(self, recognizer, tmp_path):
@@ -163,10 +141,8 @@ class TestAnswers:
 
     def test_limits_are_told_in_a_line(self, recognizer, clips, tmp_path, monkeypatch):
         def told(clip, words):
-            (message,) = re.findall(
-                '<div class="mistake">(.*)</div></div>', app.answered(recognizer, clip, words, {})[0]
-            )
-            return message
+            html, _ = app.answered(recognizer, clip, words, {})
+            return re.search('<div class="mistake">(.*)</div></div>', html).group(1)
 
         assert told(None, " ") == app.NOTHING == told("", None)
         assert "longer than 2,000 characters" in told(None, "a" * 2001)
@@ -189,11 +165,6 @@ class TestAnswers:
             assert app.BUSY in html
         finally:
             release.set()
-
-    def test_all_of_a_long_clip_is_heard(self, recognizer, clips, monkeypatch):
-        monkeypatch.setattr(recognizer.pipeline.processor, "max_audio_length", 25)
-        _, line = app.answered(recognizer, clips[0]["clip"], WORDS, {})
-        assert line.count('class="anchor"') > 2
 
     def test_added_intents(self, recognizer):
         *form, message = app.add_intent(recognizer, " greet ", "Something.", {})
@@ -272,24 +243,6 @@ def ask(page, clip, words):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 class TestPage:
-    @pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)])
-    def test_nothing_is_cut_and_the_third_example_is_above_the_fold(self, page, clips, width, height):
-        ask(page, clips[0]["clip"], clips[0]["text"])
-        page.resize(width, height)
-        try:
-            page.run("window.scrollTo(0, 0)")
-            assert page.wait("return document.documentElement.scrollWidth <= window.innerWidth + 1")
-            bottom = (
-                "const box = document.querySelector('#clip').getBoundingClientRect(); "
-                "return [...document.querySelectorAll('#clip video, #clip .controls, #clip .source-selection')]"
-                ".every(part => part.getBoundingClientRect().bottom <= box.bottom + 1)"
-            )
-            assert page.run(bottom)
-            third = page.run("return document.querySelectorAll('#examples button')[2].getBoundingClientRect().bottom")
-            assert third <= (height if width > 640 else 1.2 * height)
-        finally:
-            page.resize(1280, 900)
-
     def test_example_is_answered_at_a_click(self, page, recognizer, clips):
         page.click("#examples button:nth-of-type(3)")
         inputs = {"clip": clips[2]["clip"], "text": clips[2]["text"]}
@@ -298,18 +251,9 @@ class TestPage:
         assert page.run("return document.querySelectorAll('#timeline .anchor').length") >= 4
         assert page.run("return document.querySelectorAll('#answer .row').length") == len(LABELS)
 
-    def test_no_old_answer_stands_beside_new_words(self, page, clips):
-        ask(page, None, WORDS)
-        page.type(WORDS_FIELD, "no never")
-        page.wait("return document.querySelector('#answer') === null && document.querySelector('#timeline') === null")
-
     def test_none_of_these(self, page, clips, nothing_in_scope):
         assert ask(page, clips[3]["clip"], clips[3]["text"]) == app_view.NONE_OF_THESE
         assert page.run("return document.querySelectorAll('#answer .fill').length") == 0
-
-    def test_words_alone_are_enough_to_ask(self, page):
-        assert ask(page, None, WORDS) in LABELS
-        assert page.run("return document.querySelectorAll('#timeline img').length") == 0
 
     def test_broken_clip_is_said_without_a_path(self, page, tmp_path):
         ask(page, None, WORDS)
@@ -345,15 +289,6 @@ class TestPage:
         page.click("#intent-remove")
         page.wait("return document.querySelectorAll('#intent-list li').length === 0")
         page.wait("return document.querySelector('#answer [data-intent=Negotiate]') === null")
-
-    def test_nothing_to_ask_about_and_what_the_model_knows(self, page):
-        ask(page, None, WORDS)
-        page.type(WORDS_FIELD, " ")
-        page.wait("return document.querySelector('#answer') === null")
-        page.click("#ask")
-        page.wait("return (document.querySelector('#mistake') || {}).textContent === arguments[0]", app.NOTHING)
-        page.click("#known button")
-        page.wait("return document.querySelectorAll('#known .chip').length === arguments[0]", len(LABELS))
 
     def test_too_much_is_refused_before_it_is_sent(self, page, tmp_path):
         page.type(WORDS_FIELD, "no " * 700)

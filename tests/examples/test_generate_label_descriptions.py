@@ -273,13 +273,6 @@ def test_prompt_does_not_follow_to_another_host(tmp_path, status):
     assert len(server.requests) == 1 and other.requests == []
 
 
-def test_long_error_is_cut(tmp_path):
-    with ChatServer([(403, {"error": "no " * 5000})]) as server:
-        with pytest.raises(ValueError, match="HTTP 403") as error:
-            script.generate(arguments_for(tmp_path / "own.json", server.url))
-    assert len(str(error.value)) < 600
-
-
 def test_what_is_not_there(tmp_path):
     with ChatServer([answer_for]) as server:
         url = server.url
@@ -297,9 +290,9 @@ def test_examples_come_from_the_training_split_only(tmp_path):
         path.write_text("\n".join(rows) + "\n")
     examples = script.read_examples(train, LABELS, 2, seed=3)
     assert examples["Complain"] == ["oh no"] and "Ask for help" not in examples
-    assert len(examples["Praise"]) == 2 and set(examples["Praise"]) < {
-        f"a {w} thing" for w in ("good", "fine", "great")
-    }
+    assert len(examples["Praise"]) == 2 and {f"a {w} thing" for w in ("good", "fine", "great")} > set(
+        examples["Praise"]
+    )
     assert examples == script.read_examples(train, LABELS, 2, seed=3)
     for path in (dev, tmp_path / "test.tsv", tmp_path / "none" / "train.tsv"):
         with pytest.raises(ValueError, match="no other split may be shown"):
@@ -309,22 +302,6 @@ def test_examples_come_from_the_training_split_only(tmp_path):
     assert "do not repeat them:\noh no\n" in server.prompts()[0]
     assert "its sense only" not in server.prompts()[2]
     assert json.loads((tmp_path / "own.json").read_text())["origin"]["examples"].endswith("from train.tsv")
-
-
-def test_labels_from_list_file_or_data_set(tmp_path):
-    (tmp_path / "labels.txt").write_text("Negotiate\n\n Ask for help \n")
-    assert script.read_labels(str(tmp_path / "labels.txt")) == ["Negotiate", "Ask for help"]
-    assert script.read_labels("A, B ,") == ["A", "B"]
-    assert len(script.read_labels("MIntRec2.0")) == 30
-    for bad, message in ((" , ", "no intent names"), ("Care,care", "named twice")):
-        with pytest.raises(ValueError, match=message):
-            script.read_labels(bad)
-
-
-@pytest.mark.parametrize("option", [{"num_sentences": 0}, {"max_attempts": 0}, {"temperature": 0.0}])
-def test_bad_arguments_are_named(tmp_path, option):
-    with pytest.raises(ValueError, match=f"`{next(iter(option))}` must be at least"):
-        arguments_for(tmp_path / "own.json", **option)
 
 
 @pytest.mark.parametrize("chat", [False, True], ids=["plain", "chat"])

@@ -1,11 +1,9 @@
 """The demo, in a tiny setting: its table and its anchors are true, and a second start works; and once as it is."""
 
 import json
-import re
 
 import pytest
 import run_demo
-from clip_corpus import corpus_clips
 from demo_corpus import MODALITIES
 from demo_examples import EXAMPLES
 
@@ -45,14 +43,6 @@ def test_it_prints_the_table_and_three_clips(demo_run):
         assert f"| {100 * row['accuracy']:6.1f} % | {best:5.1f} % |" in printed
     assert ",," not in printed and "idle cores" in printed
     assert printed.count("    text     ") == printed.count("    intent   ") == 3
-    assert (
-        len(
-            re.findall(
-                r"    (?:audio|video)  +(?:[\d.]+-[\d.]+|none).* s \(\w+(?:: [\d.]+-[\d.]+ s| happens)\)", printed
-            )
-        )
-        == 6
-    )
 
 
 @pytest.mark.slow
@@ -104,23 +94,3 @@ def test_the_demo_names_the_intents_of_the_pages_examples(tmp_path):
     for example, drawn in zip(EXAMPLES, app.draw_examples(tmp_path), strict=True):
         best = recognizer.pipeline({"clip": drawn["clip"], "text": drawn["text"]})[0]["label"]
         assert best == (example.intent or "UNK"), example.name
-
-
-def test_tokenizer_knows_every_word_and_spells_new_ones():
-    tokenizer = run_demo.build_tokenizer(["I can't believe it", "the lamp, anna"])
-    assert tokenizer.tokenize("I can't believe the lamp") == ["i", "can", "'", "t", "believe", "the", "lamp"]
-    assert tokenizer.tokenize("bat") == ["b", "##a", "##t"]
-    assert tokenizer.unk_token_id not in tokenizer("anna believe, it")["input_ids"]
-    assert tokenizer.pad_token_id == 0 and len(set(tokenizer.get_vocab().values())) == len(tokenizer)
-
-
-def test_anchors_that_hardly_count_are_not_shown():
-    anchors = [{"score": score} for score in (0.8, 0.4, 0.39, 0.0)]
-    assert run_demo.kept_anchors(anchors) == anchors[:2]
-    assert run_demo.kept_anchors([]) == run_demo.kept_anchors(anchors[3:]) == []
-
-
-def test_examples_are_ambiguous_clips_of_three_intents():
-    clips = [clip for _, clip in corpus_clips(seed=1, clips_per_split={"test": 60})]
-    chosen = run_demo.choose_examples(clips, 3)
-    assert len({clip.label for clip in chosen}) == 3 and not any(clip.plain for clip in chosen)
