@@ -26,8 +26,6 @@ from odd_clips import (
 )
 
 from amess_hf.clips_amess import ClipError, clip_durations, read_audio, read_frames
-from amess_hf.data.clip_features import extract_features
-from amess_hf.data.feature_files import SafetensorsFeatures
 
 
 STEREO = {"sound": np.stack([tone(rate=44100)] * 2), "sampling_rate": 44100}
@@ -136,30 +134,6 @@ def test_what_is_refused(tmp_path, name):
         read(path)
     assert str(path) in str(error.value)
     assert time.monotonic() - begin < 5 and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024
-
-
-def test_a_folder_of_odd_clips(tmp_path):
-    """The good ones are encoded, the others are listed with reasons."""
-    good = {
-        **{f"tags{suffix}": with_tags for suffix in (".mp4", ".mkv", ".wav", ".mp3")},
-        **{f"default{number}.mkv": two_tracks for number in range(2)},
-        "joined.mp3": lambda path: joined(path, {"sound": tone()}, STEREO),
-        "sizes.wav": lambda path: wav(path, riff=0, data=0),
-        "damaged.mp4": lambda path: damaged(path, 0.05),
-        "program.mpg": lambda path: encode(path, "mpeg1video", frames(50), tone(2.0)),
-    }
-    bad = {f"bad{number}{suffix}": make for number, (make, suffix, _) in enumerate(REFUSED.values())}
-    for name, make in {**good, **bad}.items():
-        make(tmp_path / name)
-    assert len(good) + len(bad) == 20
-    rows = [f"{name},{name}" for name in (*bad, *good)]
-    (tmp_path / "clips.csv").write_text("\n".join(["id,clip", *rows]) + "\n")
-    options = {"table": tmp_path / "clips.csv", "audio_encoder": "log-mel", "video_encoder": "hog"}
-    failures = extract_features(tmp_path, **options, on_error="skip")
-    assert set(failures) == set(bad)
-    assert all(str(tmp_path / name) in reason for name, reason in failures.items())
-    assert list(SafetensorsFeatures(tmp_path / "audio_data" / "log-mel")) == list(good)
-    assert len((tmp_path / "failed_clips.tsv").read_text().splitlines()) == 11
 
 
 CASES, SEED = 300, 0

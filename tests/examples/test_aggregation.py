@@ -113,11 +113,6 @@ class TestFiles:
             rows = {row["metric"]: row for row in csv.DictReader(file)}
         assert float(rows["eval_loss"]["mean"]) == np.mean([0.5, 0.1, 0.6])
 
-    def test_single_run_table(self, tmp_path):
-        assert "| eval_accuracy (%) | 70.00 | – | 70.00 | 70.00 | 1 |" in write_aggregate(
-            aggregate_runs({0: RUNS[0]}), tmp_path
-        )
-
 
 class TestTables:
     def test_markdown_aligns_words_left_and_numbers_right(self):

@@ -326,8 +326,8 @@ class TestRecord:
 
     def test_clips(self, copied):
         trainer = make_trainer(make_arguments(copied, **FINISHED))
-        trainer.train_dataset = trainer.train_dataset.select(range(8))
-        with pytest.raises(ValueError, match="`train_clips` .9 clips, .* before, 8 clips, .* now"):
+        trainer.train_dataset = trainer.train_dataset.map(lambda row: {"text": f"please {row['text']}"})
+        with pytest.raises(ValueError, match="`train_clips` .9 clips, .* before, 9 clips, .* now"):
             trainer.train(resume_from_checkpoint=True)
 
     def test_what_changes_nothing(self, copied):
