@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from utils import random_batch, tiny_config, tiny_model
+from utils import random_batch, rows_of, tiny_config, tiny_model
 
 from amess_hf import anchor_embedding_amess
 from amess_hf.anchor_embedding_amess import (
@@ -158,18 +158,12 @@ class TestAnchors:
         model = tiny_model()
         batch = random_batch(model.config, audio=(9, 4, 1), video=(6, 8, 2))
         batch["audio_features"][:1], batch["video_features"][:1] = 0.0, 0.5
-        alone = {name: value[:1] for name, value in batch.items()}
-        for name in ("audio", "video"):
-            keys = f"{name}_features", f"{name}_attention_mask"
-            length = int(alone[keys[1]].sum())
-            for key in keys:
-                alone[key] = alone[key][:, :length]
         together = {name: torch.nn.functional.pad(value, (0, 0, 0, 300)) if value.dim() == 3 else value
                     for name, value in batch.items()}  # fmt: skip
         for name in ("audio", "video"):
             mask = f"{name}_attention_mask"
             together[mask] = torch.nn.functional.pad(batch[mask], (0, 300))
-        first, second = model(**alone), model(**together)
+        first, second = model(**rows_of(batch, [0])), model(**together)
         torch.testing.assert_close(first.logits, second.logits[:1], atol=1e-5, rtol=1e-5)
         assert torch.equal(first.anchor_indices, second.anchor_indices[:1])
 
@@ -227,13 +221,8 @@ class TestClipAlone:
         model = tiny_model(**fields)
         batch = random_batch(model.config, text=(5, 3, 7), audio=(9, 4, 1), video=(6, 8, 2))
         together = model(**batch)
-        for clip, (words, sound, picture) in enumerate(((5, 9, 6), (3, 4, 8), (7, 1, 2))):
-            alone = {
-                name: value[clip : clip + 1, : {"i": words, "a": sound, "v": picture}[_kind(name)]]
-                for name, value in batch.items()
-                if name != "labels"
-            }
-            outputs = model(**alone)
+        for clip in range(3):
+            outputs = model(**rows_of(batch, [clip]))
             torch.testing.assert_close(together.logits[clip], outputs.logits[0], atol=1e-5, rtol=1e-5)
             torch.testing.assert_close(together.evidence[clip], outputs.evidence[0], atol=1e-5, rtol=1e-5)
 
@@ -261,10 +250,6 @@ class TestClipAlone:
         model(**random_batch(model.config)).loss.backward()
         if fields.get("fusion_type") == "late":
             assert all(weight.grad is None for weight in weights)
-
-
-def _kind(name):
-    return "a" if name.startswith("audio") else "v" if name.startswith("video") else "i"
 
 
 def test_votes_for_many_labels_are_made_again(monkeypatch):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from transformers import AutoModel, AutoModelForSequenceClassification, BertModel
-from utils import DESCRIPTIONS, LABELS, random_batch, text_config, tiny_config, tiny_model
+from utils import DESCRIPTIONS, LABELS, random_batch, rows_of, text_config, tiny_config, tiny_model
 
 from amess_hf import AMESSForIntentClassification, AMESSModel
 from amess_hf.configuration_amess import FUSION_TYPES
@@ -14,21 +14,6 @@ from amess_hf.modeling_amess import LOSS_PARTS, AMESSClassifierOutput
 
 def close(first, second, tolerance=1e-5):
     torch.testing.assert_close(first, second, atol=tolerance, rtol=0)
-
-
-def rows_of(batch, rows):
-    """A batch of some rows of another, each modality cut to their own longest."""
-    cut = {name: value[rows] for name, value in batch.items()}
-    for mask, names in (
-        ("attention_mask", ("input_ids", "attention_mask")),
-        ("audio_attention_mask", ("audio_features", "audio_attention_mask")),
-        ("video_attention_mask", ("video_features", "video_attention_mask")),
-    ):
-        if mask in cut:
-            length = max(1, int(cut[mask].sum(1).max()))
-            for name in names:
-                cut[name] = cut[name][:, :length]
-    return cut
 
 
 class TestOutputs:
@@ -282,13 +267,9 @@ class TestTraining:
             model(**{**batch, "labels": batch["labels"][:2]})
 
     def test_zero_weights_leave_cross_entropy(self):
-        weights = (
-            "modality_loss_weight",
-            "label_triplet_loss_weight",
-            "label_contrastive_loss_weight",
-            "batch_triplet_loss_weight",
-        )
-        model = tiny_model(**dict.fromkeys(weights, 0), label_smoothing=0.0, label_similarity_weight=0.0)
+        parts = ("modality", "label_triplet", "label_contrastive", "batch_triplet")
+        weights = {f"{part}_loss_weight": 0 for part in parts}
+        model = tiny_model(**weights, label_smoothing=0.0, label_similarity_weight=0.0)
         batch = random_batch(model.config)
         outputs = model(**batch)
         close(outputs.loss, torch.nn.functional.cross_entropy(outputs.logits, batch["labels"]))

@@ -127,15 +127,8 @@ class TestInputs:
         assert pipe([]) == []
 
     def test_rows_of_a_data_set_keep_their_other_columns_out(self, pipe, clip):
-        row = {
-            "id": "dia0_utt3",
-            "dialogue_id": "0",
-            "label": 2,
-            "text": TEXT,
-            "clip": clip,
-            "start": 343.1,
-            "end": 344,
-        }
+        row = {"id": "dia0_utt3", "dialogue_id": "0", "label": 2, "start": 343.1, "end": 344}
+        row |= {"text": TEXT, "clip": clip}
         agree(pipe(row), pipe({"text": TEXT, "clip": clip}))  # those seconds are the episode's, not the clip's
         data = Dataset.from_list([{**row, "mood": "b", "clip_id": "c"}])
         agree(pipe(data)[0], pipe(row))
@@ -413,13 +406,8 @@ class TestAnswers:
         ("name", "value"),
         [
             *(("top_k", "3"), ("top_k", 2.0), ("top_k", True), ("threshold", "0.5"), ("threshold", float("nan"))),
-            *(
-                ("return_anchors", "yes"),
-                ("on_error", "ignore"),
-                ("window_s", "5"),
-                ("window_s", 0),
-                ("stride_s", 1.0),
-            ),
+            *(("return_anchors", "yes"), ("on_error", "ignore")),
+            *(("window_s", "5"), ("window_s", 0), ("stride_s", 1.0)),
             *(("candidate_labels", value) for value in (7, ["Greet", None], {"Greet": None}, {}, [], " , ")),
         ],
     )

@@ -12,7 +12,7 @@ from encoder_models import save_speech_model, save_vision_model, save_whisper
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoProcessor, GPT2Config, LlamaConfig, PreTrainedTokenizerFast, XLNetConfig
 from transformers.utils import logging
-from utils import FRONT_ENDS, TEXT_SIZES, tiny_config, tiny_model
+from utils import FRONT_ENDS, TEXT_SIZES, save_noise_clip, tiny_config, tiny_model
 
 from amess_hf import AMESSDataCollator, AMESSProcessor
 from amess_hf.datasets_amess import merge_fields
@@ -48,9 +48,7 @@ def random_frames(count, height=32, width=48, seed=0):
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
     """One second of noise in sound and picture."""
-    path = tmp_path_factory.mktemp("clips") / "clip.mp4"
-    write_clip(path, random_frames(25), np.random.default_rng(0).uniform(-0.5, 0.5, 16000))
-    return str(path)
+    return save_noise_clip(tmp_path_factory.mktemp("clips") / "clip.mp4")
 
 
 @pytest.fixture

@@ -105,6 +105,21 @@ def random_batch(config, text=(5, 3, 7), audio=(9, 4, 1), video=(6, 8, 2), seed=
     return batch
 
 
+def rows_of(batch, rows):
+    """A batch of some rows of another, each modality cut to their own longest."""
+    cut = {name: value[rows] for name, value in batch.items()}
+    for mask, names in (
+        ("attention_mask", ("input_ids", "attention_mask")),
+        ("audio_attention_mask", ("audio_features", "audio_attention_mask")),
+        ("video_attention_mask", ("video_features", "video_attention_mask")),
+    ):
+        if mask in cut:
+            length = max(1, int(cut[mask].sum(1).max()))
+            for name in names:
+                cut[name] = cut[name][:, :length]
+    return cut
+
+
 def length_mask(lengths):
     """(batch, longest) of 1 up to each length, then 0."""
     return (torch.arange(max(1, *lengths)) < torch.tensor(lengths)[:, None]).long()

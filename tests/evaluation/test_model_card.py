@@ -9,7 +9,7 @@ import torch
 import transformers
 import yaml
 from huggingface_hub import EvalResult, ModelCard, RepoCard
-from utils import DESCRIPTIONS, FRONT_ENDS, LABELS, tiny_model
+from utils import DESCRIPTIONS, FRONT_ENDS, LABELS, save_noise_clip, tiny_model
 
 from amess_hf import __version__
 from amess_hf.datasets_amess import merge_fields
@@ -46,21 +46,9 @@ def card(model):
     detector = OutOfScopeDetector("energy").calibrate({"logits": torch.randn(40, 4)}, keep=0.9)
     oos = {"energy": {"auroc": 0.81, "aupr_in": 0.9, "aupr_out": 0.7, "fpr95": 0.5, "eer": 0.3, "der": 0.4}}
     report = {"split": "dev", "modalities": MODALITIES, "oos_detection": oos}
-    return create_model_card(
-        model,
-        RESULTS,
-        "mintrec2.0",
-        "org/amess-mintrec2",
-        detector,
-        report,
-        training_arguments={
-            "num_train_epochs": 12.0,
-            "max_steps": -1,
-            "learning_rate": 2e-4,
-            "seed": 7,
-            "fp16": False,
-        },
-    )
+    arguments = {"num_train_epochs": 12.0, "max_steps": -1, "learning_rate": 2e-4, "seed": 7, "fp16": False}
+    names = ("mintrec2.0", "org/amess-mintrec2")
+    return create_model_card(model, RESULTS, *names, detector, report, training_arguments=arguments)
 
 
 class TestMetadata:
@@ -136,12 +124,8 @@ class TestText:
     def test_hyperparameters_and_versions(self, card, model):
         section = card.text.split("## Training")[1].split("## ")[0]
         rows = dict(re.findall(r"^\| ([^|]+) \| ([^|]+) \|$", section, re.MULTILINE))
-        assert (
-            rows["num_train_epochs"] == "12"
-            and rows["seed"] == "7"
-            and rows["fusion_type"] == model.config.fusion_type
-        )
-        assert rows["learning_rate"] == "0.0002"
+        assert rows["num_train_epochs"] == "12" and rows["seed"] == "7" and rows["learning_rate"] == "0.0002"
+        assert rows["fusion_type"] == model.config.fusion_type
         assert "max_steps" not in rows and "fp16" not in rows
         assert f"amess_hf {__version__}" in section and f"torch {torch.__version__}" in section
         without = create_model_card(model, {}).text
@@ -214,11 +198,8 @@ class TestSnippet:
 
     def test_clips(self, tmp_path, tokenizer, monkeypatch):
         pytest.importorskip("av", reason='pip install "amess_hf[video]"')
-        from clip_writer import write_clip
-
         save_for_hub(tmp_path, tiny_model(**FRONT_ENDS), tokenizer)
-        frames = np.random.default_rng(0).integers(0, 255, (20, 48, 64, 3), dtype=np.uint8)
-        write_clip(tmp_path / "clip.mp4", frames, np.random.default_rng(0).uniform(-0.5, 0.5, 16000))
+        save_noise_clip(tmp_path / "clip.mp4")
         words, clip, described = self.run(tmp_path, monkeypatch)
         assert words[0]["label"] in LABELS and clip != words
         assert "Negotiate" in {answer["label"] for answer in described} and len(described) == len(LABELS) + 1

@@ -26,7 +26,7 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from utils import text_config
+from utils import text_config, write_table_folder
 
 from amess_hf import AMESSForIntentClassification, AMESSTrainer, AMESSTrainingArguments
 from amess_hf.data.mintrec import load_mintrec
@@ -75,11 +75,9 @@ def read_predictions(path):
 
 def write_folder(folder, **splits):
     """A folder of one's own data, of text alone: split → labels of its clips. Returns options."""
-    folder.mkdir(parents=True)
     for split, labels in splits.items():
-        with open(folder / f"{split}.csv", "w", encoding="utf-8", newline="") as file:
-            rows = [(f"please, number {number}", label) for number, label in enumerate(labels)]
-            csv.writer(file).writerows([("text", "label"), *rows])
+        splits[split] = [(f"please, number {number}", label) for number, label in enumerate(labels)]
+    write_table_folder(folder, **splits)
     return {"dataset_name": "folder", "data_dir": folder}
 
 
@@ -408,12 +406,8 @@ def test_report_detector_and_card(inputs, tmp_path):
     clips = load_mintrec(inputs["data_dir"])["validation"]["id"]
     rows = [f"{clip}\t{modality}\t0\t1\t2\n" for clip in clips for modality in ("audio", "video")]
     (tmp_path / "spans.tsv").write_text("id\tmodality\tfirst\tend\tframes\n" + "".join(rows))
-    reported = {
-        "evidence_spans": tmp_path / "spans.tsv",
-        "detector": "max_logit",
-        "license": "mit",
-        "language": "en, de",
-    }
+    reported = {"detector": "max_logit", "license": "mit", "language": "en, de"}
+    reported["evidence_spans"] = tmp_path / "spans.tsv"
     results = run(values, "do_train do_eval", **reported)
     assert "## Anchors and evidence" in (tmp_path / "run" / "report" / "dev" / "report.md").read_text()
     anchors = json.loads((tmp_path / "run" / "report" / "dev" / "metrics.json").read_text())["anchors"]

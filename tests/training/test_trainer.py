@@ -145,15 +145,9 @@ class TestTrainerWithLittle:
 
     def test_left_out_batches_are_those_of_training(self, saved, clips, tmp_path):
         """Twelve clips in batches of five: training drops two, dev and predictions drop none."""
-        args = arguments(
-            tmp_path,
-            dataloader_drop_last=True,
-            per_device_train_batch_size=5,
-            per_device_eval_batch_size=5,
-            save_strategy="no",
-            load_best_model_at_end=False,
-            num_train_epochs=1,
-        )
+        sizes = {"per_device_train_batch_size": 5, "per_device_eval_batch_size": 5, "num_train_epochs": 1}
+        unsaved = {"save_strategy": "no", "load_best_model_at_end": False}
+        args = arguments(tmp_path, dataloader_drop_last=True, **sizes, **unsaved)
         trainer = AMESSTrainer(saved, args, train_dataset=clips, eval_dataset=clips)
         trainer.train()
         assert trainer.state.global_step == 2 and trainer.args.dataloader_drop_last
