@@ -432,6 +432,12 @@ class TestPlots:
             boxes = [label.get_window_extent(renderer) for label in labels]
             assert not any(first.overlaps(second) for first, second in zip(boxes, boxes[1:], strict=False))
 
+    def test_no_text_is_small(self):
+        """At 100 dots to an inch 8 points are 11 pixels."""
+        figure = plots.plot_intent_f1({name: {"f1": 0.5, "support": 3} for name in LABELS})
+        texts = figure.findobj(lambda artist: hasattr(artist, "get_fontsize"))
+        assert texts and min(text.get_fontsize() for text in texts) >= 8
+
     def test_names_are_not_formulas_and_none_is_left_out(self):
         names = ["$\\frac{$", "_hidden", "two\nlines" + "x" * 300]
         figure = plots.plot_embeddings(np.random.default_rng(0).normal(size=(9, 5)), np.arange(9) % 3, names)
