@@ -96,6 +96,14 @@ class TestMasks:
         close(model(**batch).logits, expected)
 
     @pytest.mark.parametrize("fusion_type", FUSION_TYPES)
+    def test_permuted_batch(self, fusion_type):
+        model = tiny_model(fusion_type=fusion_type)
+        batch = random_batch(model.config, labels=False)
+        order = torch.tensor([2, 0, 1])
+        permuted = model(**{name: value[order] for name, value in batch.items()})
+        close(permuted.logits, model(**batch).logits[order])
+
+    @pytest.mark.parametrize("fusion_type", FUSION_TYPES)
     @pytest.mark.parametrize("absent", ["text", "audio", "video"])
     def test_absent_for_the_batch_is_absent_for_each_clip(self, fusion_type, absent):
         model = tiny_model(fusion_type=fusion_type)
@@ -377,6 +385,14 @@ class TestDescriptions:
         logits = model(**random_batch(model.config, labels=False)).logits
         assert logits.shape == (3, 2)
         close(logits.exp().sum(-1), torch.ones(3))
+
+    def test_new_label_set_survives_saving(self, tokenizer, tmp_path):
+        model = tiny_model()
+        model.set_label_descriptions({"Thank": "thanks you", "Dance": ["hello hello", "box"]}, tokenizer)
+        model.save_pretrained(tmp_path)
+        loaded = AMESSForIntentClassification.from_pretrained(tmp_path)
+        batch = random_batch(model.config, labels=False)
+        close(loaded(**batch).logits, model(**batch).logits, 0)
 
     def test_no_projection(self, tokenizer):
         model = tiny_model(projection_dim=0)
