@@ -125,6 +125,11 @@ def format_spread(summary: Mapping) -> str:
     return mean if summary["deviation"] is None else f"{mean} ± {100 * summary['deviation']:.1f}"
 
 
+def spread(values: Sequence[float]) -> str:
+    """Format mean and deviation of values in percent; see [`format_spread`]."""
+    return format_spread(_summary(values))
+
+
 def write_aggregate(aggregate: Mapping[str, Mapping], output_dir: str | os.PathLike) -> str:
     """Write the summaries of [`aggregate_runs`] as `aggregate.csv` (full precision) and `aggregate.md`.
 

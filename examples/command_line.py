@@ -8,7 +8,7 @@ import signal
 import sys
 import uuid
 from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field
@@ -72,7 +72,7 @@ def one_line_errors() -> Iterator[None]:
     def terminate(number, frame):
         if os.getpid() != process:  # a worker, forked from this one
             os._exit(128 + number)
-        sys.stderr.write(f"{program}: stopped by {signal.Signals(number).name}; complete checkpoints are kept\n")
+        sys.stderr.write(f"{program}: stopped by {signal.Signals(number).name}; what is complete is kept\n")
         sys.exit(128 + number)
 
     previous = signal.signal(signal.SIGTERM, terminate)
@@ -101,6 +101,19 @@ def hide_progress_bars() -> None:
     datasets.disable_progress_bars()
     disable_progress_bars()
     logging.disable_progress_bar()
+
+
+def parse(kinds: Sequence[type], description: str, arguments: list[str] | None = None, is_run: bool = False) -> tuple:
+    """
+    Instances of the dataclasses `kinds`, once bars are hidden if asked for; for an experiment that trains (`is_run`) also the
+    list of all other arguments, which are those of run_mir.py.
+    """
+    parser = HfArgumentParser((*kinds, ProgressArguments), description=description, allow_abbrev=False)
+    parsed = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=is_run)
+    own, progress, rest = parsed[: len(kinds)], parsed[len(kinds)], parsed[len(kinds) + 1 :]
+    if progress.disable_tqdm:
+        hide_progress_bars()
+    return *own, *([*words, "--disable_tqdm", str(progress.disable_tqdm)] for words in rest)
 
 
 @contextmanager

@@ -19,14 +19,12 @@ attention mask). Outputs: `logits`
 
 import logging as stdlib_logging
 import os
-import sys
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from command_line import ProgressArguments, hide_progress_bars
-from transformers import HfArgumentParser
+from command_line import one_line_errors, parse
 from transformers.hf_argparser import HfArg
 
 from amess_hf import AMESSForIntentClassification
@@ -192,10 +190,7 @@ def largest_difference(model, path, arguments):
 
 
 def main(arguments=None):
-    parser = HfArgumentParser((ExportArguments, ProgressArguments), description=__doc__)
-    arguments, progress = parser.parse_args_into_dataclasses(arguments)
-    if progress.disable_tqdm:
-        hide_progress_bars()
+    (arguments,) = parse([ExportArguments], __doc__, arguments)
     model = AMESSForIntentClassification.from_pretrained(arguments.model_name_or_path)
     difference = export(model, arguments)
     size = os.path.getsize(arguments.output_file) / 2**20
@@ -203,7 +198,5 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    try:
+    with one_line_errors():
         main()
-    except (ValueError, ImportError) as error:
-        sys.exit(f"export_onnx.py: {error}")

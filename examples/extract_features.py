@@ -10,13 +10,11 @@ point and started again, it continues where it stopped. Clips that cannot be rea
 `failed_clips.tsv`.
 """
 
-import sys
 from dataclasses import asdict, dataclass
 from typing import Literal
 
 from accelerate import PartialState
-from command_line import ProgressArguments, hide_progress_bars
-from transformers import HfArgumentParser
+from command_line import one_line_errors, parse
 from transformers.hf_argparser import HfArg
 
 from amess_hf.data.clip_features import extract_features
@@ -48,17 +46,12 @@ class ExtractionArguments:
 
 def main(arguments: list[str] | None = None) -> int:
     """Extract the features; returns the number of clips that could not be read."""
-    parser = HfArgumentParser((ExtractionArguments, ProgressArguments), description=__doc__)
-    args, progress = parser.parse_args_into_dataclasses(arguments)
-    if progress.disable_tqdm:
-        hide_progress_bars()
+    (args,) = parse([ExtractionArguments], __doc__, arguments)
     failures = extract_features(**asdict(args))
     PartialState().destroy_process_group()
     return len(failures)
 
 
 if __name__ == "__main__":
-    try:
+    with one_line_errors():
         main()
-    except ValueError as error:
-        sys.exit(f"extract_features.py: {error}")

@@ -18,29 +18,25 @@ The file is written after each intent, so that a second run continues where the 
 `run_mir.py --label_descriptions descriptions.json`.
 """
 
+import asyncio
 import json
 import os
 import random
 import re
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeout
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from command_line import ProgressArguments, hide_progress_bars
-from huggingface_hub import set_client_factory
+from command_line import one_line_errors, parse
+from huggingface_hub import AsyncInferenceClient, set_async_client_factory
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from huggingface_hub.utils import _http
-from tqdm.auto import tqdm
-from transformers import HfArgumentParser, set_seed
+from transformers import set_seed
 from transformers.hf_argparser import HfArg
 from transformers.utils import logging
 
@@ -229,25 +225,26 @@ def local_model(arguments: DescriptionArguments) -> Callable[[str, int], str]:
 
 def remote_model(arguments: DescriptionArguments) -> Callable[[str, int], str]:
     """A function (prompt, attempt) -> answer that queries a server; raises `GenerationError` if a retry may help."""
-    from huggingface_hub import InferenceClient
-
+    set_async_client_factory(guarded_client)
     # Without an explicit key, the client would send the Hub's token to any address that it is given.
     key = os.environ.get("OPENAI_API_KEY", "none") if arguments.base_url else None
-    client = InferenceClient(base_url=arguments.base_url, api_key=key, timeout=arguments.timeout)
 
-    def answer(prompt: str, attempt: int) -> str:
-        completion = client.chat_completion(
-            [{"role": "user", "content": prompt}],
-            model=arguments.model,
-            max_tokens=arguments.max_new_tokens,
-            temperature=arguments.temperature,
-            seed=arguments.seed + attempt,
-        )
+    async def answer(prompt: str, attempt: int) -> str:
+        async with AsyncInferenceClient(base_url=arguments.base_url, api_key=key) as client:
+            completion = await client.chat_completion(
+                [{"role": "user", "content": prompt}],
+                model=arguments.model,
+                max_tokens=arguments.max_new_tokens,
+                temperature=arguments.temperature,
+                seed=arguments.seed + attempt,
+            )
         return completion.choices[0].message.content
 
     def ask(prompt: str, attempt: int) -> str:
         try:
-            text = within(arguments.timeout, lambda: answer(prompt, attempt))
+            text = asyncio.run(asyncio.wait_for(answer(prompt, attempt), arguments.timeout))
+        except asyncio.TimeoutError as error:
+            raise GenerationError(f"no whole answer within {arguments.timeout:g} s (`--timeout`)") from error
         except HfHubHTTPError as error:
             status = error.response.status_code
             if status in HOPELESS_STATUS:
@@ -272,50 +269,25 @@ def cut(reason: object) -> str:
     return reason if len(reason) <= LONGEST_REASON else f"{reason[:LONGEST_REASON]}…"
 
 
-def within(seconds: float, call: Callable[[], str]) -> str:
-    """What `call` returns. After `seconds`, however slowly a server goes on answering, a `GenerationError`."""
-    result = Future()
+def guarded_client():
+    """A client that reads no more than `LARGEST_ANSWER`, and takes the prompt to no other host that a server names."""
 
-    def run():
-        try:
-            result.set_result(call())
-        except BaseException as error:
-            result.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()  # of an executor, the program would wait for it at its end
-    try:
-        return result.result(seconds)
-    except FutureTimeout as error:
-        raise GenerationError(f"no whole answer within {seconds:g} s (`--timeout`)") from error
-
-
-@contextmanager
-def guarded_connections() -> Iterator[None]:
-    """Answers are read up to `LARGEST_ANSWER`, and no redirect takes the prompt to another host."""
-
-    def check(response):
+    async def check(response):
         asked = response.request.url
         if response.has_redirect_location:
             target = asked.join(response.headers["location"])
             if (target.scheme, target.host, target.port) != (asked.scheme, asked.host, asked.port):
                 raise OSError(f"{asked.host} redirects to {cut(target)}; if you trust it, give it as `--base_url`")
         body = bytearray()
-        for part in response.iter_bytes():
+        async for part in response.aiter_bytes():
             body += part
             if len(body) > LARGEST_ANSWER:
                 raise GenerationError(f"the answer has more than {LARGEST_ANSWER:,} bytes")
         response._content = bytes(body)  # as `response.read()` keeps it
 
-    def client():
-        client = _http.default_client_factory()
-        client.event_hooks["response"].append(check)
-        return client
-
-    set_client_factory(client)
-    try:
-        yield
-    finally:
-        set_client_factory(_http.default_client_factory)
+    client = _http.default_async_client_factory()
+    client.event_hooks["response"].insert(0, check)
+    return client
 
 
 @dataclass
@@ -328,9 +300,8 @@ class DescriptionWriter:
     known: dict[str, list[str]]
     ask: Callable[[str, int], str]
 
-    def describe(self, label: str, progress: tqdm):
+    def describe(self, label: str, progress):
         """Bring `label` to `num_sentences` sentences, or as near as `max_attempts` requests do."""
-        pause = self.arguments.retry_seconds
         for attempt in range(self.arguments.max_attempts):
             kept = self.known.get(label, [])
             wanted = self.arguments.num_sentences - len(kept)
@@ -342,8 +313,7 @@ class DescriptionWriter:
             except GenerationError as error:
                 logger.warning(f"`{label}`, attempt {attempt + 1} of {self.arguments.max_attempts}: {error}")
                 if attempt + 1 < self.arguments.max_attempts:
-                    time.sleep(pause)
-                    pause *= 2
+                    time.sleep(self.arguments.retry_seconds * 2**attempt)
                 continue
             added = self.accept(label, parse_answer(answer))[:wanted]
             if added:
@@ -412,9 +382,7 @@ def generate(arguments: DescriptionArguments) -> list[str]:
     ask = local_model(arguments) if arguments.backend == "local" else remote_model(arguments)
     writer = DescriptionWriter(arguments, labels, examples, known, ask)
     done = sum(min(len(known.get(label, [])), arguments.num_sentences) for label in labels)
-    hidden, total = not logging.is_progress_bar_enabled(), len(labels) * arguments.num_sentences
-    progress_bar = tqdm(total=total, initial=done, unit="sentence", disable=hidden)
-    with guarded_connections(), progress_bar as progress:
+    with logging.tqdm(total=len(labels) * arguments.num_sentences, initial=done, unit="sentence") as progress:
         for label in short():
             progress.set_description(label)
             writer.describe(label, progress)
@@ -425,10 +393,7 @@ def generate(arguments: DescriptionArguments) -> list[str]:
 
 
 def main(arguments: list[str] | None = None):
-    parser = HfArgumentParser((DescriptionArguments, ProgressArguments))
-    arguments, progress = parser.parse_args_into_dataclasses(arguments)
-    if progress.disable_tqdm:
-        hide_progress_bars()
+    (arguments,) = parse([DescriptionArguments], __doc__, arguments)
     if short := generate(arguments):
         names = ", ".join(f"`{label}`" for label in short)
         sys.exit(f"{arguments.output_file}: too few sentences for {names}; run again to continue with these")
@@ -436,7 +401,5 @@ def main(arguments: list[str] | None = None):
 
 
 if __name__ == "__main__":
-    try:
+    with one_line_errors():
         main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"generate_label_descriptions.py: {error}")

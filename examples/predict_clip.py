@@ -11,10 +11,10 @@ words, sounds and frames that decided. A long clip gets one answer; `--window_s 
 import argparse
 import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
+from command_line import one_line_errors
 from transformers import pipeline
 from transformers.utils import logging
 
@@ -245,7 +245,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with one_line_errors():
         main()
-    except (ValueError, ImportError) as error:
-        sys.exit(f"predict_clip.py: {error}")

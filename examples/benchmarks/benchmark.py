@@ -36,7 +36,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
-from transformers import BertConfig, BertTokenizer, HfArgumentParser
+from transformers import BertConfig, BertTokenizer
 from transformers.utils import logging
 
 from amess_hf import AMESSConfig, AMESSDataCollator, AMESSForIntentClassification, AMESSProcessor, load_mintrec
@@ -51,7 +51,7 @@ from amess_hf.training.batches import ClipBatchSampler, label_turns
 EXAMPLES = Path(__file__).parents[1]
 sys.path += [str(EXAMPLES), str(EXAMPLES / "demo")]
 
-from command_line import ProgressArguments, hide_progress_bars
+from command_line import parse
 from demo_clips import Scene, write_scene
 
 
@@ -628,10 +628,7 @@ def measure(arguments, device):
 
 
 def main(arguments=None):
-    parser = HfArgumentParser((BenchmarkArguments, ProgressArguments), description=__doc__)
-    arguments, progress = parser.parse_args_into_dataclasses(arguments)
-    if progress.disable_tqdm:
-        hide_progress_bars()
+    (arguments,) = parse([BenchmarkArguments], __doc__, arguments)
     torch.set_num_threads(arguments.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if arguments.peak_of is not None:

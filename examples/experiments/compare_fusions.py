@@ -22,10 +22,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pandas
-from runner import model_folders, one_line_errors, parse, split_pair, write_results
-from transformers import AutoTokenizer
+from runner import load_model, model_folders, one_line_errors, parse, split_pair, write_results
 
-from amess_hf import AMESSDataCollator, AMESSForIntentClassification
 from amess_hf.configuration_amess import FEATURE_MODALITIES, MODALITIES
 from amess_hf.data.mintrec import load_mintrec
 from amess_hf.evaluation import compute_anchor_metrics, predict_clips, read_evidence_spans
@@ -86,8 +84,7 @@ def score_model(folder, draws, own):
         `tuple`: whether each answer is correct `{kept modalities: (draws, clips)}`, the logits (clips, num_labels) of
         the last draw, and for each draw a dict of anchor metrics (empty where the model has no anchors).
     """
-    model = AMESSForIntentClassification.from_pretrained(folder)
-    collator = AMESSDataCollator(AutoTokenizer.from_pretrained(folder), model.config)
+    model, collator = load_model(folder)
     is_text = model.config.fusion_type == "text"
     views = {"all": MODALITIES} | (ALONE | LACKING if not is_text else {})
     right, anchors = {name: [] for name in views}, []

@@ -21,25 +21,11 @@ import sys
 from dataclasses import dataclass, field
 
 import numpy as np
+import runner
 from datasets import concatenate_datasets
-from runner import (
-    DataArguments,
-    aggregate_runs,
-    format_spread,
-    model_folders,
-    one_line_errors,
-    paired_difference,
-    parse,
-    split_pair,
-    with_labels,
-    words_of,
-    write_results,
-)
 from scipy.stats import rankdata
-from transformers import AutoTokenizer
 
-from amess_hf import AMESSConfig, AMESSForIntentClassification
-from amess_hf.data.collator import AMESSDataCollator
+from amess_hf import AMESSConfig
 from amess_hf.data.mintrec import load_mintrec
 from amess_hf.evaluation import compute_oos_metrics, fit_detectors, predict_clips
 from amess_hf.evaluation.metrics import OOS_METRICS
@@ -61,7 +47,7 @@ KEEP = 0.95
 
 
 @dataclass(kw_only=True)
-class ScoreArguments(DataArguments):
+class ScoreArguments(runner.DataArguments):
     """Which models and clips."""
 
     model_name_or_path: str = field(metadata={"help": "A saved model, or a folder of `seed-N` folders with one each."})
@@ -75,21 +61,22 @@ def known_to(model, split):
     """The split with the model's own label ids, -1 where it does not know the intent."""
     names, ids = split.features["label"].names, model.config.label2id
     known = [model.config.id2label[index] for index in range(model.config.num_labels)]
-    return with_labels(split, [ids.get(names[label], -1) if label >= 0 else -1 for label in split["label"]], known)
+    own_ids = [ids.get(names[label], -1) if label >= 0 else -1 for label in split["label"]]
+    return runner.with_labels(split, own_ids, known)
 
 
 def clips_of_another_set(name_and_folder, dataset, model):
     """The train and dev clips of another data set, without near neighbors of known intents and texts of `dataset`."""
-    name, folder = split_pair("clips_of", name_and_folder)
+    name, folder = runner.split_pair("clips_of", name_and_folder)
     other = load_mintrec(folder, name=name, scope="all")
     split = concatenate_datasets([other["train"], other["validation"]])
     labels, known = split.features["label"].names, model.config.label2id
     left_out = [label for label in labels if label not in known and NEAR_NEIGHBORS.get(label) in known]
-    trained_on = {words_of(text) for text in dataset["train"]["text"]}
+    trained_on = {runner.words_of(text) for text in dataset["train"]["text"]}
     rows = [
         row
         for row, (label, text) in enumerate(zip(split["label"], split["text"], strict=True))
-        if (label < 0 or labels[label] not in left_out) and words_of(text) not in trained_on
+        if (label < 0 or labels[label] not in left_out) and runner.words_of(text) not in trained_on
     ]
     sys.stdout.write(f"left out: {', '.join(left_out)}; scored: {len(rows)} of {len(split)} clips\n")
     return split.select(rows)
@@ -108,8 +95,7 @@ def auroc_interval(scores, baseline, in_scope):
 
 def score_model(folder, dataset, own):
     """(method → metrics, method → scores, in_scope) of one model."""
-    model = AMESSForIntentClassification.from_pretrained(folder)
-    collator = AMESSDataCollator(AutoTokenizer.from_pretrained(folder), model.config)
+    model, collator = runner.load_model(folder)
     outputs = {
         name: predict_clips(model, known_to(model, dataset[name]), collator, BATCH_SIZE, description=name)
         for name in dict.fromkeys(("train", "validation", own.split))
@@ -141,22 +127,20 @@ def write_tables(runs, folder):
     means = {method: np.mean([metrics[method]["auroc"] for metrics in runs.values()]) for method in methods}
     cells = []
     for method in sorted(methods, key=means.get, reverse=True):
-        summary = aggregate_runs({seed: metrics[method] for seed, metrics in runs.items()})
-        change = paired_difference(
-            {seed: metrics[method]["auroc"] for seed, metrics in runs.items()},
-            {seed: metrics[BASELINE]["auroc"] for seed, metrics in runs.items()},
-        )
-        over_clips = f"{summary['lowest_difference']['mean']:.1f} to {summary['highest_difference']['mean']:.1f}"
-        changes = ["–", "–"] if method == BASELINE else [format_spread(change), over_clips]
-        cells.append([f"`{method}`", *(format_spread(summary[key]) for key in shown), *changes])
+        found = [metrics[method] for metrics in runs.values()]
+        changes = [metrics[method]["auroc"] - metrics[BASELINE]["auroc"] for metrics in runs.values()]
+        low, high = (np.mean([one[f"{end}_difference"] for one in found]) for end in ("lowest", "highest"))
+        change = ["–", "–"] if method == BASELINE else [runner.spread(changes), f"{low:.1f} to {high:.1f}"]
+        cells.append([f"`{method}`", *(runner.spread([one[key] for one in found]) for key in shown), *change])
     names = [f"{name} (%)" for name in shown.values()]
     header = ["score", *names, f"AUROC to {BASELINE}, paired (points)", "over clips, 95 %"]
-    return write_results(folder, "oos_scores", ["score", "seed", *next(iter(methods.values()))], rows, header, cells)
+    columns = ["score", "seed", *next(iter(methods.values()))]
+    return runner.write_results(folder, "oos_scores", columns, rows, header, cells)
 
 
 def main(arguments=None):
-    (own,) = parse([ScoreArguments], __doc__, arguments)
-    folders = model_folders(own.model_name_or_path)
+    (own,) = runner.parse([ScoreArguments], __doc__, arguments)
+    folders = runner.model_folders(own.model_name_or_path)
     turns = AMESSConfig.from_pretrained(next(iter(folders.values()))).context_turns
     dataset = load_mintrec(own.data_dir, name=own.dataset_name, scope="all", context_turns=turns)
     if missing := {"train", "validation", own.split} - set(dataset):
@@ -171,5 +155,5 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    with one_line_errors():
+    with runner.one_line_errors():
         main()

@@ -15,19 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from runner import (
-    NO_SS,
-    SCORED_ONCE,
-    RunArguments,
-    aggregate_runs,
-    few_clips,
-    format_spread,
-    one_line_errors,
-    parse,
-    seed_list,
-    train,
-    write_results,
-)
+from runner import RunArguments, few_clips, one_line_errors, parse, seed_list, spread, train, write_results
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer
@@ -40,6 +28,13 @@ from amess_hf.processing_amess import encode_texts
 
 
 WITH_SS, WITHOUT_SS, REGRESSION = "A-MESS", "A-MESS without SS", "logistic regression, frozen encoder"
+# Semantic synchronization off: untrained similarities are ignored in the answer too.
+NO_SS = {
+    "label_triplet_loss_weight": 0.0,
+    "label_contrastive_loss_weight": 0.0,
+    "batch_triplet_loss_weight": 0.0,
+    "label_similarity_weight": 0.0,
+}
 
 
 @dataclass
@@ -86,7 +81,7 @@ def model_curve(run_args, rest, name, config, counts, **options):
     curve = {}
     for count in counts:
         folder = os.path.join(run_args.output_dir, name, f"clips-{count}")
-        runs = train(run_args, [*rest, *SCORED_ONCE], folder, config, train_clips_per_intent=count, **options)
+        runs = train(run_args, rest, folder, config, train_clips_per_intent=count, **options)
         curve[count] = {seed: metrics["eval_accuracy"] for seed, metrics in runs.items()}
     return curve
 
@@ -100,10 +95,7 @@ def write_tables(curves, folder):
         for count in counts
         for seed, share in curve[count].items()
     ]
-    rows = []
-    for count in counts:
-        points = [{seed: {"accuracy": share} for seed, share in curve[count].items()} for curve in curves.values()]
-        rows.append([count, *(format_spread(aggregate_runs(point)["accuracy"]) for point in points)])
+    rows = [[count, *(spread([*curve[count].values()]) for curve in curves.values())] for count in counts]
     header = ["model", "clips_per_intent", "seed", "eval_accuracy"]
     return write_results(folder, "learning_curve", header, runs, ["clips of each intent", *curves], rows, left=())
 

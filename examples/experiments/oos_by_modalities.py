@@ -16,12 +16,10 @@ from itertools import chain
 
 import numpy as np
 from compare_oos_scores import BATCH_SIZE, KEEP, known_to
-from runner import DataArguments, one_line_errors, parse, write_results
-from transformers import AutoTokenizer
+from runner import DataArguments, load_model, one_line_errors, parse, write_results
 
-from amess_hf import AMESSForIntentClassification, OutOfScopeDetector
+from amess_hf import OutOfScopeDetector
 from amess_hf.data.clip_features import add_clip_features
-from amess_hf.data.collator import AMESSDataCollator
 from amess_hf.data.mintrec import load_mintrec
 from amess_hf.evaluation import compute_oos_metrics, predict_clips, predict_masked
 
@@ -80,8 +78,7 @@ def measure(detector, by_set):
 
 def main(arguments=None):
     (own,) = parse([DetectorArguments], __doc__, arguments)
-    model = AMESSForIntentClassification.from_pretrained(own.model_name_or_path)
-    collator = AMESSDataCollator(AutoTokenizer.from_pretrained(own.model_name_or_path), model.config)
+    model, collator = load_model(own.model_name_or_path)
     dataset = load_clips(own, model.config)
     train, dev = (known_to(model, dataset[name]) for name in ("train", "validation"))
     fitted_on = predict_clips(model, train, collator, BATCH_SIZE, description="train")

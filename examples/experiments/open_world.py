@@ -20,17 +20,7 @@ import os
 from dataclasses import dataclass, field
 
 import numpy as np
-from runner import (
-    DataArguments,
-    aggregate_runs,
-    format_spread,
-    labels_of,
-    one_line_errors,
-    parse,
-    split_pair,
-    words_of,
-    write_results,
-)
+from runner import DataArguments, labels_of, one_line_errors, parse, split_pair, spread, words_of, write_results
 from transformers import AutoTokenizer
 
 from amess_hf import AMESSForIntentClassification
@@ -124,9 +114,10 @@ def write_tables(table, clips, folder):
         for metric, value in metrics.items()
     ]
     answers = next(iter(table.values()))
-    spreads = {name: aggregate_runs({model: rows[name] for model, rows in table.items()}) for name in answers}
     found = [figure for figure in FIGURES if figure in answers[UNTRAINED]]
-    cells = [[name, *(format_spread(spread[figure]) for figure in found)] for name, spread in spreads.items()]
+    cells = [
+        [name, *(spread([rows[name][figure] for rows in table.values()]) for figure in found)] for name in answers
+    ]
     header = [f"{len(table)} model(s), {clips} clips", *(name.replace("_", " ") for name in found)]
     return write_results(folder, "open_world", ["model", "answer", "figure", "value"], rows, header, cells)
 

@@ -6,9 +6,9 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import HfArgumentParser
-from transformers.utils import logging
+from transformers import AutoTokenizer
 
+from amess_hf import AMESSDataCollator, AMESSForIntentClassification
 from amess_hf.evaluation.tables import markdown_table, write_csv
 from amess_hf.processing_amess import write_text
 
@@ -16,18 +16,11 @@ from amess_hf.processing_amess import write_text
 EXAMPLES = Path(__file__).parents[1]
 sys.path.append(str(EXAMPLES))
 
-from aggregation import aggregate_runs, format_spread, load_seed_results, paired_difference  # noqa: F401
+from aggregation import format_spread, load_seed_results, paired_difference, spread  # noqa: F401
 from combining import few_clips, labels_of, with_labels, words_of  # noqa: F401
-from command_line import ProgressArguments, hide_progress_bars, one_line_errors  # noqa: F401
+from command_line import one_line_errors, parse  # noqa: F401
 
 
-# Semantic synchronization off: untrained similarities are ignored in the answer too.
-NO_SS = {
-    "label_triplet_loss_weight": 0.0,
-    "label_contrastive_loss_weight": 0.0,
-    "batch_triplet_loss_weight": 0.0,
-    "label_similarity_weight": 0.0,
-}
 # One evaluation, with the last weights: nothing is selected on dev.
 SCORED_ONCE = ["--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "False"]
 
@@ -49,23 +42,9 @@ class RunArguments(DataArguments):
     config_overrides: str | None = field(default=None, metadata={"help": "Fields of the model's configuration."})
 
 
-def parse(kinds, description, arguments=None, is_run=False):
-    """
-    Instances of the dataclasses `kinds`; for an experiment that trains (`is_run`) also the list of all other arguments, which
-    are those of run_mir.py.
-    """
-    parser = HfArgumentParser((*kinds, ProgressArguments), description=description, allow_abbrev=False)
-    parsed = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=is_run)
-    own, progress, rest = parsed[: len(kinds)], parsed[len(kinds)], parsed[len(kinds) + 1 :]
-    logging.set_verbosity_warning()
-    if progress.disable_tqdm:
-        hide_progress_bars()
-    return *own, *([*words, "--disable_tqdm", str(progress.disable_tqdm)] for words in rest)
-
-
 def train(run_args, rest, folder, config=None, **options):
     """
-    Train and evaluate with run_mir.py, once for each seed; what has its metrics is not run again.
+    Train and, at the end, evaluate with run_mir.py, once for each seed; what has its metrics is not run again.
 
     Args:
         run_args ([`RunArguments`]): Data and seeds.
@@ -81,7 +60,7 @@ def train(run_args, rest, folder, config=None, **options):
     overrides = ",".join([run_args.config_overrides, *fields] if run_args.config_overrides else fields)
     options = {**vars(run_args), **options, "output_dir": folder, "config_overrides": overrides or None}
     given = [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
-    command = [sys.executable, str(EXAMPLES / "run_mir.py"), "--do_train", "--do_eval", *rest, *given]
+    command = [sys.executable, str(EXAMPLES / "run_mir.py"), "--do_train", "--do_eval", *rest, *SCORED_ONCE, *given]
     if status := subprocess.run(command).returncode:
         sys.exit(status)
     return load_seed_results(folder, seed_list(run_args))
@@ -95,6 +74,12 @@ def model_folders(path):
     """seed → folder of the trained models in `path/seed-N`; a single model in `path` counts as seed 0."""
     folders = {int(config.parent.name[5:]): config.parent for config in Path(path).glob("seed-*/config.json")}
     return {seed: str(folder) for seed, folder in sorted(folders.items())} or {0: path}
+
+
+def load_model(folder):
+    """A saved model, and the collator of its clips."""
+    model = AMESSForIntentClassification.from_pretrained(folder)
+    return model, AMESSDataCollator(AutoTokenizer.from_pretrained(folder), model.config)
 
 
 def split_pair(option, value):

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas
-from runner import SCORED_ONCE, RunArguments, one_line_errors, parse, train, write_results
+from runner import RunArguments, one_line_errors, parse, train, write_results
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
 from sklearn.model_selection import GroupKFold
@@ -158,7 +158,7 @@ def main(arguments=None):
         speaker_of = dict(zip(rows["id"], rows["speaker"], strict=True))
         for method, accuracy in regression_accuracies(load_frames(data, frame_args), speaker_of).items():
             records.append({"method": method, "fold": name, "seed": "", "accuracy": accuracy})
-        results = train(run_args, [*rest, *SCORED_ONCE], folder, data_dir=data, **vars(frame_args))
+        results = train(run_args, rest, folder, data_dir=data, **vars(frame_args))
         for seed, metrics in results.items():
             records.append({"method": MODEL, "fold": name, "seed": seed, "accuracy": metrics["eval_accuracy"]})
     write_tables(records, run_args.output_dir)

@@ -12,7 +12,7 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from runner import aggregate_runs, format_spread, paired_difference
+from runner import format_spread, paired_difference, spread
 
 from amess_hf.evaluation.tables import markdown_table
 
@@ -40,8 +40,7 @@ def table_line(line, values):
         change = paired_difference(first, values[line["minus_run"], line["minus_figure"]])
         interval = f"{100 * change['low']:.1f} to {100 * change['high']:.1f}"
         return [line["line"], format_spread(change), interval, change["pairs"]]
-    spread = aggregate_runs({seed: {"value": value} for seed, value in first.items()})["value"]
-    return [line["line"], format_spread(spread), spread["runs"], *([line["kept"]] if line["kept"] else [])]
+    return [line["line"], spread([*first.values()]), len(first), *([line["kept"]] if line["kept"] else [])]
 
 
 def tables(values, lines):
