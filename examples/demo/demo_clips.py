@@ -138,10 +138,8 @@ class Actor:
         told = float(_swell(time, scene.face_span)) * scene.face_strength
         swing = math.sin(2 * math.pi * 2.2 * (time - scene.face_span[0])) * told
         right, down = 0.02 * np.sin(2 * math.pi * speed * time + phase) + self.place
-        frowning = scene.face == "frowning"
-        smile = told * (-1 if frowning else 1) if scene.face is not None else 0.0
-        nod, shake = (0.0, 0.09 * swing) if frowning else (0.06 * swing, 0.0)
-        nod, shake = (nod, shake) if scene.face is not None else (0.0, 0.0)
+        shown = {"smiling": (told, 0.06 * swing, 0.0), "frowning": (-told, 0.0, 0.09 * swing)}
+        smile, nod, shake = shown.get(scene.face, (0.0, 0.0, 0.0))
         tilt = self.tilt * float(_swell(time, (self.tilt_at, self.tilt_at + 0.6)))
         return {"right": right + shake, "down": down + nod, "tilt": tilt, "smile": smile}
 
@@ -149,8 +147,7 @@ class Actor:
         """One picture, shape `(height, width, 3)`, `uint8`."""
         from PIL import Image
 
-        picture = self.draw_large(time)
-        return np.asarray(picture.resize(self.size, Image.LANCZOS))
+        return np.asarray(self.draw_large(time).resize(self.size, Image.LANCZOS))
 
     def backdrop(self, size: tuple[int, int]):
         """The room behind the speaker, a `PIL.Image.Image` of this width and height."""
@@ -205,14 +202,8 @@ class Actor:
             brow = [(x - side * 0.09, -0.18 + inner), (x + side * 0.09, -0.18 + outer)]
             head.stroke(brow, _shade(self.hair, 0.8), 0.025 + self.brow)
             if self.glasses:
-                at_x, at_y = head.point(x, -0.05)
-                box = [
-                    at_x - 0.13 * head.unit,
-                    at_y - 0.12 * head.unit,
-                    at_x + 0.13 * head.unit,
-                    at_y + 0.12 * head.unit,
-                ]
-                head.pen.ellipse(box, outline="#333333", width=max(1, round(0.018 * head.unit)))
+                frame = {"outline": "#333333", "width": max(1, round(0.018 * head.unit))}
+                head.ellipse(x, -0.05, 0.13, 0.12, None, **frame)
 
     def _draw_mouth(self, head: "_Head", time: float, smile: float) -> None:
         first = int(time * SAMPLING_RATE)
@@ -242,9 +233,9 @@ class _Head:
         turned = x * self.cos - y * self.sin, x * self.sin + y * self.cos
         return self.middle[0] + self.unit * turned[0], self.middle[1] + self.unit * turned[1]
 
-    def ellipse(self, x: float, y: float, radius_x: float, radius_y: float, color: str) -> None:
+    def ellipse(self, x: float, y: float, radius_x: float, radius_y: float, color: str | None, **edge) -> None:
         (at_x, at_y), radius_x, radius_y = self.point(x, y), self.unit * radius_x, self.unit * radius_y
-        self.pen.ellipse([at_x - radius_x, at_y - radius_y, at_x + radius_x, at_y + radius_y], fill=color)
+        self.pen.ellipse([at_x - radius_x, at_y - radius_y, at_x + radius_x, at_y + radius_y], fill=color, **edge)
 
     def stroke(self, points: list[tuple[float, float]], color: str, thick: float) -> None:
         width = max(1, round(self.unit * thick))

@@ -189,11 +189,10 @@ def write_demo_corpus(
     Raises:
         ValueError: if `folder` exists and is not empty.
     """
-    clips_per_split = clips_per_split or CLIPS_PER_SPLIT
     with folder_written_aside(folder) as partial:
-        clips = {split: [] for split in clips_per_split}
+        clips = {}
         for split, clip in demo_clips(seed, clips_per_split):
-            clips[split].append(clip)
+            clips.setdefault(split, []).append(clip)
         _write_files(partial, clips)
     return clips
 

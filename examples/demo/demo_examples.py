@@ -26,13 +26,11 @@ def _scene(speaker: int, tone: str | None, face: str | None, tone_at: float, fac
     return Scene(speaker, 2.2, tone, (tone_at, tone_at + 0.65), face, (face_at, face_at + 0.8), seed=speaker)
 
 
-_LAMP = "so this is the lamp you made this morning"
+_LAMP, _MUSEUM = "so this is the lamp you made this morning", "hey, everybody, max is at the museum"
 # The first two have the same words; the last is unlike anything that the demo's model was trained on.
 EXAMPLES = (
     Example("soft, smiling", _LAMP, "Praise", _scene(61, "soft", "smiling", 0.5, 0.9)),
     Example("raised, frowning", _LAMP, "Criticize", _scene(64, "raised", "frowning", 1.1, 0.4)),
-    Example(
-        "raised, smiling", "hey, everybody, max is at the museum", "Greet", _scene(66, "raised", "smiling", 0.4, 1.1)
-    ),
+    Example("raised, smiling", _MUSEUM, "Greet", _scene(66, "raised", "smiling", 0.4, 1.1)),
     Example("none of these", "seven trains per hour through nine tunnels", None, _scene(69, None, None, 0.5, 0.9)),
 )

@@ -210,10 +210,8 @@ def kept_anchors(anchors: list[dict]) -> list[dict]:
 def describe_prediction(clip: CorpusClip, answer: dict) -> str:
     """A few lines about one clip: what was said, the best intents, and the anchors with the times of tone and face."""
     first, second = (f"{best['label']} {best['score']:.0%}" for best in answer["predictions"][:2])
-    words = [
-        anchor["word"].strip(",.?!")
-        for anchor in sorted(kept_anchors(answer["anchors"]["text"]), key=lambda a: a["start"])
-    ]
+    anchors = sorted(kept_anchors(answer["anchors"]["text"]), key=lambda anchor: anchor["start"])
+    words = [anchor["word"].strip(",.?!") for anchor in anchors]
     lines = [
         f'"{clip.text}" ({clip.path})',
         f"    intent   {first}, then {second}; labeled {clip.label}",
@@ -240,10 +238,10 @@ def write_reports(model, dataset, collator, folder: Path, outputs: dict, detecto
     """The evaluation reports on dev and test; split → metrics. Empty without the extra that draws them."""
     if find_spec("matplotlib") is None:
         return {}
-    reports = {}
-    for name, split in (("dev", "validation"), ("test", "test")):
-        reports[name] = report(model, dataset[split], collator, folder / name, name, detectors, outputs[split])
-    return reports
+    return {
+        name: report(model, dataset[split], collator, folder / name, name, detectors, outputs[split])
+        for name, split in (("dev", "validation"), ("test", "test"))
+    }
 
 
 def save(folder: Path, model, processor, detector, reports: dict[str, dict], training_arguments: dict) -> None:
