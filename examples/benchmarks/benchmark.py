@@ -18,7 +18,6 @@ A section is a function that returns title → row → measured values; `COLUMNS
 `benchmark.json`, `benchmark.md` and `benchmark.png` into `--output_dir`.
 """
 
-import gc
 import itertools
 import json
 import os
@@ -85,13 +84,13 @@ NOT_MEASURED = "not measured"
 
 
 def timed(function, device):
-    """Seconds that one call takes on `device`."""
+    """Seconds that one call takes on `device`, and what it returns."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     wait()
     begin = time.perf_counter()
-    function()
+    returned = function()
     wait()
-    return time.perf_counter() - begin
+    return time.perf_counter() - begin, returned
 
 
 def in_turns(functions, rounds, device, description, warm_up=1):
@@ -103,9 +102,9 @@ def in_turns(functions, rounds, device, description, warm_up=1):
     draw = random.Random(0)
     for turn in logging.tqdm(range(warm_up + rounds), desc=description, unit="round"):
         for name in draw.sample(list(functions), len(functions)):
-            seconds = timed(functions[name], device) / getattr(functions[name], "steps", 1)
+            seconds, _ = timed(functions[name], device)
             if turn >= warm_up:
-                times[name].append(seconds)
+                times[name].append(seconds / getattr(functions[name], "steps", 1))
     return {name: summary(values) for name, values in times.items()}
 
 
@@ -130,12 +129,6 @@ def with_ratios(records, reference):
     for record in records.values():
         record.update(ratio_of(record, records[reference]))
     return records
-
-
-def with_shares(records):
-    """Add to each record its share of the time of all."""
-    total = sum(record["seconds"] for record in records.values())
-    return {name: record | {"share": record["seconds"] / total} for name, record in records.items()}
 
 
 class OtherWork:
@@ -283,19 +276,12 @@ def take_steps(name, device):
 
 def inference(model, batch):
     batch = {name: value for name, value in batch.items() if name != "labels"}
-
-    @torch.no_grad()
-    def infer():
-        model.eval()
-        model(**batch)
-
-    return infer
+    return torch.no_grad()(lambda: model.eval()(**batch))
 
 
 def make_optimizer(models):
     """One optimizer for all models; weights without a gradient are skipped in a step."""
-    parameters = {id(parameter): parameter for model in models.values() for parameter in model.parameters()}
-    return torch.optim.AdamW(parameters.values(), lr=1e-5, fused=True)
+    return torch.optim.AdamW(torch.nn.ModuleList(models.values()).parameters(), lr=1e-5, fused=True)
 
 
 def section_step(arguments, device):
@@ -395,9 +381,8 @@ WORDS = "we they you can not will see that this now here open close the a door w
 
 
 def make_tokenizer():
-    return BertTokenizer(
-        vocab={word: n for n, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])}
-    )
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    return BertTokenizer(vocab={token: number for number, token in enumerate(tokens)})
 
 
 def section_clips(arguments, device):
@@ -413,24 +398,20 @@ def section_clips(arguments, device):
     with tempfile.TemporaryDirectory() as folder:
         scenes = [Scene(n, 3.0, None, (0, 1), None, (0, 1), seed=n) for n in range(CLIPS)]
         clips = [write_scene(Path(folder, f"{n}.mp4"), scene, (640, 360), 25) for n, scene in enumerate(scenes)]
-        made = {}
-
-        def decode():
-            made["decoded"] = [processor.read({"clip": clip, "text": "we can see that now"}) for clip in clips]
-
-        def encode():
-            made["rows"] = [processor.encode([row], device)[0] for row in made["decoded"]]
-
-        @torch.no_grad()
-        def answer():
-            for row in made["rows"]:
-                model(**processor.collate([row]).to(device)).logits.cpu()
-
-        records = {name: [] for name in ("decode", "encode", "answer")}
+        calls = {
+            "decode": lambda clip: processor.read({"clip": clip, "text": "we can see that now"}),
+            "encode": lambda row: processor.encode([row], device)[0],
+            "answer": torch.no_grad()(lambda row: model(**processor.collate([row]).to(device)).logits.cpu()),
+        }
+        times = {name: [] for name in calls}
         for _ in logging.tqdm(range(4), desc="Clips", unit="round"):
-            for call in (decode, encode, answer):
-                records[call.__name__].append(timed(call, device) / CLIPS)
-    return {"From clips to intents": with_shares({name: summary(times[1:]) for name, times in records.items()})}
+            rows = clips
+            for name, call in calls.items():
+                seconds, rows = timed(lambda: [call(row) for row in rows], device)  # noqa: B023
+                times[name].append(seconds / CLIPS)
+    records = {name: summary(seconds[1:]) for name, seconds in times.items()}
+    total = sum(record["seconds"] for record in records.values())
+    return {"From clips to intents": {name: r | {"share": r["seconds"] / total} for name, r in records.items()}}
 
 
 # Memory of stored features
@@ -456,7 +437,6 @@ def load_data(folder, **options):
 
 def train_small(rows, audio=True):
     """Train a small model for one epoch."""
-    torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 64}
     config = AMESSConfig(
         text_config=BertConfig(**sizes, num_hidden_layers=1, num_attention_heads=2),
@@ -502,8 +482,6 @@ def section_gpu(arguments, device):
         steps = {name: training_step(model, optimizer, batch, autocast) for name, model in (models | compiled).items()}
         title = f"{precision}, batch {batch_size}"
         results[f"Training step on the GPU: {title}"] = with_ratios(in_turns(steps, 20, device, title, 5), "text")
-        del models, compiled, optimizer, steps
-        torch.cuda.empty_cache()
     return results
 
 
@@ -522,9 +500,8 @@ def ratio_text(record):
 
 def bound_text(record):
     """What the ratio may be at most, and whether it is."""
-    if record.get("ratio") is None:
-        return f"{record['bound']:.2f}"
-    return f"{record['bound']:.2f}" + (" (held)" if record["ratio"] <= record["bound"] else " **(exceeded)**")
+    is_held = record.get("ratio") and record["ratio"] <= record["bound"]
+    return f"{record['bound']:.2f}" + {None: "", True: " (held)", False: " **(exceeded)**"}[is_held]
 
 
 # Value → its column, and how it is written.
@@ -579,16 +556,14 @@ def draw(tables, path):
         labels = [NOT_MEASURED if ratio is None else f"{ratio:.2f}" for ratio in ratios]
         bars.bar_label(drawn, labels, fontsize=8, padding=2)
     bars.set_xticks(np.arange(len(VARIANTS)) + 0.15 * (len(kinds) - 1), VARIANTS)
-    one_clip = ", and one clip" if "One clip" in kinds else ""
-    bars.set(title=f"Time, batch {BATCH_SIZE}{one_clip}", ylabel="ratio to text alone")
+    bars.set(title=f"Time, batch {BATCH_SIZE}", ylabel="ratio to text alone")
     for fusion, style in (("anchor", "o-"), ("cross_modal", "s--")):
         if table := tables.get(f"Growth of the fusion: {fusion}"):
             frames = [int(name.split("/")[0]) for name in table["rows"]]
-            lines.plot(frames, [1000 * row["seconds"] for row in table["rows"].values()], style, label=fusion)
-    lines.set_xscale("log", subs=[])
-    lines.xaxis.set_minor_formatter("")
-    lines.set_xticks([audio for audio, _ in GROWTH], [audio for audio, _ in GROWTH])
-    lines.set_yscale("log")
+            times = [1000 * row["seconds"] for row in table["rows"].values()]
+            lines.loglog(frames, times, style, label=fusion, subs=[])
+    ticks = [audio for audio, _ in GROWTH]
+    lines.set_xticks(ticks, ticks)
     lines.set(title="The fusion alone, forward and backward", xlabel="frames of audio (video: half)", ylabel="ms")
     for axes in (bars, lines):
         if axes.get_legend_handles_labels()[0]:
@@ -619,11 +594,9 @@ def measure(arguments, device):
     tables = {}
     for name in names:
         for title, rows in SECTIONS[name](arguments, device).items():
-            for row, bound in BOUNDS.get(title, {}).items():
-                if row in rows:
-                    rows[row]["bound"] = bound
+            for row in BOUNDS.get(title, {}).keys() & rows.keys():
+                rows[row]["bound"] = BOUNDS[title][row]
             tables[title] = {"note": SECTIONS[name].__doc__, "rows": rows}
-        gc.collect()
     return tables
 
 
