@@ -17,7 +17,7 @@ attention mask). Outputs: `logits`
 `anchor_scores`.
 """
 
-import logging as stdlib_logging
+import logging
 import os
 import warnings
 from contextlib import contextmanager
@@ -120,17 +120,13 @@ def dynamic_axes(inputs, arguments):
 @contextmanager
 def exporter_silenced():
     """What torch's exporter says of its own code is not for the user; errors are raised all the same."""
-    loggers = [stdlib_logging.getLogger(name) for name in ("torch.onnx", "torch._dynamo", "torch._guards")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(stdlib_logging.CRITICAL)
-        try:
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def export(model, arguments):
