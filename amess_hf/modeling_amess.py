@@ -750,8 +750,8 @@ def _check_frames(name: str, frames: torch.Tensor, mask: torch.Tensor | None, wi
         )
     mask = frames.new_ones(frames.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
     frames = frames.masked_fill(~mask.unsqueeze(-1), 0.0)
-    # A finite sum, which is found in a twentieth of the time, shows that all values are finite.
-    if _can_look_at(frames) and not frames.sum().isfinite() and not frames.isfinite().all():
+    # By their sum, in a twentieth of the time. Finite values with an infinite sum have squares that are infinite.
+    if _can_look_at(frames) and not frames.sum(dtype=torch.float32).isfinite():
         raise ValueError(
             f"`{name}_features` holds NaN or infinite values where its mask is 1; extract the features again, or "
             "mask these frames"

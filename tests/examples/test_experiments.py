@@ -4,6 +4,7 @@ import csv
 import math
 
 import calibration
+import cascade
 import compare_fusions
 import discover_intents
 import discovery
@@ -200,6 +201,17 @@ class TestOpenWorld:
         before, after = calibration.measure_halves(scores, labels, 5).values()
         assert before["confidence"] == pytest.approx(0.95, abs=0.01)
         assert after["confidence"] == pytest.approx(after["accuracy"], abs=0.04)
+
+    def test_cascade(self, world, tmp_path, tokenizer):
+        for name, seed in (("small", 0), ("large", 1)):
+            save_model(tmp_path / name, tokenizer, seed, (), fusion_type="text", audio_config=None, video_config=None)
+        models = ["--small", str(tmp_path / "small"), "--large", str(tmp_path / "large"), "--dtype", "int8"]
+        rows = cascade.main(["--data_dir", str(world[0]), *models, "--output_dir", str(tmp_path / "out")])
+        (own,) = cascade.main(["--data_dir", str(world[0]), *models[2:], "--small", str(tmp_path / "large"),
+                               "--output_dir", str(tmp_path / "out")])[:1]  # fmt: skip
+        asked, milliseconds = ([row[column] for row in rows] for column in (3, 4))
+        assert asked[0] == 0 and asked[-1] == 1 and sorted(asked) == asked and sorted(milliseconds) == milliseconds
+        assert own[2] == rows[-1][2]  # where all is asked, the large model answers alone
 
     def test_discover_intents_goes_on_where_it_stopped(self, scored, tmp_path, monkeypatch):
         (tmp_path / "clips.csv").write_text("text\n" + "hello you\nbox again\nhello there\nbox box\n" * 3)
