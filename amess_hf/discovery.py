@@ -107,7 +107,7 @@ def discover_intents(
     clips: Sequence[Any] | EmbeddedClips,
     num_groups: int | None = None,
     unknown_only: bool = True,
-    describe: Callable[[list[str]], tuple[str, list[str]]] | None = None,
+    describe: Callable[[list[str]], tuple[str, list[str]] | None] | None = None,
     seed: int = 0,
 ) -> list[IntentGroup]:
     """Find groups of clips that could be new intents.
@@ -118,7 +118,8 @@ def discover_intents(
         num_groups (`int`, *optional*): Number of groups; estimated if not given.
         unknown_only (`bool`, *optional*, defaults to `True`): Group only the clips that the detector calls unknown.
         describe (`Callable`, *optional*):
-            From the central utterances of a group to a name and sentences; by default its characteristic words.
+            From the central utterances of a group to a name and sentences, or to `None`; by default its characteristic
+            words.
         seed (`int`, *optional*, defaults to 0): Seed of k-means.
 
     Returns:
@@ -150,7 +151,8 @@ def discover_intents(
         cosines = points[rows] @ center / max(np.linalg.norm(center), 1e-12)
         order = places[rows[np.argsort(-cosines, kind="stable")]]
         utterances = list(dict.fromkeys(found.texts[place] for place in order if found.texts[place].strip()))[:CENTRAL]
-        name, sentences = describe(utterances) if describe else _suggestion(words[number], number)
+        told = describe(utterances) if describe and utterances else None
+        name, sentences = told or _suggestion(words[number], number)
         nearest = names[int(found.probabilities[order].mean(0).argmax())]
         made.append(IntentGroup(order.tolist(), utterances, float(cosines.mean()), nearest, name, sentences))
     made.sort(key=lambda group: (-len(group.clips), group.clips))

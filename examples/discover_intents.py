@@ -2,23 +2,32 @@
 """
 Find new intents among clips that match no known one.
 
-    python examples/discover_intents.py path/to/clips --model runs/mintrec2 --output_dir discovered
+    python examples/discover_intents.py --clips path/to/clips --model runs/mintrec2 --output_dir discovered
 
 Clips are the media files of a folder, or the rows of a table (csv, tsv, jsonl, parquet) with `text`, `clip`, `audio` or `video`,
 paths relative to it. Writes `clips.csv` (the group of each clip), `groups.md`, `label_descriptions.json` (what
 `set_label_descriptions` and `extra_labels` take; edit the names first) and `map.png`. Started again, it continues where it
-stopped. `--describe_with MODEL` has a language model on this machine name the groups.
+stopped. `--describe_with MODEL` has a language model name the groups, on this machine or at `--base_url`.
 """
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from command_line import ProgressArguments, hide_progress_bars, one_line_errors
+from command_line import one_line_errors, parse
+from generate_label_descriptions import (
+    DescriptionArguments,
+    GenerationError,
+    is_sentence,
+    local_model,
+    parse_answer,
+    remote_model,
+)
 from safetensors.numpy import load_file, save_file
-from transformers import HfArgumentParser, pipeline
+from transformers import pipeline, set_seed
 from transformers.hf_argparser import HfArg
 from transformers.utils import logging
 
@@ -31,6 +40,11 @@ from amess_hf.processing_amess import write_json, write_text, written_aside
 
 
 INPUTS = ("text", "clip", "audio", "video", "start", "end")
+PROMPT = """People said:
+{utterances}
+
+What do all these speakers intend? Answer with one or two words on the first line, then three lines with one sentence each about such
+a speaker, which begins with "The speaker"."""
 CHUNK = 256  # clips that are embedded, and stored, at a time
 
 
@@ -44,6 +58,7 @@ class DiscoveryArguments:
     num_groups: int | None = HfArg(default=None, help="Number of groups; estimated if not given.")
     all_clips: bool = HfArg(default=False, help="Group all clips, not only those that the detector calls unknown.")
     describe_with: str | None = HfArg(default=None, help="Language model that names and describes the groups.")
+    base_url: str | None = HfArg(default=None, help="Address of its server with the chat-completions API.")
     trust_remote_code: bool = HfArg(default=False, help="Run code that comes with the model.")
 
 
@@ -86,16 +101,21 @@ def embed(pipe, rows, folder):
     return EmbeddedClips(**arrays, texts=[text for part in parts for text in json.loads(part["texts"].tobytes())])
 
 
-def language_model(name):
-    """From utterances to a name and sentences, by a language model on this machine."""
-    write = pipeline("text-generation", name)
+def language_model(name, base_url=None):
+    """From utterances to a name and sentences, by the language model of generate_label_descriptions.py; None if it gives none."""
+    arguments = DescriptionArguments(labels="", model=name, output_file=Path(), base_url=base_url)
+    set_seed(arguments.seed)
+    ask = local_model(arguments) if base_url is None else remote_model(arguments)
 
     def describe(utterances):
-        lines = "\n".join(f"- {text}" for text in utterances)
-        question = f"People said:\n{lines}\nName in one or two words what these speakers intend, then a colon, then one sentence about it."
-        answer = write([{"role": "user", "content": question}], max_new_tokens=80, do_sample=False)
-        intent, _, sentence = answer[0]["generated_text"][-1]["content"].strip().partition(":")
-        return intent.strip()[:60], [sentence.strip() or f"The speaker intends: {intent.strip()}."]
+        question = PROMPT.format(utterances="\n".join(utterances))
+        for attempt in range(arguments.max_attempts):
+            with suppress(GenerationError):
+                intent, *lines = parse_answer(ask(question, attempt)) or [""]
+                sentences = [line for line in lines if is_sentence(line)]
+                if intent and sentences:
+                    return intent.strip(" .:*#")[:60], sentences
+        return None
 
     return describe
 
@@ -136,13 +156,10 @@ def write_results(pipe, rows, found, groups, folder):
 
 
 def main(arguments=None):
-    parser = HfArgumentParser((DiscoveryArguments, ProgressArguments), description=__doc__)
-    own, progress = parser.parse_args_into_dataclasses(arguments)
-    if progress.disable_tqdm:
-        hide_progress_bars()
+    (own,) = parse([DiscoveryArguments], __doc__, arguments)
     rows, folder = read_clips(own.clips), Path(own.output_dir)
     pipe = pipeline("intent-recognition", own.model, trust_remote_code=own.trust_remote_code or None)
-    describe = language_model(own.describe_with) if own.describe_with else None
+    describe = language_model(own.describe_with, own.base_url) if own.describe_with else None
     found = embed(pipe, rows, folder / "embeddings")
     groups = discover_intents(pipe, found, own.num_groups, not own.all_clips, describe)
     write_results(pipe, rows, found, groups, folder)

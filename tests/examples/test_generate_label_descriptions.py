@@ -5,6 +5,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import discover_intents
 import generate_label_descriptions as script
 import pytest
 
@@ -312,6 +313,20 @@ def test_local_model(tmp_path, chat, capsys):
     assert words <= set(WORDS), "the answer holds more than what the model wrote"
     assert json.loads(path.read_text())["origin"]["model"] == str(tmp_path / "llm")
     assert "3 sentences for each intent" in capsys.readouterr().out
+
+
+def test_names_groups_of_clips(tmp_path):
+    """The first line of an answer is the name; an answer without sentences is no answer."""
+    good = "**Thank**\n1. The speaker says thanks for something kind.\n2. ```"
+    with ChatServer([(500, {}), "Thank", good]) as server:
+        describe = discover_intents.language_model("tiny-llm", server.url)
+        assert describe(["thanks a lot", "so kind"]) == ("Thank", ["The speaker says thanks for something kind."])
+        assert len(server.requests) == 3 and "thanks a lot\nso kind" in server.prompts()[0]
+    save_tiny_language_model(tmp_path / "llm", chat=False)
+    name, sentences = discover_intents.language_model(str(tmp_path / "llm"))(["thanks a lot"])
+    assert name and all(map(script.is_sentence, sentences))
+    with ChatServer(["no"]) as server:
+        assert discover_intents.language_model("tiny-llm", server.url)(["thanks"]) is None
 
 
 WORDS = "the a speaker says likes wants to and good bad day work friend very much".split()
