@@ -11,12 +11,15 @@ Audio and video come as frames f_t, text as the states of its tokens, whose mean
    s_t = v_t · (softmax(e) - 1/K) with K = `num_labels`; of several frames, the maximum. Text: s_t = x_t · (Q c + b) / sqrt(d)
    for its tokens x_t.
 4. *Fusion* (`_attend`): in each layer the anchors a attend to one another, to all tokens of all modalities and to a learned
-   vector: a <- a + Attention(a, [a; nothing; tokens]); a <- a + MLP(a). The cost is linear in the number of tokens.
+   vector: a <- a + Attention(a, [a; nothing; tokens]); a <- a + MLP(a); at the end, a layer normalization. The cost is linear in
+   the number of tokens.
 5. *Embedding* (`_pool`, `forward`): the mean of the anchors of each modality with weights softmax(s), concatenated; a linear
    map of that, which `AMESSModel` adds to c. The classifier sees the sum; its projection to unit length is compared with
    descriptions (`synchronization_amess.py`).
 6. *Losses of single modalities* (`modality_losses`): the target of modality m is r onehot(y) + (1 - r) uniform, where
-   r = p_m(y) / max over the modalities that the clip has of p(y), without gradient. Text has an ordinary cross-entropy.
+   r = p_m(y) / max p(y) over audio and video, as far as the clip has them, without gradient. Text has the usual cross-entropy.
+7. *Votes from examples* (`teach_votes`), of intents that were not trained: new rows V of W with the lowest mean over the clips of
+   CE(e_audio, y) + CE(e_video, y), plus `VOTES_PENALTY` |V|^2.
 
 The paper's formulas were not available; these are this project's reading of its abstract.
 """
@@ -48,7 +51,7 @@ VOTES_PENALTY, VOTES_STEPS = 1e-2, 30
 
 
 class AMESSVotes(nn.Linear):
-    """Votes for the intents: a linear map, zero before training, without a bias: frames do not say how frequent an intent is."""
+    """Votes for the intents: a linear map without a bias, as frames do not say how frequent an intent is; `_init_weights` makes it zero."""
 
     def __init__(self, size: int, num_labels: int):
         super().__init__(size, num_labels, bias=False)

@@ -7,16 +7,17 @@ of an intent that the batch brings along stands for d_y, with gradient; d_y of t
 
 1. *Triplet* (`label_triplet_loss`): max(0, margin + max_{j != y} s(x, j) - s(x, y)), the form of FaceNet (Schroff et al.,
    CVPR 2015, eq. 2) on cosine similarity.
-2. *Contrastive* (`classification_loss` of l): InfoNCE (van den Oord et al., arXiv 1807.03748, eq. 4).
+2. *Contrastive* (`classification_loss` of l): -log softmax(l)_y, InfoNCE (van den Oord et al., arXiv 1807.03748, eq. 4).
 3. *Batch triplet* (`batch_triplet_loss`): for a clip a, the mean over the clips p of its intent of max(0, margin + s(a, n) -
    s(a, p)), n being the most similar clip of another intent. In training the clips are those of all processes, gradient
    included; with gradient accumulation, those of one micro-batch.
 4. *Answer* (`combine_logits`), w = `label_similarity_weight`: (1 - w) classifier + w l + evidence.
 5. *Described intents* have sentences, and examples that a person showed, but the classifier was not trained on them. An
-   example is embedded as any clip and counts in d_y as often as `EXAMPLE_WEIGHT` sentences. They are scored by l plus an offset
-   (`balancing_offset`; calibrated stacking, Chao et al., ECCV 2016): the largest with which the fraction `kept_share` of the
-   sentences about trained intents that are answered correctly stays correct; the more examples there are, the more it is the
-   one that gives the fraction `FOUND_SHARE` of them, each left out in turn, to a described intent.
+   example that has text is embedded as any clip and counts in d_y as often as `EXAMPLE_WEIGHT` sentences. They are scored by l
+   plus an offset o (calibrated stacking, Chao et al., ECCV 2016). With m = max trained score - max described l, each sentence
+   or example being left out of its own d_y: o_1 (`balancing_offset`) is the largest with which the fraction `kept_share` of the
+   sentences about trained intents that are answered correctly stays correct, a quantile of their m; o_2 gives the fraction
+   `FOUND_SHARE` of the n examples to a described intent; o = (1 - q) o_1 + q o_2 with q = n / (n + `ENOUGH_EXAMPLES`).
 6. *Votes of examples* (`teach_votes` of A-ME): audio and video learn to vote for a described intent from its examples.
 
 The paper names the triplet contrastive learning; its formulas were not available, and these are the textbook forms.
@@ -292,8 +293,9 @@ class AMESSSynchronization:
 
         Without descriptions, the classifier and the evidence; with trained labels only, as 4 in this file's header. Beside
         described intents, with P = softmax(l, plus `config.described_offset` for these): a described intent y scores
-        log P(y); a trained one (1 - w) (log softmax(classifier) + log P(trained)) + w log P(y). The evidence then moves
-        probability among the intents that audio and video vote for: the trained ones, and those taught by examples.
+        z_y = log P(y); a trained one z_y = (1 - w) (log softmax(classifier) + log P(trained)) + w log P(y). The evidence
+        then moves probability among the intents V that audio and video vote for, which are the trained ones and those taught
+        by examples: z_V <- log softmax(z_V + evidence) + log sum exp(z_V).
 
         Args:
             class_logits (`torch.Tensor` of shape `(batch_size, num_labels)`): The classifier's scores.
@@ -311,22 +313,21 @@ class AMESSSynchronization:
         if len(trained) == self.config.num_labels:
             # Not normalized: the scores of `oos_amess.py` depend on how confident both are.
             return (1 - weight) * class_logits.float() + weight * similarity_logits + evidence
-        if not trained:
-            return similarity_logits.log_softmax(-1)
-        index = torch.tensor(trained, device=class_logits.device)
+        index = torch.tensor(trained, dtype=torch.long, device=class_logits.device)
         offsets = torch.full_like(similarity_logits[:1], self.config.described_offset).index_fill(1, index, 0.0)
         by_similarity = (similarity_logits + offsets).log_softmax(-1)
         known = self._known_scores(class_logits.index_select(1, index), by_similarity.index_select(1, index))
         scores = by_similarity.index_copy(1, index, known)
         if not isinstance(evidence, torch.Tensor):
             return scores
-        index = torch.tensor(sorted({*trained, *voted_labels(self.amess.fusion)}), device=class_logits.device)
+        voting = sorted({*trained, *voted_labels(self.amess.fusion)})
+        index = torch.tensor(voting, dtype=torch.long, device=class_logits.device)
         voted = scores.index_select(1, index)
         shifted = voted + evidence.index_select(1, index)
         return scores.index_copy(1, index, shifted.log_softmax(-1) + voted.logsumexp(-1, keepdim=True))
 
     def _known_scores(self, class_logits: torch.Tensor, similarities: torch.Tensor) -> torch.Tensor:
-        """Combine both scores of trained labels; the classifier's are scaled to the total that the similarities give them first."""
+        """Combine both scores of trained labels: (1 - w) (log softmax(classifier) + log sum exp(similarities)) + w similarities."""
         weight = self.config.label_similarity_weight
         by_class = class_logits.float().log_softmax(-1) + similarities.logsumexp(-1, keepdim=True)
         return (1 - weight) * by_class + weight * similarities
@@ -337,7 +338,7 @@ class AMESSSynchronization:
         return [index for index, name in self.config.id2label.items() if name not in described]
 
     def knows_descriptions(self) -> bool:
-        """Tell whether the model was trained to compare clips with descriptions, or has no trained labels: it then uses the encoder's."""
+        """Tell whether the model was trained to compare clips with descriptions, or has no trained labels and compares as its encoder does."""
         learned = self.config.label_triplet_loss_weight > 0 or self.config.label_contrastive_loss_weight > 0
         return (self.config.label_descriptions is not None and learned) or not self._trained_labels()
 

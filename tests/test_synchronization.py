@@ -166,6 +166,13 @@ class TestExamples:
                 right.append(model.config.id2label[int(model(**clip).logits.argmax())] == name)
         assert sum(right) / len(right) >= 0.5
 
+    def test_votes_count_where_no_intent_is_trained(self, taught, tokenizer):
+        _, model, examples = copy.deepcopy(taught)
+        model.set_label_descriptions(self.SENTENCES, tokenizer, examples)
+        for seed, name in enumerate(self.SENTENCES, 1):
+            answers = [int(model(**clip).logits.argmax()) for clip in shown_clips(model, seed, 24)[4:]]
+            assert answers.count(model.config.label2id[name]) >= 10
+
     def test_an_example_counts_as_its_weight_in_sentences(self, tokenizer):
         model = tiny_model()
         clip = random_batch(model.config, text=(5,), audio=None, video=None, labels=False)
