@@ -51,7 +51,10 @@ VOTES_PENALTY, VOTES_STEPS = 1e-2, 30
 
 
 class AMESSVotes(nn.Linear):
-    """Votes for the intents: a linear map without a bias, as frames do not say how frequent an intent is; `_init_weights` makes it zero."""
+    """Votes for the intents: a linear map without a bias, as frames do not say how frequent an intent is.
+
+    `AMESSPreTrainedModel._init_weights` initializes it to zero.
+    """
 
     def __init__(self, size: int, num_labels: int):
         super().__init__(size, num_labels, bias=False)

@@ -88,8 +88,9 @@ class Clip:
         Args:
             row (`dict`):
                 Values named as the arguments of [`AMESSProcessor.__call__`]; other keys are ignored. A `clip` that is
-                resolved already is returned. In a row with a `dialogue_id` (MIntRec2.0), `start` and `end` are times of the episode that the clip was cut from, and are
-                not used. Samples may have channels, first or last; integers are scaled to [-1, 1].
+                resolved already is returned. In a row with a `dialogue_id` (MIntRec2.0), `start` and `end` are times of the
+                episode that the clip was cut from, and are not used. Samples may have channels, first or last; integers are
+                scaled to [-1, 1].
 
         Raises:
             ClipError: The span, an array or a sampling rate is invalid. Files are not opened yet.

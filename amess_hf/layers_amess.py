@@ -330,7 +330,8 @@ class FusionOutput:
         evidence (`torch.Tensor` of shape `(batch_size, 2, num_labels)`, *optional*):
             What audio and video say on their own, added to the logits.
         anchor_indices (`torch.LongTensor` of shape `(batch_size, 3, num_anchors)`, *optional*): Positions of the anchors.
-        anchor_scores (`torch.Tensor` of shape `(batch_size, 3, num_anchors)`, *optional*): How much of its modality each anchor carries.
+        anchor_scores (`torch.Tensor` of shape `(batch_size, 3, num_anchors)`, *optional*):
+            How much of its modality each anchor carries.
         hidden_states (`tuple(torch.Tensor)`, *optional*): States before the first layer and after each.
         attentions (`tuple(torch.Tensor)`, *optional*): Attention weights of each layer.
     """

@@ -313,9 +313,10 @@ class IntentRecognitionPipeline(Pipeline):
                   prediction); the set is never empty. It replaces `top_k` and the detector: sets hold intents only.
                 - `candidate_labels` (`dict[str, Any]`, `list[str]` or `str`, *optional*): Choose among
                   these intents, each described in one sentence or several, or taught by examples: clips as inputs
-                  (`{"text": ..., "video": ...}` or a `pathlib.Path`), in a list with the sentences or alone. Names alone, in a list or a comma-separated
-                  string, stand for the model's own descriptions, or else for themselves. Intents that the model was
-                  trained on keep their classifier. `none of these` gets the probability of the model's other intents.
+                  (`{"text": ..., "video": ...}` or a `pathlib.Path`), in a list with the sentences or alone. Names alone, in
+                  a list or a comma-separated string, stand for the model's own descriptions, or else for themselves.
+                  Intents that the model was trained on keep their classifier. `none of these` gets the probability of the
+                  model's other intents.
                   The detector, which was calibrated on the model's own intents, is ignored.
                 - `extra_labels` (`dict[str, Any]`, likewise, *optional*): Choose among these intents and the model's
                   own. The detector has its say where the answer is one of the model's own.

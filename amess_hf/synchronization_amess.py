@@ -327,7 +327,7 @@ class AMESSSynchronization:
         return scores.index_copy(1, index, shifted.log_softmax(-1) + voted.logsumexp(-1, keepdim=True))
 
     def _known_scores(self, class_logits: torch.Tensor, similarities: torch.Tensor) -> torch.Tensor:
-        """Combine both scores of trained labels: (1 - w) (log softmax(classifier) + log sum exp(similarities)) + w similarities."""
+        """Combine both scores of trained labels: (1 - w) (log softmax(classifier) + log sum exp(l)) + w l."""
         weight = self.config.label_similarity_weight
         by_class = class_logits.float().log_softmax(-1) + similarities.logsumexp(-1, keepdim=True)
         return (1 - weight) * by_class + weight * similarities
@@ -338,7 +338,7 @@ class AMESSSynchronization:
         return [index for index, name in self.config.id2label.items() if name not in described]
 
     def knows_descriptions(self) -> bool:
-        """Tell whether the model was trained to compare clips with descriptions, or has no trained labels and compares as its encoder does."""
+        """Tell whether the model compares clips with descriptions: it was trained to, or has no trained labels."""
         learned = self.config.label_triplet_loss_weight > 0 or self.config.label_contrastive_loss_weight > 0
         return (self.config.label_descriptions is not None and learned) or not self._trained_labels()
 

@@ -3,9 +3,9 @@ What does the speaker intend? A page on which people try an A-MESS model: `pytho
 
 Record or upload a clip, type the words, and see the intents as bars and the anchors on the clip's time line; "none of
 these" where the model's out-of-scope detector says so. A box takes intents that the model has never seen, described in a
-sentence or shown by clips that the visitor keeps as examples. Without `--model`, the page uses the model that `make demo` writes to `demo_output/model`. A Space takes the
-files of this folder and `clip_writer.py`, `demo_clips.py` and `demo_examples.py` from `examples/demo`, and the model's
-name in the variable `MODEL_ID`.
+sentence or shown by clips that the visitor keeps as examples. Without `--model`, the page uses the model that `make demo` writes
+to `demo_output/model`. A Space takes the files of this folder and `clip_writer.py`, `demo_clips.py` and `demo_examples.py` from
+`examples/demo`, and the model's name in the variable `MODEL_ID`.
 """
 
 import argparse
